@@ -1,0 +1,1 @@
+"""Adapter for NequIP and Allegro: planned, not part of this version."""

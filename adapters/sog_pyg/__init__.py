@@ -1,0 +1,1 @@
+"""Adapter for PyTorch Geometric models: planned, not part of this version."""
