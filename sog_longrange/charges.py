@@ -1,0 +1,106 @@
+"""From invariant atomic features to latent charges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, InputError, explain
+
+
+class LatentCharges(nn.Module):
+    """Readout of latent charges from the invariant features of every layer.
+
+    The charges are a bias-free linear map of each layer's features plus a small
+    perceptron on the last layer's. They start random and small: the energy is
+    quadratic in them, so charges of zero would never be trained.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Number of invariant features of each layer of the host model.
+    num_channels : int
+        Number of latent charges of each atom.
+    hidden_size : int
+        Width of the perceptron; 0 leaves it out.
+
+    Raises
+    ------
+    ConfigError
+        If a size is out of range.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
+    """
+
+    def __init__(
+        self, layer_sizes: Sequence[int], num_channels: int = 1, hidden_size: int = 32
+    ) -> None:
+        super().__init__()
+        if not layer_sizes or min(layer_sizes) < 1:
+            raise ConfigError(explain("layer_sizes", "positive numbers", str(list(layer_sizes))))
+        if num_channels < 1 or hidden_size < 0:
+            got = f"{num_channels} and {hidden_size}"
+            raise ConfigError(explain("num_channels, hidden_size", ">= 1 and >= 0", got))
+        self.layer_sizes = tuple(int(size) for size in layer_sizes)
+        self.num_channels = num_channels
+        self.linear = nn.Linear(sum(self.layer_sizes), num_channels, bias=False)
+        self.perceptron: nn.Sequential | None = None
+        if hidden_size > 0:
+            self.perceptron = nn.Sequential(
+                nn.Linear(self.layer_sizes[-1], hidden_size, bias=False),
+                nn.SiLU(),
+                nn.Linear(hidden_size, num_channels, bias=False),
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Latent charges of each atom.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, sum(layer_sizes))
+            Invariant features, layer after layer.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, num_channels), in e
+
+        Raises
+        ------
+        InputError
+            If the features have another width.
+        """
+        width = sum(self.layer_sizes)
+        if features.dim() != 2 or features.shape[1] != width:
+            got = f"shape {tuple(features.shape)}"
+            raise InputError(explain("features", f"of shape (n_atoms, {width})", got))
+        charges: Tensor = self.linear(features)
+        if self.perceptron is not None:
+            charges = charges + self.perceptron(features[:, -self.layer_sizes[-1] :])
+        return charges
+
+
+def project_total_charge(charges: Tensor, total_charge: Tensor, batch: Tensor) -> Tensor:
+    """Shift the charges of each structure evenly so that they have a given sum.
+
+    Parameters
+    ----------
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    total_charge : Tensor, shape (n_graphs,), in e
+        Wanted sum of the first channel; the other channels are made neutral.
+    batch : Tensor, shape (n_atoms,)
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, n_channels), in e
+        The closest charges (least squares) with that sum; smooth, and independent
+        of the order of the atoms.
+    """
+    num_graphs = len(total_charge)
+    excess = charges.new_zeros(num_graphs, charges.shape[1]).index_add(0, batch, charges)
+    wanted = torch.nn.functional.pad(total_charge[:, None], (0, charges.shape[1] - 1))
+    counts = torch.bincount(batch, minlength=num_graphs).clamp_min(1)
+    return charges - ((excess - wanted) / counts[:, None])[batch]

@@ -1,0 +1,145 @@
+"""Typed, frozen options of the long-range part, the same for every host framework."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from .errors import ConfigError, explain
+from .kernels import Ewald, Start, SumOfGaussians, coulomb, power_law, yukawa
+
+KERNELS = ("coulomb", "power_law", "yukawa", "ewald")
+CHARGE_CONSTRAINTS = ("none", "neutral", "total")
+
+
+@dataclass(frozen=True)
+class SOGConfig:
+    """Options of :class:`~sog_longrange.SOGLongRange`.
+
+    Attributes
+    ----------
+    kernel : {"coulomb", "power_law", "yukawa", "ewald"}
+        Law that the sum of Gaussians starts as, or the fixed Ewald kernel.
+    exponent, kappa, strength : float, optional
+        Parameters of the start: exponent of the power law, inverse screening length
+        of the Yukawa law in 1/Å, and the strength of either in eV Å^exponent/e^2.
+    smearing : float
+        Width in Å of the Gaussian charges of the Ewald kernel.
+    num_channels : int
+        Number of latent charges of each atom.
+    share_kernel : bool
+        Whether all channels share one sum of Gaussians.
+    num_gaussians, min_width, max_width, learn_amplitudes, learn_widths
+        See :class:`~sog_longrange.SumOfGaussians`; widths in Å.
+    hidden_size : int
+        Width of the perceptron of the charge readout; 0 leaves it out.
+    charge_constraint : {"none", "neutral", "total"}
+        Whether latent charges are free, sum to zero, or sum to a given total charge.
+    tolerance : float
+        See :class:`~sog_longrange.LongRangeEnergy`.
+    zero_mode : bool, optional
+        Keep k = 0; by default the kernel's start decides.
+    remove_self : bool
+        Remove the interaction of each charge with itself.
+
+    Raises
+    ------
+    ConfigError
+        If an option has a wrong type or value.
+    """
+
+    kernel: str = "coulomb"
+    exponent: float = 1.0
+    kappa: float = 0.1
+    strength: float | None = None
+    smearing: float = 1.0
+    num_channels: int = 1
+    share_kernel: bool = True
+    num_gaussians: int = 8
+    min_width: float = 1.0
+    max_width: float = 20.0
+    learn_amplitudes: bool = True
+    learn_widths: bool = True
+    hidden_size: int = 32
+    charge_constraint: str = "none"
+    tolerance: float = 1e-5
+    zero_mode: bool | None = None
+    remove_self: bool = True
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _coerce(name, getattr(self, name), hint))
+        _check_choice("kernel", self.kernel, KERNELS)
+        _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:
+        """Build a configuration from a mapping, refusing unknown keys.
+
+        Parameters
+        ----------
+        options : mapping
+            Names of attributes to values.
+
+        Returns
+        -------
+        SOGConfig
+
+        Raises
+        ------
+        ConfigError
+            If a key is unknown; the message suggests the nearest one.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in options:
+            _check_choice("option", key, names)
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as a dictionary that :meth:`from_dict` accepts."""
+        return dataclasses.asdict(self)
+
+    def build_kernel(self) -> SumOfGaussians | Ewald:
+        """Return a new kernel with these options."""
+        if self.kernel == "ewald":
+            return Ewald(self.smearing)
+        return SumOfGaussians(
+            self._start(),
+            num_channels=1 if self.share_kernel else self.num_channels,
+            num_gaussians=self.num_gaussians,
+            min_width=self.min_width,
+            max_width=self.max_width,
+            learn_amplitudes=self.learn_amplitudes,
+            learn_widths=self.learn_widths,
+            zero_mode=self.zero_mode,
+        )
+
+    def _start(self) -> Start:
+        if self.kernel == "coulomb":
+            return coulomb()
+        strength = {} if self.strength is None else {"strength": self.strength}
+        if self.kernel == "yukawa":
+            return yukawa(self.kappa, **strength)
+        return power_law(self.exponent, **strength)
+
+
+def _coerce(name: str, value: object, hint: object) -> object:
+    """Check the type of an option; integers may stand for floats."""
+    allowed: tuple[type, ...] = getattr(hint, "__args__", None) or (hint,)  # type: ignore[assignment]
+    if type(value) is int and float in allowed:
+        return float(value)
+    if type(value) not in allowed:
+        names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
+        raise ConfigError(explain(name, names, f"{value!r} of type {type(value).__name__}"))
+    return value
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
+    if value in choices:
+        return
+    near = difflib.get_close_matches(value, choices, n=1)
+    remedy = f"Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(explain(name, "one of " + ", ".join(choices), repr(value), remedy))

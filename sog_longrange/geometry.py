@@ -1,0 +1,204 @@
+"""Reciprocal cells, wrapped phases and the choice of modes."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import SizeError
+
+TAPER: float = 1.05
+"""Ratio of the k cutoff to the wave number from which the kernel is faded out."""
+
+MAX_ELEMENTS: int = 2**29
+"""Largest number of elements of one intermediate array that is attempted."""
+
+
+class Modes(NamedTuple):
+    """The box of integer modes shared by a batch of periodic structures.
+
+    The box covers half of reciprocal space (first index >= 0); the other half
+    follows from the symmetry of a real density.
+
+    Attributes
+    ----------
+    axes : tuple of 3 Tensors, shapes (n_1,), (n_2,), (n_3,)
+        Integer mode numbers of each reciprocal axis.
+    weights : Tensor, shape (n_1,)
+        1 for modes that are their own mirror plane, 2 for all others.
+    """
+
+    axes: tuple[Tensor, Tensor, Tensor]
+    weights: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of modes along each axis."""
+        return tuple(len(axis) for axis in self.axes)  # type: ignore[return-value]
+
+
+def wave_number_onset(min_width: float, tolerance: float) -> float:
+    """Wave number from which a Gaussian of width `min_width` is below `tolerance`.
+
+    Parameters
+    ----------
+    min_width : float
+        Smallest width of the kernel, in Å.
+    tolerance : float
+        Relative size of what may be left out.
+
+    Returns
+    -------
+    float
+        k with exp(-min_width^2 k^2 / 2) = tolerance, in 1/Å.
+    """
+    return math.sqrt(-2.0 * math.log(tolerance)) / min_width
+
+
+def fade_out(k2: Tensor, onset: float) -> Tensor:
+    """Twice differentiable fade from 1 at k = onset to 0 at k = TAPER * onset.
+
+    With it the energy is a smooth function of the cell although modes enter and
+    leave the sum, and the set of modes does not depend on the cell basis.
+
+    Parameters
+    ----------
+    k2 : Tensor
+        Squared wave numbers, in 1/Å^2.
+    onset : float
+        Wave number at which the fade begins, in 1/Å.
+
+    Returns
+    -------
+    Tensor, shape of `k2`
+    """
+    x = ((k2 / onset**2 - 1.0) / (TAPER**2 - 1.0)).clamp(0.0, 1.0)
+    fade: Tensor = 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
+    return fade
+
+
+def reciprocal_cell(cell: Tensor) -> Tensor:
+    """Reciprocal lattice vectors.
+
+    Parameters
+    ----------
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+        Rows are lattice vectors.
+
+    Returns
+    -------
+    Tensor, shape (n_graphs, 3, 3), in 1/Å
+        Rows b_i with a_i . b_j = 2 pi delta_ij.
+    """
+    return 2.0 * math.pi * torch.linalg.inv(cell).transpose(-1, -2)
+
+
+def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tensor:
+    """Phases k.r of the three reciprocal lattice vectors, wrapped into [0, 2 pi).
+
+    Parameters
+    ----------
+    positions : Tensor, shape (n_atoms, 3), in Å
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+    batch : Tensor, shape (n_atoms,)
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, 3)
+    """
+    phases = torch.einsum("nc,nkc->nk", positions, reciprocal[batch])
+    turns = torch.floor(phases.detach() / (2.0 * math.pi))
+    return phases - 2.0 * math.pi * turns
+
+
+def choose_modes(cell: Tensor, cutoff: float) -> Modes:
+    """Smallest box of modes that holds every |k| <= cutoff of every structure.
+
+    Parameters
+    ----------
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+    cutoff : float
+        Largest wave number, in 1/Å.
+
+    Returns
+    -------
+    Modes
+
+    Raises
+    ------
+    SizeError
+        If the box has more modes than any memory holds.
+    """
+    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).amax(0)
+    counts = torch.floor(lengths * cutoff / (2.0 * math.pi)).tolist()
+    total = (counts[0] + 1) * (2 * counts[1] + 1) * (2 * counts[2] + 1)
+    if total > MAX_ELEMENTS:
+        edges = ", ".join(f"{length:.3g}" for length in lengths.tolist())
+        raise SizeError(
+            f"A cell with edges of {edges} Å needs {total:.3g} modes at a k cutoff of "
+            f"{cutoff:.3g} 1/Å. Use a larger `min_width` or `tolerance`, or a smaller cell."
+        )
+    first, second, third = (int(count) for count in counts)
+    axes = (
+        torch.arange(0, first + 1).to(cell),
+        torch.arange(-second, second + 1).to(cell),
+        torch.arange(-third, third + 1).to(cell),
+    )
+    return Modes(axes, 2.0 - (axes[0] == 0).to(cell.dtype))
+
+
+def squared_wave_numbers(modes: Modes, reciprocal: Tensor) -> Tensor:
+    """Squared length of every mode of every structure.
+
+    Parameters
+    ----------
+    modes : Modes
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+
+    Returns
+    -------
+    Tensor, shape (n_graphs, n_1, n_2, n_3), in 1/Å^2
+    """
+    metric = reciprocal @ reciprocal.transpose(-1, -2)
+    g = metric[:, None, None, None]
+    x, y, z = modes.axes[0][:, None, None], modes.axes[1][:, None], modes.axes[2]
+    diagonal = x**2 * g[..., 0, 0] + y**2 * g[..., 1, 1] + z**2 * g[..., 2, 2]
+    mixed = x * y * g[..., 0, 1] + x * z * g[..., 0, 2] + y * z * g[..., 1, 2]
+    return diagonal + 2.0 * mixed
+
+
+def pair_indices(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs i < j of atoms within each structure of a sorted batch.
+
+    Parameters
+    ----------
+    counts : Tensor, shape (n_graphs,), int64
+        Number of atoms of each structure.
+
+    Returns
+    -------
+    tuple of 2 Tensors, shape (n_pairs,), int64
+        The two atoms of each pair.
+
+    Raises
+    ------
+    SizeError
+        If there are more pairs than any memory holds.
+    """
+    n_pairs = int((counts * (counts - 1) // 2).sum())
+    if n_pairs > MAX_ELEMENTS:
+        raise SizeError(
+            f"Open structures of up to {int(counts.max())} atoms have {n_pairs:.3g} pairs, "
+            f"more than the {MAX_ELEMENTS:.3g} that the exact pair sum handles. "
+            "Use a periodic box or smaller structures."
+        )
+    ends = counts.cumsum(0).repeat_interleave(counts)
+    atoms = torch.arange(len(ends), device=counts.device)
+    partners = ends - atoms - 1
+    first = atoms.repeat_interleave(partners)
+    starts = (partners.cumsum(0) - partners).repeat_interleave(partners)
+    second = first + 1 + torch.arange(n_pairs, device=counts.device) - starts
+    return first, second

@@ -1,0 +1,421 @@
+"""Interaction kernels in reciprocal and in real space.
+
+A kernel is one function K(r) with its three-dimensional Fourier transform
+Khat(k); periodic structures use the second, open structures the first, so both
+boundaries follow the same law.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .errors import ConfigError, explain
+from .units import COULOMB_CONSTANT
+
+
+class Kernel(Protocol):
+    """What the energy needs to know of a kernel.
+
+    Attributes
+    ----------
+    num_channels : int
+        Number of channels with a law of their own; 1 means that all share it.
+    min_width : float
+        Width in Å that every Gaussian of the kernel exceeds; sets the k cutoff.
+    zero_mode : bool
+        Whether k = 0 is part of the reciprocal sum.
+    """
+
+    num_channels: int
+    min_width: float
+    zero_mode: bool
+
+    def fourier(self, k2: Tensor) -> Tensor:
+        """Khat(k) in eV Å^3/e^2 of squared wave numbers; shape (num_channels, *k2.shape)."""
+        ...
+
+    def radial(self, r2: Tensor) -> Tensor:
+        """K(r) in eV/e^2 of squared distances; shape (num_channels, *r2.shape)."""
+        ...
+
+
+class Start(Protocol):
+    """A power law or another target that a sum of Gaussians begins as."""
+
+    @property
+    def zero_mode(self) -> bool:
+        """Whether k = 0 is kept by default."""
+        ...
+
+    def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
+        """Amplitudes of log-spaced Gaussians of given widths and spacing ln(s_(l+1)/s_l)."""
+        ...
+
+    def law(self, r: Tensor) -> Tensor:
+        """Value at distance r of the law that the Gaussians approximate."""
+        ...
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """strength / r^exponent as a start; see :func:`power_law`."""
+
+    exponent: float
+    strength: float = 1.0
+
+    @property
+    def zero_mode(self) -> bool:
+        """Whether the law is integrable over all space, so that k = 0 is finite."""
+        return self.exponent > 3.0
+
+    def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
+        """Trapezoidal weights of the Gaussian integral of r^-p in ln s (DESIGN: a_l)."""
+        p = self.exponent
+        factor = self.strength * log_ratio / (2.0 ** (p / 2.0 - 1.0) * math.gamma(p / 2.0))
+        values: Tensor = factor * widths**-p
+        return values
+
+    def law(self, r: Tensor) -> Tensor:
+        """Value strength / r^p."""
+        return self.strength * r**-self.exponent
+
+
+@dataclass(frozen=True)
+class Yukawa:
+    """strength * exp(-kappa r) / r as a start; see :func:`yukawa`."""
+
+    kappa: float
+    strength: float = COULOMB_CONSTANT
+    zero_mode: bool = True
+
+    def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
+        """Weights of 1/r, damped by exp(-kappa^2 s^2 / 2)."""
+        coulombic = PowerLaw(1.0, self.strength).amplitudes(widths, log_ratio)
+        return coulombic * torch.exp(-0.5 * (self.kappa * widths) ** 2)
+
+    def law(self, r: Tensor) -> Tensor:
+        """Value strength * exp(-kappa r) / r."""
+        return self.strength * torch.exp(-self.kappa * r) / r
+
+
+def coulomb() -> PowerLaw:
+    """Start from the Coulomb law 14.4 eV Å/e^2 / r.
+
+    Returns
+    -------
+    PowerLaw
+        With k = 0 dropped (tin-foil boundary, neutralising background).
+    """
+    return PowerLaw(1.0, COULOMB_CONSTANT)
+
+
+def power_law(exponent: float, strength: float = 1.0) -> PowerLaw:
+    """Start from strength / r^exponent.
+
+    Parameters
+    ----------
+    exponent : float
+        Positive; 1 is Coulomb, 6 dispersion.
+    strength : float
+        Value at 1 Å in eV/e^2; negative for an attraction of like charges.
+
+    Returns
+    -------
+    PowerLaw
+
+    Raises
+    ------
+    ConfigError
+        If the exponent is not positive or the strength is zero.
+    """
+    if not exponent > 0.0:
+        raise ConfigError(explain("exponent", "positive", str(exponent)))
+    if strength == 0.0 or not math.isfinite(strength):
+        raise ConfigError(explain("strength", "finite and not zero", str(strength)))
+    return PowerLaw(float(exponent), float(strength))
+
+
+def yukawa(kappa: float, strength: float = COULOMB_CONSTANT) -> Yukawa:
+    """Start from the screened law strength * exp(-kappa r) / r.
+
+    Parameters
+    ----------
+    kappa : float
+        Inverse screening length in 1/Å, positive.
+    strength : float
+        In eV Å/e^2.
+
+    Returns
+    -------
+    Yukawa
+
+    Raises
+    ------
+    ConfigError
+        If `kappa` is not positive.
+    """
+    if not kappa > 0.0:
+        raise ConfigError(explain("kappa", "positive", str(kappa), "Use coulomb() for kappa = 0."))
+    return Yukawa(float(kappa), float(strength))
+
+
+def gaussian_fourier(k2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
+    """Fourier transform of a sum of Gaussians.
+
+    Parameters
+    ----------
+    k2 : Tensor, any shape
+        Squared wave numbers, in 1/Å^2.
+    amplitudes, widths : Tensor, shape (n_channels, n_gaussians), in eV/e^2 and Å
+
+    Returns
+    -------
+    Tensor, shape (n_channels, *k2.shape), in eV Å^3/e^2
+        sum_l a_l (2 pi)^(3/2) s_l^3 exp(-s_l^2 k^2 / 2).
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668 (the multiplier of the Fourier convolution).
+    """
+    weights = amplitudes * (2.0 * math.pi) ** 1.5 * widths**3
+    return _mix(weights, -0.5 * widths**2, k2)
+
+
+def gaussian_radial(r2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
+    """Sum of Gaussians in real space.
+
+    Parameters
+    ----------
+    r2 : Tensor, any shape
+        Squared distances, in Å^2.
+    amplitudes, widths : Tensor, shape (n_channels, n_gaussians), in eV/e^2 and Å
+
+    Returns
+    -------
+    Tensor, shape (n_channels, *r2.shape), in eV/e^2
+        sum_l a_l exp(-r^2 / (2 s_l^2)).
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668.
+    """
+    return _mix(amplitudes, -0.5 / widths**2, r2)
+
+
+def _mix(weights: Tensor, rates: Tensor, x: Tensor) -> Tensor:
+    values = torch.exp(rates[:, :, None] * x.reshape(-1))
+    return torch.einsum("cl,clx->cx", weights, values).reshape(-1, *x.shape)
+
+
+class SumOfGaussians(nn.Module):
+    """Learnable kernel K(r) = sum_l a_l exp(-r^2 / (2 s_l^2)).
+
+    The kernel starts as a physical law, written as log-spaced Gaussians. Widths
+    stay above `min_width` all through training, so a k cutoff chosen from it stays
+    valid. Amplitudes keep the sign of the start, and the value of the kernel at
+    `gauge_radius` is pinned: without the pin, (a, q) -> (c^2 a, q/c) would change
+    nothing and charges would have no scale.
+
+    Parameters
+    ----------
+    start : PowerLaw or Yukawa
+        Law to begin with: :func:`coulomb`, :func:`power_law` or :func:`yukawa`.
+    num_channels : int
+        Number of channels with a kernel of their own; 1 is shared by all channels.
+    num_gaussians : int
+        Number of Gaussians, at least 2.
+    min_width, max_width : float
+        Lower bound of every width and the widest Gaussian of the start, in Å.
+    learn_amplitudes, learn_widths : bool
+        Whether training may change them.
+    zero_mode : bool, optional
+        Whether k = 0 is kept. By default it is for laws that are integrable over all
+        space (Yukawa, exponents above 3) and dropped for the others.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range.
+
+    Notes
+    -----
+    The narrowest Gaussian of the start is 1.2 `min_width` wide.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; the discretised Gaussian integral of r^-p is the
+    trapezoidal rule in ln s, whose relative ripple for 1/r is about
+    2 sqrt(2) exp(-pi^2 / (2 ln b)) at a ratio b of neighbouring widths.
+    """
+
+    start_amplitudes: Tensor
+    pinned_value: Tensor
+
+    def __init__(
+        self,
+        start: Start | None = None,
+        *,
+        num_channels: int = 1,
+        num_gaussians: int = 8,
+        min_width: float = 1.0,
+        max_width: float = 20.0,
+        learn_amplitudes: bool = True,
+        learn_widths: bool = True,
+        zero_mode: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check_gaussians(num_channels, num_gaussians, min_width, max_width)
+        start = coulomb() if start is None else start
+        self.start = start
+        self.num_channels = num_channels
+        self.min_width = float(min_width)
+        self.zero_mode = start.zero_mode if zero_mode is None else zero_mode
+        widths = _log_spaced(1.2 * min_width, max_width, num_gaussians)
+        amplitudes = start.amplitudes(widths, math.log(widths[1] / widths[0]))
+        self.gauge_radius = math.sqrt(float(widths[0] * widths[-1]))
+        self._set_start(amplitudes, widths, learn_amplitudes, learn_widths)
+
+    def _set_start(self, amplitudes: Tensor, widths: Tensor, *learn: bool) -> None:
+        dtype = torch.get_default_dtype()
+        shape = (self.num_channels, -1)
+        pinned = gaussian_radial(torch.tensor(self.gauge_radius**2), amplitudes[None], widths[None])
+        # expm1 inverts softplus: s = min_width + softplus(raw).
+        raw_widths = torch.log(torch.expm1(widths - self.min_width)).expand(shape).to(dtype)
+        log_amplitudes = torch.zeros_like(raw_widths)
+        self.register_buffer("start_amplitudes", amplitudes.to(dtype))
+        self.register_buffer("pinned_value", pinned[0].to(dtype))
+        self.log_amplitudes = nn.Parameter(log_amplitudes, requires_grad=learn[0])
+        self.raw_widths = nn.Parameter(raw_widths.clone(), requires_grad=learn[1])
+
+    @property
+    def widths(self) -> Tensor:
+        """Widths s_l, shape (num_channels, num_gaussians), in Å."""
+        return self.min_width + functional.softplus(self.raw_widths)
+
+    @property
+    def amplitudes(self) -> Tensor:
+        """Amplitudes a_l in the pinned gauge, shape (num_channels, num_gaussians), in eV/e^2."""
+        free = self.start_amplitudes * torch.exp(self.log_amplitudes)
+        value = (free * torch.exp(-0.5 * (self.gauge_radius / self.widths) ** 2)).sum(-1)
+        return free * (self.pinned_value / value)[:, None]
+
+    def fourier(self, k2: Tensor) -> Tensor:
+        """Khat(k); see :func:`gaussian_fourier`."""
+        return gaussian_fourier(k2, self.amplitudes, self.widths)
+
+    def radial(self, r2: Tensor) -> Tensor:
+        """K(r); see :func:`gaussian_radial`."""
+        return gaussian_radial(r2, self.amplitudes, self.widths)
+
+    def start_error(self, r_min: float, r_max: float) -> float:
+        """Largest relative deviation of the kernel, as it is now, from its start's law.
+
+        Parameters
+        ----------
+        r_min, r_max : float
+            Range of distances, in Å.
+
+        Returns
+        -------
+        float
+            max |K(r) / law(r) - 1| over 2000 log-spaced distances.
+        """
+        with torch.no_grad():
+            r = _log_spaced(r_min, r_max, 2000).to(self.raw_widths)
+            return float((self.radial(r**2) / self.start.law(r) - 1.0).abs().max())
+
+    def extra_repr(self) -> str:
+        """Summary shown by ``print(module)``."""
+        channels, gaussians = self.raw_widths.shape
+        return (
+            f"start={self.start}, num_channels={channels}, num_gaussians={gaussians}, "
+            f"min_width={self.min_width}, zero_mode={self.zero_mode}"
+        )
+
+
+class Ewald(nn.Module):
+    """Smeared Coulomb kernel K(r) = k_e erf(r / (sqrt(2) smearing)) / r, without parameters.
+
+    Parameters
+    ----------
+    smearing : float
+        Width of the Gaussian charges in Å; sigma of latent Ewald summation.
+
+    Raises
+    ------
+    ConfigError
+        If the smearing is not positive.
+
+    References
+    ----------
+    Cheng, arXiv:2408.15165; King, Kim, Zhong, Cheng, arXiv:2412.15455:
+    Khat(k) = 4 pi k_e exp(-sigma^2 k^2 / 2) / k^2.
+    """
+
+    def __init__(self, smearing: float = 1.0) -> None:
+        super().__init__()
+        if not (smearing > 0.0 and math.isfinite(smearing)):
+            raise ConfigError(explain("smearing", "positive and finite", str(smearing)))
+        self.smearing = float(smearing)
+        self.num_channels = 1
+        self.min_width = self.smearing
+        self.zero_mode = False
+
+    def fourier(self, k2: Tensor) -> Tensor:
+        """Khat(k) = 4 pi k_e exp(-sigma^2 k^2 / 2) / k^2, infinite at k = 0."""
+        decay = torch.exp(-0.5 * self.smearing**2 * k2)
+        return (4.0 * math.pi * COULOMB_CONSTANT * decay / k2)[None]
+
+    def radial(self, r2: Tensor) -> Tensor:
+        """K(r) = k_e erf(r / (sqrt(2) sigma)) / r, finite and smooth at r = 0."""
+        scale = COULOMB_CONSTANT * math.sqrt(2.0 / math.pi) / self.smearing
+        return scale * boys_zero(0.5 * r2 / self.smearing**2)[None]
+
+    def extra_repr(self) -> str:
+        """Summary shown by ``print(module)``."""
+        return f"smearing={self.smearing}"
+
+
+def boys_zero(t: Tensor) -> Tensor:
+    """Boys function F_0(t) = sqrt(pi / t) erf(sqrt(t)) / 2, smooth at t = 0.
+
+    Parameters
+    ----------
+    t : Tensor, non-negative
+
+    Returns
+    -------
+    Tensor, shape of `t`
+        Exact to rounding, with exact derivatives of every order.
+    """
+    small = t < 1.0
+    series_t = torch.where(small, t, torch.zeros_like(t))
+    series = torch.zeros_like(t)
+    for n in range(17, -1, -1):
+        series = series * (-series_t / (n + 1)) + 1.0 / (2 * n + 1)
+    root = torch.sqrt(torch.where(small, torch.ones_like(t), t))
+    closed = 0.5 * math.sqrt(math.pi) * torch.erf(root) / root
+    return torch.where(small, series, closed)
+
+
+def _log_spaced(low: float, high: float, count: int) -> Tensor:
+    ends = torch.tensor([low, high], dtype=torch.float64).log()
+    return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64).exp()
+
+
+def _check_gaussians(channels: int, gaussians: int, min_width: float, max_width: float) -> None:
+    if channels < 1:
+        raise ConfigError(explain("num_channels", "at least 1", str(channels)))
+    if gaussians < 2:
+        raise ConfigError(explain("num_gaussians", "at least 2", str(gaussians)))
+    if not (min_width > 0.0 and math.isfinite(min_width)):
+        raise ConfigError(explain("min_width", "positive and finite", str(min_width)))
+    if not (max_width > 1.2 * min_width and math.isfinite(max_width)):
+        expected = f"finite and above 1.2 min_width = {1.2 * min_width:.4g}"
+        raise ConfigError(explain("max_width", expected, str(max_width)))

@@ -1,0 +1,1 @@
+"""Backends that evaluate the long-range energy, behind one differentiable function."""

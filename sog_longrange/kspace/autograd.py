@@ -1,0 +1,194 @@
+"""The long-range energy as one function with analytic first and second derivatives.
+
+Every backend computes, for each structure g, the quadratic form
+
+    E_g = 1/2 sum_(i in g) q_i . phi_i,        phi = gather(table * spread(q)),
+
+where `table` is the kernel on the backend's modes (or pairs) and `spread` and
+`gather` are adjoint sums over atoms with phases theta. Backends never see autograd:
+the gradients of E in theta, q and table, and the gradients of those, are written
+out here once. With u and v the cotangents of phi = dE/dq and G = dE/dtheta,
+
+    R = spread(u, q v)      charges u and dipoles q v
+    psi' = table * R
+    d/dq     = gather(psi') + v . grad phi
+    d/dtheta = q grad gather(psi') + u grad phi + q (grad grad phi) v
+    d/dtable = correlate(S, R)
+
+Third derivatives are refused by PyTorch (`once_differentiable`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+class Backend(Protocol):
+    """The adjoint sums that a backend supplies; no argument ever requires a gradient.
+
+    Sources, spectra (S, psi) and tables have shapes of the backend's own choice.
+    """
+
+    batch: Tensor
+    num_graphs: int
+
+    def set_phases(self, phases: Tensor) -> None:
+        """Take the phases of all atoms, shape (n_atoms, n_dim)."""
+        ...
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
+        """Spectrum of charges (n_atoms, P) and of dipoles (n_atoms, n_dim, P) in phase space."""
+        ...
+
+    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
+        """Multiply the spectrum by the kernel."""
+        ...
+
+    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential (n_atoms, P) and its phase gradient (n_atoms, n_dim, P)."""
+        ...
+
+    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+        """Second phase derivatives times a direction (n_atoms, n_dim); (n_atoms, n_dim, P)."""
+        ...
+
+    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+        """Re(S* R), summed over channels that share a kernel: d(S.T.R)/dT, in `table`'s shape."""
+        ...
+
+    def per_table(self, per_graph: Tensor) -> Tensor:
+        """Expand one number per structure to the shape of the table."""
+        ...
+
+
+def quadratic_energy(
+    backend: Backend, phases: Tensor, charges: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Energy of each structure and potential at each atom.
+
+    Parameters
+    ----------
+    backend : Backend
+    phases : Tensor, shape (n_atoms, n_dim)
+        Phases of the atoms; n_dim = 0 for a backend whose table holds all geometry.
+    charges : Tensor, shape (n_atoms, n_channels)
+    table : Tensor
+        The kernel on the backend's modes or pairs, in eV/e^2.
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), in eV
+        Twice differentiable in phases, charges and table.
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+        Once differentiable.
+    """
+    state = _State(backend, phases.detach(), charges.detach(), table.detach())
+    energy: Tensor = _apply(_Energy, phases, charges, table, state)
+    if table.requires_grad:
+        # A node of its own, so that a force evaluation never computes the kernel gradient.
+        energy = energy + _apply(_TableEnergy, table, phases, charges, state)
+    potential, _ = _apply(_Field, phases, charges, table, state)
+    return energy, potential
+
+
+def _apply(function: type[Function], *args: object) -> Any:  # noqa: ANN401
+    """Typed door to `Function.apply`, which PyTorch leaves untyped."""
+    return function.apply(*args)
+
+
+class _State:
+    """What the nodes of one evaluation share."""
+
+    def __init__(self, backend: Backend, phases: Tensor, charges: Tensor, table: Tensor) -> None:
+        self.backend = backend
+        backend.set_phases(phases)
+        self.spectrum = backend.spread(charges)
+        self.potential, self.slope = backend.gather(backend.convolve(table, self.spectrum))
+
+    def per_graph(self, per_atom: Tensor) -> Tensor:
+        zeros = per_atom.new_zeros(self.backend.num_graphs)
+        return zeros.index_add_(0, self.backend.batch, per_atom)
+
+
+class _Energy(Function):
+    @staticmethod
+    def forward(ctx: Any, phases: Tensor, charges: Tensor, table: Tensor, state: _State) -> Tensor:
+        ctx.save_for_backward(phases, charges, table)
+        ctx.state = state
+        return 0.5 * state.per_graph((charges * state.potential).sum(-1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        phases, charges, table = ctx.saved_tensors
+        potential, force = _apply(_Field, phases, charges, table, ctx.state)
+        weight = grad[ctx.state.backend.batch][:, None]
+        return weight * force, weight * potential, None, None
+
+
+class _Field(Function):
+    """Potential dE/dq and negative generalised force dE/dtheta."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, phases: Tensor, charges: Tensor, table: Tensor, state: _State
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(phases, charges, table)
+        ctx.state = state
+        ctx.set_materialize_grads(False)
+        return state.potential.clone(), (charges[:, None] * state.slope).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
+        phases, charges, table = ctx.saved_tensors
+        state, backend = ctx.state, ctx.state.backend
+        u = torch.zeros_like(charges) if u is None else u
+        v = torch.zeros_like(phases) if v is None else v
+        sources = backend.spread(u, charges[:, None] * v[:, :, None])
+        potential, slope = backend.gather(backend.convolve(table, sources))
+        curvature = backend.gather_hessian(backend.convolve(table, state.spectrum), v)
+        q = charges[:, None]
+        grad_phases = (q * (slope + curvature) + u[:, None] * state.slope).sum(-1)
+        grad_charges = potential + (v[:, :, None] * state.slope).sum(1)
+        grad_table = None
+        if ctx.needs_input_grad[2]:
+            grad_table = backend.correlate(state.spectrum, sources, table)
+        return grad_phases, grad_charges, grad_table, None
+
+
+class _TableEnergy(Function):
+    """Zero-valued node that carries dE/dtable."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, phases: Tensor, charges: Tensor, state: _State) -> Tensor:
+        ctx.save_for_backward(table, phases, charges)
+        ctx.state = state
+        return charges.new_zeros(state.backend.num_graphs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, phases, charges = ctx.saved_tensors
+        weight = ctx.state.backend.per_table(grad)
+        gradient = _apply(_TableGradient, phases, charges, table, ctx.state)
+        return weight * gradient, None, None, None
+
+
+class _TableGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, phases: Tensor, charges: Tensor, table: Tensor, state: _State) -> Tensor:
+        ctx.save_for_backward(phases, charges)
+        ctx.state = state
+        return 0.5 * state.backend.correlate(state.spectrum, state.spectrum, table)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _, charges = ctx.saved_tensors
+        backend = ctx.state.backend
+        potential, slope = backend.gather(backend.convolve(grad, ctx.state.spectrum))
+        return (charges[:, None] * slope).sum(-1), potential, None, None

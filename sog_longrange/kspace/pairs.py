@@ -1,0 +1,91 @@
+"""Exact sum over the pairs of atoms of open structures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sog_longrange.geometry import pair_indices
+from sog_longrange.kernels import Kernel
+
+from .autograd import quadratic_energy
+
+
+def pairs_energy(
+    kernel: Kernel, charges: Tensor, positions: Tensor, batch: Tensor, num_graphs: int
+) -> tuple[Tensor, Tensor]:
+    """Energy of open structures by the exact pair sum, without self-interaction.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    positions : Tensor, shape (n_atoms, 3), in Å
+    batch : Tensor, shape (n_atoms,), sorted
+    num_graphs : int
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), in eV
+        sum_(i<j) q_i q_j K(|r_i - r_j|).
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+
+    Raises
+    ------
+    SizeError
+        If there are more pairs than any memory holds.
+    """
+    first, second = pair_indices(torch.bincount(batch, minlength=num_graphs))
+    distance2 = (positions[first] - positions[second]).square().sum(-1)
+    table = kernel.radial(distance2).T
+    backend = PairsBackend(first, second, batch, num_graphs)
+    return quadratic_energy(backend, positions[:, :0], charges, table)
+
+
+class PairsBackend:
+    """The quadratic form of a pair table; all geometry is in the table, none in phases.
+
+    Parameters
+    ----------
+    first, second : Tensor, shape (n_pairs,)
+        Atoms of each pair.
+    batch : Tensor, shape (n_atoms,)
+    num_graphs : int
+    """
+
+    def __init__(self, first: Tensor, second: Tensor, batch: Tensor, num_graphs: int) -> None:
+        self.first = first
+        self.second = second
+        self.batch = batch
+        self.num_graphs = num_graphs
+
+    def set_phases(self, phases: Tensor) -> None:
+        """Nothing to do: there are no phases."""
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
+        """Charges are their own spectrum."""
+        return charges
+
+    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
+        """Potential sum_j T_ij q_j."""
+        potential = torch.zeros_like(spectrum)
+        potential.index_add_(0, self.first, table * spectrum[self.second])
+        return potential.index_add_(0, self.second, table * spectrum[self.first])
+
+    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential, and a gradient in no phases."""
+        return spectrum, spectrum.new_zeros(len(spectrum), 0, spectrum.shape[1])
+
+    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+        """Second derivative in no phases."""
+        return spectrum.new_zeros(len(spectrum), 0, spectrum.shape[1])
+
+    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+        """q_i u_j + u_i q_j of every pair, summed over channels if they share a kernel."""
+        product = first[self.first] * second[self.second]
+        product = product + second[self.first] * first[self.second]
+        return product if table.shape[1] > 1 else product.sum(1, keepdim=True)
+
+    def per_table(self, per_graph: Tensor) -> Tensor:
+        """One number per structure, broadcast over its pairs."""
+        return per_graph[self.batch[self.first]][:, None]

@@ -1,0 +1,128 @@
+"""The whole long-range part of a model: readout, kernel, energy and gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .charges import LatentCharges, project_total_charge
+from .config import SOGConfig
+from .energy import LongRangeEnergy, LongRangeOutput
+from .errors import ConfigError, InputError, explain
+from .validation import check_structures, check_total_charge
+
+
+class SOGLongRange(nn.Module):
+    """Long-range energy from the invariant features of a short-range model.
+
+    The charges start random and small, never zero: the energy is quadratic in them,
+    so zero would be a saddle. To start a training exactly at a given short-range
+    model, call :meth:`warm_up`: the energy is then multiplied by a gate that rises
+    from 0 to 1 over the first steps.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Number of invariant features of each layer of the host model.
+    config : SOGConfig, optional
+        Options; the defaults if left out.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
+    """
+
+    gate: Tensor
+
+    def __init__(self, layer_sizes: Sequence[int], config: SOGConfig | None = None) -> None:
+        super().__init__()
+        self.config = SOGConfig() if config is None else config
+        c = self.config
+        self.readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+        self.energy = LongRangeEnergy(
+            c.build_kernel(), tolerance=c.tolerance, remove_self=c.remove_self
+        )
+        self.register_buffer("gate", torch.ones(()))
+
+    def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
+        """Begin without the long-range energy and fade it in as the optimizer steps.
+
+        The gate is part of the state dict, so a restarted training goes on where it
+        stopped. It is not learned: a learned factor would fall to either sign, and a
+        negative one turns attraction of opposite charges into repulsion for good.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Optimizer whose steps count.
+        steps : int
+            Number of steps until the gate is fully open, at least 1.
+
+        Raises
+        ------
+        ConfigError
+            If `steps` is not positive.
+        """
+        if steps < 1:
+            raise ConfigError(explain("steps", "at least 1", str(steps)))
+        self.gate.zero_()
+
+        def open_gate(*_: object) -> None:
+            self.gate.add_(1.0 / steps).clamp_(max=1.0)
+
+        optimizer.register_step_post_hook(open_gate)
+
+    def forward(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch: Tensor | None = None,
+        num_graphs: int | None = None,
+        total_charge: Tensor | None = None,
+    ) -> LongRangeOutput:
+        """Evaluate the gated long-range energy.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, sum(layer_sizes))
+            Invariant features, layer after layer.
+        positions, cell, pbc, batch, num_graphs
+            As in :meth:`LongRangeEnergy.forward`.
+        total_charge : Tensor, shape (n_graphs,), in e, optional
+            Required if, and used only if, `charge_constraint` is "total".
+
+        Returns
+        -------
+        LongRangeOutput
+            Energy and charges of the gated model: while the gate is below 1, charges and
+            potential are scaled by its square root, so that they give the gated energy.
+
+        Raises
+        ------
+        InputError, InputTypeError, BoundaryError, SizeError
+            As :meth:`LongRangeEnergy.forward`; also if a total charge is missing.
+        """
+        structures = check_structures(positions, cell, pbc, batch, num_graphs)
+        charges = self.readout(features)
+        constraint = self.config.charge_constraint
+        if constraint != "none":
+            wanted = positions.new_zeros(structures.num_graphs)
+            if constraint == "total":
+                if total_charge is None:
+                    expected = 'given for charge_constraint="total"'
+                    raise InputError(explain("total_charge", expected, "None"))
+                wanted = check_total_charge(total_charge, structures)
+            charges = project_total_charge(charges, wanted, structures.batch)
+        out = self.energy(charges, *structures)
+        scale = self.gate.sqrt()
+        return LongRangeOutput(
+            self.gate * out.energy,
+            self.gate * out.atomic_energies,
+            scale * out.potential,
+            scale * charges,
+        )

@@ -1,0 +1,295 @@
+"""Checks of everything that enters the package from outside.
+
+The checks run before any arithmetic, so that a wrong argument ends in a message
+about that argument and never in a NaN, a crash of native code or a wrong energy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, InputTypeError, explain
+
+SINGULAR_CELL: float = 1e-8
+"""Smallest |det(cell)| / (|a| |b| |c|) of a periodic cell that is not called singular."""
+
+
+class Structures(NamedTuple):
+    """A validated batch of structures.
+
+    Attributes
+    ----------
+    positions : Tensor, shape (n_atoms, 3), in Å
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+        Rows are lattice vectors; never read for open structures.
+    pbc : Tensor, shape (n_graphs, 3), bool
+    batch : Tensor, shape (n_atoms,), int64, sorted
+    num_graphs : int
+    """
+
+    positions: Tensor
+    cell: Tensor
+    pbc: Tensor
+    batch: Tensor
+    num_graphs: int
+
+
+def check_structures(
+    positions: Tensor,
+    cell: Tensor | None = None,
+    pbc: Tensor | None = None,
+    batch: Tensor | None = None,
+    num_graphs: int | None = None,
+) -> Structures:
+    """Validate a batch of structures and fill in what may be left out.
+
+    Parameters
+    ----------
+    positions : Tensor, shape (n_atoms, 3), in Å
+        Any periodic image of each atom.
+    cell : Tensor, shape (n_graphs, 3, 3) or (3, 3) for one structure, in Å, optional
+        Rows are lattice vectors, of either handedness. Left out, every structure is open.
+    pbc : Tensor, shape (n_graphs, 3) or (3,), bool, optional
+        Required with `cell`: the boundary is never guessed.
+    batch : Tensor, shape (n_atoms,), int64, optional
+        Index of each atom's structure, sorted. Left out, there is one structure.
+    num_graphs : int, optional
+        Number of structures. With it, structures may be empty.
+
+    Returns
+    -------
+    Structures
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If a shape, value, dtype or device is wrong.
+    """
+    check_float("positions", positions)
+    check_shape("positions", positions, (None, 3), "(n_atoms, 3)")
+    check_finite("positions", positions)
+    batch, num_graphs = _check_batch(positions, batch, num_graphs)
+    pbc = _check_pbc(positions, cell, pbc, num_graphs)
+    cell = _check_cell(positions, cell, pbc, num_graphs)
+    return Structures(positions, cell, pbc, batch, num_graphs)
+
+
+def check_charges(charges: Tensor, structures: Structures) -> None:
+    """Check that latent charges fit the structures they belong to.
+
+    Parameters
+    ----------
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    structures : Structures
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If shape, dtype, device or values do not fit.
+    """
+    check_float("charges", charges)
+    n_atoms = structures.positions.shape[0]
+    check_shape("charges", charges, (n_atoms, None), f"(n_atoms={n_atoms}, n_channels)")
+    if charges.shape[1] == 0:
+        raise InputError(explain("charges", "of at least one channel", "none"))
+    check_like("charges", charges, structures.positions)
+    check_finite("charges", charges)
+
+
+def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
+    """Check a total charge per structure.
+
+    Parameters
+    ----------
+    total_charge : Tensor, shape (n_graphs,), in e
+    structures : Structures
+
+    Returns
+    -------
+    Tensor, shape (n_graphs,), in the dtype of the positions
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If the length is not the number of structures or a value is not finite.
+    """
+    check_tensor("total_charge", total_charge)
+    n = structures.num_graphs
+    check_shape("total_charge", total_charge, (n,), f"(n_graphs={n},)")
+    check_finite("total_charge", total_charge)
+    return total_charge.to(structures.positions)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise `InputTypeError` unless `value` is a tensor.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : object
+        The argument.
+    """
+    if not isinstance(value, Tensor):
+        raise InputTypeError(explain(name, "a torch.Tensor", type(value).__name__))
+
+
+def check_float(name: str, value: Tensor) -> None:
+    """Raise `InputTypeError` unless `value` is a float32 or float64 tensor.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : Tensor
+        The argument.
+    """
+    check_tensor(name, value)
+    if value.dtype not in (torch.float32, torch.float64):
+        remedy = f"Convert with `{name}.to(torch.float64)`."
+        raise InputTypeError(explain(name, "float32 or float64", str(value.dtype), remedy))
+
+
+def check_shape(name: str, value: Tensor, shape: tuple[int | None, ...], expected: str) -> None:
+    """Raise `InputError` unless `value` has the given shape.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : Tensor
+        The argument.
+    shape : tuple of int or None
+        The shape wanted; None stands for any length.
+    expected : str
+        How the message writes that shape.
+    """
+    fits = value.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        raise InputError(explain(name, f"of shape {expected}", f"shape {tuple(value.shape)}"))
+
+
+def check_like(name: str, value: Tensor, reference: Tensor) -> None:
+    """Raise `InputTypeError` unless `value` shares dtype and device with the positions.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : Tensor
+        The argument.
+    reference : Tensor
+        The positions.
+    """
+    if value.dtype != reference.dtype or value.device != reference.device:
+        raise InputTypeError(
+            explain(
+                name,
+                f"{reference.dtype} on {reference.device} like `positions`",
+                f"{value.dtype} on {value.device}",
+                f"Convert with `{name}.to(positions)`.",
+            )
+        )
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise `InputError` if `value` holds NaN or infinity, saying where.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : Tensor
+        The argument.
+    """
+    finite = torch.isfinite(value.detach())
+    if not bool(finite.all()):
+        where = tuple((~finite).nonzero()[0].tolist())
+        raise InputError(explain(name, "finite", f"{value[where].item()} at index {where}"))
+
+
+def _check_batch(
+    positions: Tensor, batch: Tensor | None, num_graphs: int | None
+) -> tuple[Tensor, int]:
+    n_atoms = positions.shape[0]
+    if batch is None:
+        if num_graphs not in (None, 1):
+            raise InputError(explain("batch", f"given for num_graphs={num_graphs}", "None"))
+        return positions.new_zeros(n_atoms, dtype=torch.int64), 1
+    check_tensor("batch", batch)
+    if batch.dtype != torch.int64:
+        raise InputTypeError(explain("batch", "int64", str(batch.dtype)))
+    if batch.device != positions.device:
+        raise InputTypeError(explain("batch", f"on {positions.device}", f"{batch.device}"))
+    check_shape("batch", batch, (n_atoms,), f"(n_atoms={n_atoms},)")
+    return batch, _count_graphs(batch, num_graphs)
+
+
+def _count_graphs(batch: Tensor, num_graphs: int | None) -> int:
+    steps = batch.diff()
+    if bool((steps < 0).any()):
+        remedy = "Sort the atoms by structure."
+        raise InputError(explain("batch", "sorted in ascending order", "unsorted indices", remedy))
+    first, last = (int(batch[0]), int(batch[-1])) if len(batch) else (0, -1)
+    if first < 0 or (num_graphs is not None and last >= num_graphs):
+        got = f"indices from {first} to {last}"
+        raise InputError(explain("batch", f"in the range of num_graphs={num_graphs}", got))
+    if num_graphs is not None:
+        return num_graphs
+    if first > 0 or bool((steps > 1).any()):
+        remedy = "Pass `num_graphs` if empty structures are meant."
+        raise InputError(explain("batch", "free of gaps", "structures without atoms", remedy))
+    return last + 1
+
+
+def _check_pbc(
+    positions: Tensor, cell: Tensor | None, pbc: Tensor | None, num_graphs: int
+) -> Tensor:
+    if pbc is None:
+        if cell is not None:
+            remedy = "The boundary is never guessed: pass `pbc` of shape (n_graphs, 3)."
+            raise InputError(explain("pbc", "given with `cell`", "None", remedy))
+        return torch.zeros(num_graphs, 3, dtype=torch.bool, device=positions.device)
+    check_tensor("pbc", pbc)
+    if pbc.dtype != torch.bool:
+        raise InputTypeError(explain("pbc", "of dtype bool", str(pbc.dtype)))
+    if pbc.shape == (3,):
+        pbc = pbc.expand(num_graphs, 3)
+    check_shape("pbc", pbc, (num_graphs, 3), f"(n_graphs={num_graphs}, 3)")
+    return pbc.to(positions.device)
+
+
+def _check_cell(positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs: int) -> Tensor:
+    if cell is None:
+        if bool(pbc.any()):
+            raise InputError(explain("cell", "given for periodic structures", "None"))
+        return positions.new_zeros(num_graphs, 3, 3)
+    check_float("cell", cell)
+    if cell.shape == (3, 3) and num_graphs == 1:
+        cell = cell[None]
+    check_shape("cell", cell, (num_graphs, 3, 3), f"(n_graphs={num_graphs}, 3, 3)")
+    check_like("cell", cell, positions)
+    check_finite("cell", cell)
+    _check_not_singular(cell.detach(), pbc)
+    return cell
+
+
+def _check_not_singular(cell: Tensor, pbc: Tensor) -> None:
+    lengths = torch.linalg.vector_norm(cell, dim=-1).prod(-1)
+    ratio = torch.linalg.det(cell).abs() / lengths.clamp_min(torch.finfo(cell.dtype).tiny)
+    singular = pbc.any(-1) & (ratio < SINGULAR_CELL)
+    if bool(singular.any()):
+        index = int(singular.nonzero()[0])
+        raise InputError(
+            explain(
+                "cell",
+                "of non-zero volume where `pbc` is true",
+                f"{cell[index].tolist()} for structure {index}",
+                "Set its `pbc` to False for an open structure.",
+            )
+        )
