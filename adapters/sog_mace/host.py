@@ -1,0 +1,65 @@
+"""What of MACE the adapter relies on, and the versions that have it."""
+
+from __future__ import annotations
+
+import re
+
+# MACE must be imported before e3nn: e3nn 0.4.4 alone does not load on current PyTorch.
+import mace
+from mace import modules
+from torch import nn
+
+from sog_longrange.errors import HostError, explain
+
+OLDEST, FIRST_UNSUPPORTED = (0, 3, 15), (0, 4)
+SUPPORTED = "mace-torch>=0.3.15,<0.4"
+
+
+def check_version(version: str = mace.__version__) -> None:
+    """Raise `HostError` unless a version of mace-torch is one the adapter was tested with.
+
+    Parameters
+    ----------
+    version : str
+        The version to check; that of the installed mace-torch by default.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if not OLDEST <= numbers < FIRST_UNSUPPORTED:
+        remedy = f'Install a supported one: pip install "{SUPPORTED}".'
+        raise HostError(explain("mace-torch", f"in the range {SUPPORTED}", version, remedy))
+
+
+def check_names(module: object, names: list[str]) -> None:
+    """Raise `HostError` unless a host module has every name that will be replaced in it.
+
+    Parameters
+    ----------
+    module : module
+        Module of the host.
+    names : list of str
+        Attributes it must have.
+    """
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        expected = f"a version with {', '.join(missing)} in {module.__name__}"  # type: ignore[attr-defined]
+        remedy = f'Install a supported one: pip install "{SUPPORTED}".'
+        raise HostError(explain("mace-torch", expected, mace.__version__, remedy))
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise `HostError` unless a long-range part can be added to a model.
+
+    Parameters
+    ----------
+    model : Module
+        Should be a `mace.modules.MACE` or `ScaleShiftMACE`.
+    """
+    own = {
+        name
+        for name in ("les", "les_readouts", "electric_potential_descriptor")
+        if hasattr(model, name)
+    }
+    if not isinstance(model, modules.MACE) or own:
+        got = type(model).__name__
+        remedy = "Models with an electrostatic energy of their own cannot take a second one."
+        raise HostError(explain("mace", "a MACE or ScaleShiftMACE model", got, remedy))

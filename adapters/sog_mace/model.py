@@ -1,0 +1,204 @@
+"""MACE with a long-range energy, by composition."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from mace.modules.utils import get_outputs
+from torch import Tensor, nn
+
+from sog_longrange import HostError, InputError, SOGConfig, SOGLongRange
+from sog_longrange.errors import explain
+
+from .host import check_model
+from .readout import invariant_features, invariant_slices, layer_sizes
+
+Output = dict[str, Tensor | None]
+
+
+class _Geometry(NamedTuple):
+    """Strained copy of a batch, differentiable in positions and displacement."""
+
+    data: dict[str, Tensor]
+    positions: Tensor
+    displacement: Tensor
+    cell: Tensor
+    pbc: Tensor
+    num_graphs: int
+
+
+class SOGMACE(nn.Module):
+    """A MACE model plus the long-range energy of latent charges.
+
+    The MACE model is held, not copied or subclassed: its forward pass runs as it is,
+    the latent charges are read from the invariant features of all its layers, and
+    forces and stress are derivatives of the sum of both energies. Attributes that are
+    not found here are those of the MACE model, so that MACE's own tools work.
+
+    Parameters
+    ----------
+    mace : MACE or ScaleShiftMACE
+        Any number of layers, heads and irreps. Used in place, not copied.
+    config : SOGConfig, optional
+        Options of the long-range part.
+
+    Raises
+    ------
+    HostError
+        If the model cannot take a long-range part.
+
+    Notes
+    -----
+    With ``long_range.gate`` at zero the model equals `mace` exactly; training can begin
+    there, see :meth:`sog_longrange.SOGLongRange.warm_up`.
+    """
+
+    def __init__(self, mace: nn.Module, config: SOGConfig | None = None) -> None:
+        super().__init__()
+        check_model(mace)
+        self.mace = mace
+        self.invariants = invariant_slices(mace)
+        self.long_range = SOGLongRange(layer_sizes(self.invariants), config)
+        self.long_range.to(next(mace.parameters()))
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # Names with an underscore are hooks of torch and e3nn that must not be inherited.
+            if name.startswith("_") or name == "mace":
+                raise
+            return getattr(self.mace, name)
+
+    def forward(
+        self,
+        data: dict[str, Tensor],
+        training: bool = False,
+        compute_force: bool = True,
+        compute_virials: bool = False,
+        compute_stress: bool = False,
+        compute_displacement: bool = False,
+        compute_hessian: bool = False,
+        compute_edge_forces: bool = False,
+        compute_atomic_stresses: bool = False,
+        lammps_mliap: bool = False,
+    ) -> Output:
+        """Evaluate a batch; arguments and output keys are those of MACE.
+
+        Parameters
+        ----------
+        data : dict
+            A MACE batch. `pbc` must be all true or all false for each structure.
+        training : bool
+            Keep the graph of forces and stress for the derivative of a loss.
+        compute_force, compute_virials, compute_stress, compute_displacement, compute_hessian
+            As in MACE.
+        compute_edge_forces, compute_atomic_stresses, lammps_mliap : bool
+            Refused: a long-range energy does not split over edges.
+
+        Returns
+        -------
+        dict
+            MACE's output, with the long-range energy in `energy`, `interaction_energy`,
+            `node_energy` and all derivatives, and also `long_range_energy` and
+            `short_range_energy` (n_graphs,) in eV, `latent_charges` and
+            `latent_potential` (n_atoms, n_channels) in e and eV/e.
+
+        Raises
+        ------
+        HostError
+            If something is asked that a long-range model cannot give.
+        InputError, BoundaryError
+            If a structure is malformed or periodic along one or two axes only.
+        """
+        _refuse(compute_edge_forces or compute_atomic_stresses, lammps_mliap)
+        strained = compute_virials or compute_stress or compute_displacement
+        geometry = _prepare(data, strained)
+        out = self._energies(geometry)
+        forces, virials, stress, hessian, _ = get_outputs(
+            energy=out["interaction_energy"],
+            positions=geometry.positions,
+            displacement=geometry.displacement,
+            cell=data["cell"],
+            training=training,
+            compute_force=compute_force,
+            compute_virials=compute_virials,
+            compute_stress=compute_stress,
+            compute_hessian=compute_hessian,
+        )
+        out.update(forces=forces, virials=virials, stress=stress, hessian=hessian)
+        return out
+
+    def _energies(self, geometry: _Geometry) -> Output:
+        """Energies of the inner model and of the long-range part."""
+        out: dict[str, Any] = dict(
+            self.mace(
+                geometry.data,
+                training=True,
+                compute_force=False,
+                compute_virials=False,
+                compute_stress=False,
+                compute_displacement=False,
+            )
+        )
+        long_range = self.long_range(
+            invariant_features(out["node_feats"], self.invariants),
+            geometry.data["positions"],
+            geometry.cell,
+            geometry.pbc,
+            geometry.data["batch"],
+            geometry.num_graphs,
+            geometry.data.get("total_charge"),
+        )
+        energy = out["energy"]
+        # Plain MACE differentiates the total energy and returns no interaction energy.
+        interaction = out.get("interaction_energy", energy)
+        out.update(
+            energy=energy + long_range.energy,
+            interaction_energy=interaction + long_range.energy,
+            node_energy=out["node_energy"] + long_range.atomic_energies,
+            long_range_energy=long_range.energy,
+            short_range_energy=energy,
+            latent_charges=long_range.charges,
+            latent_potential=long_range.potential,
+            displacement=geometry.displacement,
+        )
+        return out
+
+
+def _refuse(edges: bool, lammps_mliap: bool) -> None:
+    if edges:
+        raise HostError(
+            "Edge forces and atomic stresses are not defined for a long-range energy, which does "
+            "not split over edges. Ask for forces, virials and stress of the whole structure."
+        )
+    if lammps_mliap:
+        raise HostError(
+            "LAMMPS ML-IAP passes edge vectors but neither positions nor cell, so the long-range "
+            "energy cannot be computed there. Run the model through ASE instead."
+        )
+
+
+def _prepare(data: dict[str, Tensor], strained: bool) -> _Geometry:
+    """Copy a batch and strain it ourselves: MACE does not hand out what it strains."""
+    if "pbc" not in data:
+        raise InputError(explain("data", "a MACE batch with the key 'pbc'", str(sorted(data))))
+    data = dict(data)
+    positions, batch = data["positions"], data["batch"]
+    positions.requires_grad_(True)
+    num_graphs = int(data["ptr"].numel() - 1)
+    cell = data["cell"].view(-1, 3, 3)
+    displacement = data.get("displacement")
+    if displacement is None:
+        displacement = positions.new_zeros(num_graphs, 3, 3)
+    if strained:
+        displacement.requires_grad_(True)
+        strain = 0.5 * (displacement + displacement.transpose(-1, -2))
+        cell = cell + cell @ strain
+        senders = batch[data["edge_index"][0]]
+        data["positions"] = positions + torch.einsum("na,nab->nb", positions, strain[batch])
+        data["shifts"] = torch.einsum("ea,eab->eb", data["unit_shifts"], cell[senders])
+        data["cell"] = cell.reshape(-1, 3)
+    pbc = data["pbc"].view(-1, 3).expand(num_graphs, 3)
+    return _Geometry(data, positions, displacement, cell, pbc, num_graphs)

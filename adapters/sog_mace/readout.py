@@ -1,0 +1,68 @@
+"""Where the invariant features of each MACE layer lie in its output."""
+
+from __future__ import annotations
+
+import torch
+from e3nn import o3
+from mace import modules
+from torch import Tensor
+
+
+def invariant_slices(mace: modules.MACE) -> list[list[slice]]:
+    """Positions of the scalars (0e) of each layer in ``node_feats``.
+
+    The layers may have different irreps: the last one often keeps scalars only.
+
+    Parameters
+    ----------
+    mace : MACE
+        Model whose ``node_feats`` are the outputs of its products, one after another.
+
+    Returns
+    -------
+    list of list of slice
+        For each layer, the column ranges of its scalars.
+    """
+    layers, offset = [], 0
+    for product in mace.products:
+        irreps = o3.Irreps(str(product.linear.irreps_out))
+        layers.append(
+            [
+                slice(offset + part.start, offset + part.stop)
+                for part, (_, irrep) in zip(irreps.slices(), irreps, strict=True)
+                if irrep.l == 0 and irrep.p == 1
+            ]
+        )
+        offset += irreps.dim
+    return layers
+
+
+def layer_sizes(layers: list[list[slice]]) -> list[int]:
+    """Count the invariant features of each layer.
+
+    Parameters
+    ----------
+    layers : list of list of slice
+        From :func:`invariant_slices`.
+
+    Returns
+    -------
+    list of int
+    """
+    return [sum(part.stop - part.start for part in layer) for layer in layers]
+
+
+def invariant_features(node_feats: Tensor, layers: list[list[slice]]) -> Tensor:
+    """Invariant features of all layers, side by side.
+
+    Parameters
+    ----------
+    node_feats : Tensor, shape (n_atoms, n_features)
+    layers : list of list of slice
+        From :func:`invariant_slices`.
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, sum(layer_sizes(layers)))
+    """
+    return torch.cat([node_feats[:, part] for layer in layers for part in layer], dim=-1)
