@@ -11,6 +11,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,35 @@ PATCHED = [
 ]
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How the long-range part is trained.
+
+    Attributes
+    ----------
+    lr_factor, kernel_lr_factor : float
+        Learning rates of the charge readout and of the kernel, relative to MACE's. The
+        kernel's is small by default: it holds the physics that a few short separations
+        should not bend.
+    warmup : int
+        Optimizer steps over which the long-range energy is faded in; 0 for none.
+    """
+
+    lr_factor: float = 1.0
+    kernel_lr_factor: float = 0.1
+    warmup: int = 100
+
+
 @contextmanager
-def patched_run_train(config: SOGConfig, lr_factor: float, warmup: int) -> Iterator[None]:
+def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[None]:
     """Let `mace.cli.run_train.run` build and train SOGMACE models.
 
     Parameters
     ----------
     config : SOGConfig
         Options of the long-range part.
-    lr_factor : float
-        Learning rate of the long-range part relative to the rest.
-    warmup : int
-        Optimizer steps over which the long-range energy is faded in; 0 for none.
+    schedule : Schedule
+        How the long-range part is trained.
 
     Raises
     ------
@@ -51,7 +69,7 @@ def patched_run_train(config: SOGConfig, lr_factor: float, warmup: int) -> Itera
         If the installed MACE lacks a name that has to be replaced.
     """
     check_version()
-    patches = _Patches(config, lr_factor, warmup)
+    patches = _Patches(config, schedule)
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
@@ -64,10 +82,11 @@ def patched_run_train(config: SOGConfig, lr_factor: float, warmup: int) -> Itera
 class _Patches:
     """Replacements of the names in `PATCHED`, each calling the original."""
 
-    def __init__(self, config: SOGConfig, lr_factor: float, warmup: int) -> None:
+    def __init__(self, config: SOGConfig, schedule: Schedule) -> None:
         check_names(run_train, PATCHED)
         self.originals = {name: getattr(run_train, name) for name in PATCHED}
-        self.config, self.lr_factor, self.warmup = config, lr_factor, warmup
+        self.config, self.schedule = config, schedule
+        self.warmup = schedule.warmup
 
     def configure_model(
         self, args: Namespace, loader: Any, energies: Any, foundation: Any = None, *rest: Any
@@ -89,14 +108,13 @@ class _Patches:
         """Give the long-range part its parameter group and leave no parameter out."""
         self.model = model  # MACE may have copied it on the way here.
         options: dict[str, Any] = self.originals["get_params_options"](args, model)
-        options["params"].append(
-            {
-                "name": "long_range",
-                "params": model.long_range.parameters(),
-                "weight_decay": 0.0,
-                "lr": self.lr_factor * args.lr,
-            }
+        parts = (
+            ("long_range_charges", model.long_range.readout, self.schedule.lr_factor),
+            ("long_range_kernel", model.long_range.energy, self.schedule.kernel_lr_factor),
         )
+        for name, part, factor in parts:
+            group = {"name": name, "params": part.parameters(), "lr": factor * args.lr}
+            options["params"].append(group | {"weight_decay": 0.0})
         for group in options["params"]:
             # MACE hands over generators: looking into them would empty them.
             group["params"] = list(group["params"])
@@ -140,21 +158,30 @@ def _copy_long_range(foundation: SOGMACE, model: SOGMACE) -> None:
 
 
 def check_all_trained(model: nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Raise `HostError` if a trainable parameter is in no group of the optimizer.
+    """Make sure that the optimizer trains the long-range part as a whole.
 
     Parameters
     ----------
     model : Module
     groups : list of dict
         Parameter groups, each with a list under "params".
+
+    Raises
+    ------
+    HostError
+        If a trainable parameter of the long-range part is in no group. Parameters that
+        MACE leaves out of its own model are only reported.
     """
     known = {id(parameter) for group in groups for parameter in group["params"]}
     lost = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in known]
-    if lost:
+    ours = [name for name in lost if name.startswith("long_range.")]
+    if ours:
         raise HostError(
-            f"Parameters {lost} are trainable but in no group of MACE's optimizer, so they would "
+            f"Parameters {ours} are trainable but in no group of MACE's optimizer, so they would "
             "silently stay as they are. Freeze them or use another version of mace-torch."
         )
+    if lost:
+        logging.warning("MACE does not train these of its own parameters: %s", lost)
 
 
 def check_checkpoint(model: SOGMACE, directory: Path, name: str, seed: int) -> None:

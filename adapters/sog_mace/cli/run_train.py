@@ -18,7 +18,7 @@ from mace.cli import run_train
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_longrange import ConfigError, SOGConfig
 
-from .patches import patched_run_train
+from .patches import Schedule, patched_run_train
 
 HELP = {
     "kernel": "law that the sum of Gaussians starts as, or the fixed Ewald kernel",
@@ -38,6 +38,10 @@ HELP = {
     "tolerance": "relative accuracy of the reciprocal sum",
     "zero_mode": "keep k = 0 (default: as the kernel's start needs it)",
     "remove_self": "remove the interaction of each charge with itself",
+    "lr_factor": "learning rate of the charge readout relative to --lr",
+    "kernel_lr_factor": "learning rate of the kernel relative to --lr",
+    "warmup": "optimizer steps over which the long-range energy is faded in, so that training "
+    "starts at the model without it; 0 for none",
 }
 
 
@@ -55,19 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
             default=default,
             help=f"{HELP[name]} (default: {default})",
         )
-    group.add_argument(
-        "--sog_lr_factor",
-        type=float,
-        default=1.0,
-        help="learning rate of the long-range part relative to --lr (default: 1.0)",
-    )
-    group.add_argument(
-        "--sog_warmup",
-        type=int,
-        default=100,
-        help="optimizer steps over which the long-range energy is faded in, so that training "
-        "starts at the model without it; 0 for none (default: 100)",
-    )
+    for field in dataclasses.fields(Schedule):
+        text = f"{HELP[field.name]} (default: {field.default})"
+        kind = type(field.default)
+        group.add_argument(f"--sog_{field.name}", type=kind, default=field.default, help=text)
     return parser
 
 
@@ -89,7 +84,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if unknown:
         known = [name for action in parser._actions for name in action.option_strings]
         hints = [_suggest(option, known) for option in options] or unknown
-        parser.error("unrecognized arguments: " + "; ".join(hints))
+        message = "unrecognized arguments: " + "; ".join(hints)
+        parser.exit(2, f"sog_mace_run_train: {message}\n")
     return args
 
 
@@ -109,8 +105,8 @@ def sog_config(args: argparse.Namespace) -> SOGConfig:
     ConfigError
         If an option is out of range.
     """
-    fields: list[dataclasses.Field[Any]] = list(dataclasses.fields(SOGConfig))
-    return SOGConfig(**{field.name: getattr(args, f"sog_{field.name}") for field in fields})
+    config: SOGConfig = _collect(SOGConfig, args)
+    return config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,9 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         raise SystemExit(f"sog_mace_run_train: {error}") from error
     _refuse_accelerators(args)
-    with patched_run_train(config, args.sog_lr_factor, args.sog_warmup):
+    with patched_run_train(config, _collect(Schedule, args)):
         run_train.run(args)
     logging.info("TorchScript export is not available for models with a long-range part.")
+
+
+def _collect(options: type[Any], args: argparse.Namespace) -> Any:
+    names = [field.name for field in dataclasses.fields(options)]
+    return options(**{name: getattr(args, f"sog_{name}") for name in names})
 
 
 def _refuse_accelerators(args: argparse.Namespace) -> None:

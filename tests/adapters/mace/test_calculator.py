@@ -1,0 +1,72 @@
+"""Models in ASE: MACE's own calculator and ours."""
+
+import numpy as np
+import pytest
+import torch
+from ase.calculators.fd import calculate_numerical_forces
+from mace.calculators import MACECalculator
+from mace_builders import make_batch, make_mace, make_sogmace, water_box
+
+from sog_longrange import HostError, SOGConfig
+from sog_mace import SOGMACECalculator
+
+OPTIONS = {"device": "cpu", "default_dtype": "float64"}
+
+
+def test_maces_own_calculator_returns_long_range_energy_forces_and_stress():
+    model, atoms = make_sogmace(), water_box()
+    out = model(make_batch([atoms]), compute_stress=True)
+    atoms.calc = MACECalculator(models=model, **OPTIONS)
+    assert atoms.get_potential_energy() == pytest.approx(out["energy"].item(), abs=1e-10)
+    assert np.allclose(atoms.get_forces(), out["forces"].detach(), atol=1e-10)
+    assert np.allclose(atoms.get_stress(voigt=False), out["stress"][0].detach(), atol=1e-12)
+    assert atoms.get_potential_energies().sum() == pytest.approx(atoms.get_potential_energy())
+
+
+def test_our_calculator_adds_charges_and_energies():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
+    energy, results = atoms.get_potential_energy(), atoms.calc.results
+    assert results["latent_charges"].shape == (9, 2)
+    assert np.array_equal(atoms.get_charges(), results["latent_charges"][:, 0])
+    parts = results["short_range_energy"] + results["long_range_energy"]
+    assert parts == pytest.approx(energy, abs=1e-10)
+    assert abs(results["long_range_energy"]) > 1e-3
+
+
+def test_forces_are_the_derivative_of_the_energy():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 4])
+    assert np.allclose(atoms.get_forces()[[0, 4]], numerical, atol=1e-6)
+
+
+def test_committee_reports_the_mean_and_the_spread():
+    models = [make_sogmace() for _ in range(2)]
+    torch.manual_seed(5)
+    torch.nn.init.normal_(models[1].long_range.readout.linear.weight, std=0.3)
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=models, **OPTIONS)
+    atoms.get_potential_energy()
+    single = [model(make_batch([atoms]))["latent_charges"].detach().numpy() for model in models]
+    assert np.allclose(atoms.calc.results["latent_charges"], np.mean(single, axis=0))
+    assert atoms.calc.results["energy_var"] > 0
+
+
+def test_charge_of_the_atoms_info_reaches_the_model():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(
+        models=make_sogmace(SOGConfig(charge_constraint="total")), **OPTIONS
+    )
+    sums = []
+    for charge in (0.0, 2.0):
+        atoms.info["charge"] = charge
+        sums.append(atoms.get_charges().sum())
+    assert np.allclose(sums, [0.0, 2.0], atol=1e-10)
+
+
+def test_models_without_long_range_and_accelerators_are_refused():
+    with pytest.raises(HostError, match="must be SOGMACE models, got ScaleShiftMACE"):
+        SOGMACECalculator(models=make_mace(), **OPTIONS)
+    with pytest.raises(HostError, match="does not support compile_mode"):
+        SOGMACECalculator(models=make_sogmace(), compile_mode="default", **OPTIONS)

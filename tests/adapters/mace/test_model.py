@@ -1,0 +1,250 @@
+"""SOGMACE against finite differences, against the bare model and against its own promises."""
+
+import copy
+import io
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mace import modules
+from mace.modules.extensions import MACELES
+from mace_builders import (
+    make_batch,
+    make_mace,
+    make_sogmace,
+    mixed_frames,
+    open_molecule,
+    water_box,
+)
+
+from sog_longrange import BoundaryError, Ewald, HostError, InputError, LongRangeEnergy, SOGConfig
+from sog_mace import SOGMACE
+
+MODELS = {
+    "scalars": {"max_l": 0},
+    "vectors": {"max_l": 1},
+    "tensors": {"max_l": 2, "layers": 3},
+    "one layer": {"layers": 1},
+    "plain MACE": {"cls": modules.MACE},
+    "two heads": {"heads": ("first", "second")},
+    "pair repulsion": {"pair_repulsion": True},
+}
+# Fourth-order central difference: offsets in steps and weights.
+STENCIL = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))
+STEP = 2e-3
+
+
+def energy(model, frames, heads=("Default",)):
+    return model(make_batch(frames, heads), compute_force=False)["energy"].detach()
+
+
+def numerical_force(model, data, atom, axis):
+    total = 0.0
+    for offset, weight in STENCIL:
+        positions = data["positions"].detach().clone()
+        positions[atom, axis] += offset * STEP
+        out = model(dict(data, positions=positions), compute_force=False)
+        total -= weight * out["energy"].sum().item() / STEP
+    return total
+
+
+def numerical_stress(model, frame, heads, row, column):
+    total = 0.0
+    for offset, weight in STENCIL:
+        strain = np.zeros((3, 3))
+        strain[row, column] += 0.5 * offset * STEP
+        strain[column, row] += 0.5 * offset * STEP
+        strained = frame.copy()
+        strained.set_cell(frame.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+        total += weight * energy(model, [strained], heads).item() / STEP
+    return total / abs(np.linalg.det(frame.cell.array))
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS.keys())
+def test_forces_equal_finite_differences_on_mixed_batch(options):
+    model = make_sogmace(**options)
+    data = make_batch(mixed_frames(), options.get("heads", ("Default",)))
+    forces = model(data, compute_stress=True)["forces"]
+    for atom, axis in [(0, 0), (4, 1), (8, 2), (9, 0), (11, 2), (14, 1), (20, 0)]:
+        expected = numerical_force(model, data, atom, axis)
+        assert abs(forces[atom, axis].item() - expected) < 1e-8
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS.keys())
+def test_stress_equals_finite_differences_on_mixed_batch(options):
+    model, frames = make_sogmace(**options), mixed_frames()
+    heads = options.get("heads", ("Default",))
+    stress = model(make_batch(frames, heads), compute_stress=True)["stress"]
+    for graph in (0, 2):
+        for row, column in [(0, 0), (0, 1), (1, 2), (2, 2)]:
+            expected = numerical_stress(model, frames[graph], heads, row, column)
+            assert abs(stress[graph, row, column].item() - expected) < 1e-9
+
+
+def test_virials_of_open_structure_follow_from_forces():
+    model, frame = make_sogmace(), open_molecule()
+    out = model(make_batch([frame]), compute_virials=True)
+    moment = out["forces"].T @ torch.tensor(frame.positions)
+    assert torch.allclose(out["virials"][0], 0.5 * (moment + moment.T), atol=1e-10)
+
+
+class StandInLes(torch.nn.Module):
+    """The call that MACELES makes of the les package, answered by our own Ewald energy."""
+
+    def __init__(self, les_arguments):
+        super().__init__()
+        self.energy = LongRangeEnergy(Ewald(), tolerance=1e-8)
+
+    def forward(self, latent_charges, positions, cell, batch, **_):
+        pbc = torch.ones(len(cell), 3, dtype=torch.bool)
+        charges = latent_charges.reshape(len(positions), -1)
+        return {"E_lr": self.energy(charges, positions, cell, pbc, batch).energy, "BEC": None}
+
+
+def test_stress_fault_of_maceles_is_not_ours(monkeypatch):
+    """With the same energy, MACELES' stress misses the long range; SOGMACE's does not."""
+    monkeypatch.setitem(sys.modules, "les", SimpleNamespace(Les=StandInLes))
+    frame, default = water_box(), ("Default",)
+    for model, is_right in [(make_mace(MACELES), False), (make_sogmace(), True)]:
+        stress = model(make_batch([frame]), compute_stress=True)["stress"][0, 0, 0].item()
+        error = abs(stress - numerical_stress(model, frame, default, 0, 0))
+        assert (error < 1e-9) == is_right
+        assert error < 1e-9 or error > 1e-6
+
+
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS.keys())
+def test_closed_gate_equals_the_bare_model(options):
+    model, heads = make_sogmace(**options), options.get("heads", ("Default",))
+    model.long_range.gate.zero_()
+    frames = mixed_frames()
+    ours = model(make_batch(frames, heads), compute_stress=True)
+    bare = model.mace(make_batch(frames, heads), compute_stress=True)
+    for key in ("energy", "forces", "stress", "virials", "node_energy"):
+        assert (ours[key] - bare[key]).abs().max() <= 1e-14, key
+
+
+def test_long_range_energy_is_there_and_adds_up():
+    model = make_sogmace()
+    data = make_batch(mixed_frames())
+    out = model(data)
+    assert out["long_range_energy"].abs().min() > 1e-3
+    parts = out["short_range_energy"] + out["long_range_energy"]
+    assert torch.allclose(out["energy"], parts, atol=1e-13)
+    atoms = torch.zeros(3).index_add(0, data["batch"], out["node_energy"])
+    assert torch.allclose(atoms, out["energy"], atol=1e-12)
+    assert out["latent_charges"].shape == (len(data["positions"]), 2)
+
+
+def test_batch_equals_single():
+    model, frames = make_sogmace(), mixed_frames()
+    together = model(make_batch(frames), compute_stress=True)
+    single = [model(make_batch([frame]), compute_stress=True) for frame in frames]
+    for key in ("energy", "forces", "stress", "latent_charges"):
+        expected = torch.cat([out[key] for out in single])
+        assert torch.allclose(together[key], expected, atol=1e-11), key
+
+
+def test_every_parameter_moves_within_three_steps_of_the_start():
+    model = make_sogmace(SOGConfig())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model.long_range.warm_up(optimizer, steps=10)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in range(3):
+        out = model(make_batch(mixed_frames()), training=True, compute_stress=True)
+        loss = sum(out[key].square().mean() for key in ("energy", "forces", "stress"))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    still = [n for n, p in model.named_parameters() if torch.equal(p, before[n])]
+    assert still == []
+
+
+def test_hessian_is_symmetric_and_matches_forces():
+    model, data = make_sogmace(), make_batch([open_molecule()])
+    hessian = model(data, compute_hessian=True)["hessian"].reshape(12, 12)
+    assert torch.allclose(hessian, hessian.T, atol=1e-9)
+    moved = dict(data, positions=data["positions"].detach().clone())
+    moved["positions"][0, 0] += 1e-5
+    slope = (model(moved)["forces"] - model(data)["forces"]).reshape(-1) / 1e-5
+    assert torch.allclose(-hessian[0], slope, atol=1e-4)
+
+
+def test_readout_takes_the_scalars_of_every_layer():
+    model = make_sogmace(max_l=1, layers=2)
+    assert model.long_range.readout.layer_sizes == (8, 8)
+    assert model.invariants == [[slice(0, 8)], [slice(32, 40)]]
+
+
+def test_energy_does_not_depend_on_rotation():
+    model, frame = make_sogmace(), open_molecule()
+    turned = frame.copy()
+    turned.rotate(37.0, (1.0, 2.0, 3.0))
+    assert abs(energy(model, [frame]) - energy(model, [turned])) < 1e-9
+
+
+def test_total_charge_of_the_data_is_obeyed():
+    model = make_sogmace(SOGConfig(charge_constraint="total"))
+    frames = [open_molecule(), water_box()]
+    frames[0].info["charge"], frames[1].info["charge"] = -1.0, 0.0
+    data = make_batch(frames)
+    charges = model(data)["latent_charges"].squeeze(-1)
+    sums = torch.zeros(2).index_add(0, data["batch"], charges)
+    assert torch.allclose(sums, torch.tensor([-1.0, 0.0]), atol=1e-12)
+
+
+def test_model_survives_pickle_and_copy():
+    model, data = make_sogmace(), make_batch([water_box()])
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for other in (loaded, copy.deepcopy(model)):
+        assert torch.equal(other(data)["forces"], model(data)["forces"])
+
+
+def test_attributes_are_those_of_the_inner_model():
+    model = make_sogmace()
+    assert float(model.r_max) == 4.0
+    assert model.heads == ["Default"]
+    with pytest.raises(AttributeError, match="no_such_attribute"):
+        _ = model.no_such_attribute
+
+
+def test_float32_follows_float64():
+    model, frames = make_sogmace(SOGConfig()), mixed_frames()
+    exact = model(make_batch(frames))["forces"]
+    data = {k: v.float() if v.dtype == torch.float64 else v for k, v in make_batch(frames).items()}
+    rough = model.float()(data)["forces"]
+    assert rough.dtype == torch.float32
+    assert (rough - exact).abs().max() < 1e-4
+
+
+def test_what_a_long_range_model_cannot_give_is_refused():
+    model, data = make_sogmace(), make_batch([water_box()])
+    with pytest.raises(HostError, match="does not split over edges"):
+        model(data, compute_atomic_stresses=True)
+    with pytest.raises(HostError, match="ML-IAP"):
+        model(data, lammps_mliap=True)
+
+
+def test_slab_is_refused():
+    slab = water_box()
+    slab.pbc = (True, True, False)
+    with pytest.raises(BoundaryError, match="`pbc` must be all true or all false"):
+        make_sogmace()(make_batch([slab]))
+
+
+def test_batch_without_pbc_is_refused():
+    data = make_batch([water_box()])
+    del data["pbc"]
+    with pytest.raises(InputError, match="'pbc'"):
+        make_sogmace()(data)
+
+
+def test_second_long_range_part_and_foreign_models_are_refused():
+    with pytest.raises(HostError, match="MACE or ScaleShiftMACE"):
+        SOGMACE(torch.nn.Linear(2, 2))
+    with pytest.raises(HostError, match="got SOGMACE"):
+        SOGMACE(make_sogmace())

@@ -1,0 +1,191 @@
+"""The training command, from the command line to a model in ASE."""
+
+import logging
+import sys
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from mace.calculators import MACECalculator
+from mace.cli import eval_configs, run_train
+from mace_builders import open_molecule, water_box
+
+from sog_longrange import HostError, SOGConfig
+from sog_mace import SOGMACE
+from sog_mace.cli import patches
+from sog_mace.cli.run_train import build_parser, main, parse_args
+
+SETTINGS = {
+    "name": "tiny",
+    "train_file": "train.xyz",
+    "valid_fraction": 0.25,
+    "E0s": "{1: -1.0, 8: -2.0}",
+    "model": "ScaleShiftMACE",
+    "hidden_irreps": "4x0e + 4x1o",
+    "MLP_irreps": "4x0e",
+    "radial_MLP": "[4]",
+    "num_radial_basis": 4,
+    "max_ell": 1,
+    "correlation": 1,
+    "num_interactions": 2,
+    "r_max": 3.0,
+    "batch_size": 2,
+    "max_num_epochs": 2,
+    "eval_interval": 1,
+    "energy_key": "REF_energy",
+    "forces_key": "REF_forces",
+    "default_dtype": "float64",
+    "device": "cpu",
+    "seed": 3,
+    "plot": "False",
+}
+
+
+def arguments(**options):
+    return [f"--{key}={value}" for key, value in (SETTINGS | options).items()]
+
+
+@pytest.fixture(autouse=True)
+def training_folder(tmp_path, monkeypatch):
+    """A folder with data; MACE writes beside it and adds handlers to the root logger."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    frames = [water_box(seed) for seed in range(6)] + [open_molecule(seed) for seed in range(6)]
+    for frame in frames:
+        frame.info["REF_energy"] = -3.0 * len(frame) + rng.normal()
+        frame.arrays["REF_forces"] = rng.normal(size=(len(frame), 3))
+    ase.io.write("train.xyz", frames)
+    handlers = logging.getLogger().handlers[:]
+    yield tmp_path
+    for handler in set(logging.getLogger().handlers) - set(handlers):
+        handler.close()
+        logging.getLogger().removeHandler(handler)
+
+
+def load(path="tiny.model"):
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def checkpoint(folder):
+    return load(sorted(folder.glob("checkpoints/*.pt"))[-1])
+
+
+def test_training_with_ema_and_stage_two_ends_in_a_model_for_ase(training_folder):
+    main(arguments(max_num_epochs=4, start_swa=2, sog_num_channels=2) + ["--ema", "--swa"])
+    for name in ("tiny.model", "tiny_stagetwo.model"):
+        model = load(name)
+        assert isinstance(model, SOGMACE)
+        atoms = water_box()
+        atoms.calc = MACECalculator(models=model, device="cpu", default_dtype="float64")
+        assert np.isfinite(atoms.get_stress()).all()
+    assert 0.0 < model.long_range.gate < 1.0
+
+
+def test_maces_evaluation_command_reads_the_model(training_folder, monkeypatch):
+    main(arguments())
+    out = {"--configs": "train.xyz", "--model": "tiny.model", "--output": "out.xyz"}
+    command = ["mace_eval_configs", *(f"{k}={v}" for k, v in out.items())]
+    monkeypatch.setattr(sys, "argv", [*command, "--default_dtype=float64"])
+    eval_configs.main()
+    evaluated = ase.io.read("out.xyz", ":")
+    model = MACECalculator(models=load(), device="cpu", default_dtype="float64")
+    for frame in evaluated[::5]:
+        atoms = frame.copy()
+        atoms.calc = model
+        assert frame.info["MACE_energy"] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+
+
+def test_restart_continues_where_it_stopped(training_folder, caplog):
+    main(arguments(max_num_epochs=2))
+    first = checkpoint(training_folder)["model"]["long_range.gate"]
+    main([*arguments(max_num_epochs=4), "--restart_latest"])
+    assert "Loading checkpoint" in caplog.text
+    second = checkpoint(training_folder)["model"]["long_range.gate"]
+    assert second > first > 0.0
+
+
+def test_yaml_config_takes_our_options(training_folder):
+    config = SETTINGS | {"sog_kernel": "ewald", "sog_smearing": 1.5, "max_num_epochs": 1}
+    (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["--config=config.yaml"])
+    assert load().long_range.energy.kernel.smearing == 1.5
+
+
+def test_bare_foundation_model_is_extended_and_the_start_equals_it(training_folder):
+    run_train.run(build_parser().parse_args(arguments(name="bare")))
+    main(arguments(name="tuned", foundation_model="bare.model", sog_warmup=5, lr=0.0))
+    bare, tuned = load("bare.model"), load("tuned.model")
+    tuned.long_range.gate.zero_()
+    atoms, energies = water_box(), []
+    for model in (bare, tuned):
+        atoms.calc = MACECalculator(models=model, device="cpu", default_dtype="float64")
+        energies.append(atoms.get_potential_energy())
+    shifts = [float(m.scale_shift.shift) * len(atoms) for m in (bare, tuned)]
+    assert energies[1] - shifts[1] == pytest.approx(energies[0] - shifts[0], abs=1e-9)
+
+
+def test_long_range_foundation_model_keeps_its_long_range_part(training_folder):
+    main(arguments(name="first"))
+    main(arguments(name="second", foundation_model="first.model", lr=0.0))
+    first, second = load("first.model").long_range, load("second.model").long_range
+    assert torch.equal(first.readout.linear.weight, second.readout.linear.weight)
+    assert torch.equal(first.gate, second.gate)
+    with pytest.raises(HostError, match="pass the same --sog_"):
+        main(arguments(name="x", foundation_model="first.model", sog_num_channels=3))
+
+
+def test_bare_checkpoint_is_refused_for_restart(training_folder):
+    run_train.run(build_parser().parse_args(arguments()))
+    with pytest.raises(HostError, match="without a long-range part.*--foundation_model"):
+        main([*arguments(), "--restart_latest"])
+
+
+def test_checkpoint_of_other_options_is_refused_for_restart(training_folder):
+    main(arguments())
+    with pytest.raises(HostError, match="does not fit the model of this run"):
+        main([*arguments(sog_num_channels=3), "--restart_latest"])
+
+
+def test_unknown_option_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        parse_args([*arguments(), "--sog_kernal=ewald"])
+    assert "--sog_kernal (did you mean --sog_kernel?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sog_kernel": "coulom"}, "Did you mean 'coulomb'"),
+        ({"sog_min_width": -1.0}, "`min_width` must be positive"),
+        ({"enable_cueq": True}, "--enable_cueq is not supported"),
+    ],
+)
+def test_bad_option_ends_before_any_training(options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments(**options))
+
+
+def test_long_range_parameter_outside_the_optimizer_is_refused(caplog):
+    model = torch.nn.ModuleDict(
+        {"mace": torch.nn.Linear(2, 2), "long_range": torch.nn.Linear(2, 2)}
+    )
+    with pytest.raises(HostError, match=r"\['long_range.bias'\] are trainable but in no group"):
+        patches.check_all_trained(model, [{"params": [model["long_range"].weight]}])
+    patches.check_all_trained(model, [{"params": model["long_range"].parameters()}])
+    assert "mace.weight" in caplog.text
+
+
+def test_patches_are_undone_even_after_a_failure():
+    before = {name: getattr(run_train, name) for name in patches.PATCHED}
+    patched = patches.patched_run_train(SOGConfig(), patches.Schedule())
+
+    def fail():
+        with patched:
+            assert run_train.configure_model is not before["configure_model"]
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert {name: getattr(run_train, name) for name in patches.PATCHED} == before
