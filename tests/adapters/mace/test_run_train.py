@@ -136,6 +136,36 @@ def test_long_range_foundation_model_keeps_its_long_range_part(training_folder):
         main(arguments(name="x", foundation_model="first.model", sog_num_channels=3))
 
 
+def test_lora_adapts_the_inner_model_and_trains_the_long_range_part(training_folder):
+    run_train.run(build_parser().parse_args(arguments(name="bare")))
+    main(arguments(name="tuned", foundation_model="bare.model", lora=True, lora_rank=1))
+    model = load("tuned.model")
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    atoms = water_box()
+    atoms.calc = MACECalculator(models=model, device="cpu", default_dtype="float64")
+    assert np.isfinite(atoms.get_forces()).all()
+    assert model.long_range.gate > 0.0
+
+
+def test_several_heads_are_trained_together(training_folder):
+    head = {"train_file": "train.xyz", "E0s": SETTINGS["E0s"], "valid_fraction": 0.25}
+    main(arguments(heads={"first": head, "second": head}))
+    model = load()
+    assert model.heads == ["first", "second"]
+    atoms, energies = water_box(), []
+    for name in model.heads:
+        atoms.calc = MACECalculator(models=model, head=name, device="cpu", default_dtype="float64")
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] != energies[1]
+
+
+def test_unknown_key_of_a_yaml_file_suggests_the_nearest(training_folder, capsys):
+    (training_folder / "config.yaml").write_text(yaml.safe_dump({"name": "x", "sog_kernal": "x"}))
+    with pytest.raises(SystemExit):
+        parse_args(["--config=config.yaml"])
+    assert "did you mean --sog_kernel?" in capsys.readouterr().err
+
+
 def test_bare_checkpoint_is_refused_for_restart(training_folder):
     run_train.run(build_parser().parse_args(arguments()))
     with pytest.raises(HostError, match="without a long-range part.*--foundation_model"):

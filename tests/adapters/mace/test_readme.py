@@ -1,0 +1,42 @@
+"""The code blocks and options of the README work as written."""
+
+import re
+from pathlib import Path
+
+import ase.io
+import pytest
+import torch
+from mace_builders import make_sogmace, water_box
+
+from sog_longrange import SOGConfig
+from sog_mace.cli.run_train import build_parser, parse_args
+
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=["ase", "own model"])
+def test_python_block_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(make_sogmace(SOGConfig()), "my_model.model")
+    ase.io.write("structure.xyz", water_box())
+    torch.set_default_dtype(torch.float32)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+
+
+def test_training_command_is_understood():
+    (command,) = re.findall(r"^sog_mace_run_train (.*?)\n```", README, re.DOTALL | re.MULTILINE)
+    words = re.findall(r"(--\w+(?:=(?:'[^']*'|\S+))?)", command.replace("\\\n", " "))
+    args = parse_args([word.replace("'", "") for word in words])
+    assert args.hidden_irreps == "64x0e + 64x1o"
+
+
+def test_option_table_states_the_defaults():
+    args = build_parser().parse_args(["--name=x"])
+    rows = re.findall(r"^\| (`--sog_[^|]*) \| ([^|]*) \|", README, re.MULTILINE)
+    assert len(rows) >= 6
+    for names, defaults in rows:
+        options = re.findall(r"--(\w+)", names)
+        stated = [text.strip("` Å") for text in defaults.split(",")]
+        actual = [getattr(args, option) for option in options]
+        assert [type(value)(text) for value, text in zip(actual, stated, strict=True)] == actual
