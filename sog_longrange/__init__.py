@@ -7,6 +7,7 @@ from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import (
     BoundaryError,
     ConfigError,
+    DerivativeError,
     HostError,
     InputError,
     InputTypeError,
@@ -19,6 +20,7 @@ from .module import SOGLongRange
 __all__ = [
     "BoundaryError",
     "ConfigError",
+    "DerivativeError",
     "Ewald",
     "HostError",
     "InputError",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError, InputError, explain
+from .errors import ConfigError, explain
+from .validation import check_finite, check_float, check_like, check_shape
 
 
 class LatentCharges(nn.Module):
@@ -70,13 +71,15 @@ class LatentCharges(nn.Module):
 
         Raises
         ------
-        InputError
-            If the features have another width.
+        InputError, InputTypeError
+            If the features have another width, dtype or device than the readout, or are
+            not finite.
         """
         width = sum(self.layer_sizes)
-        if features.dim() != 2 or features.shape[1] != width:
-            got = f"shape {tuple(features.shape)}"
-            raise InputError(explain("features", f"of shape (n_atoms, {width})", got))
+        check_float("features", features)
+        check_shape("features", features, (None, width), f"(n_atoms, {width})")
+        check_like("features", features, self.linear.weight, "the readout's weights")
+        check_finite("features", features)
         charges: Tensor = self.linear(features)
         if self.perceptron is not None:
             charges = charges + self.perceptron(features[:, -self.layer_sizes[-1] :])

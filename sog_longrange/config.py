@@ -140,6 +140,6 @@ def _coerce(name: str, value: object, hint: object) -> object:
 def _check_choice(name: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
     if value in choices:
         return
-    near = difflib.get_close_matches(value, choices, n=1)
+    near = difflib.get_close_matches(str(value), choices, n=1)
     remedy = f"Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(explain(name, "one of " + ", ".join(choices), repr(value), remedy))

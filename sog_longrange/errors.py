@@ -32,6 +32,10 @@ class BoundaryError(SOGError, NotImplementedError):
     """The boundary condition of a structure is not supported."""
 
 
+class DerivativeError(SOGError, RuntimeError):
+    """A derivative of higher order than the energy has was asked for."""
+
+
 class HostError(SOGError, RuntimeError):
     """The host framework (MACE, NequIP, ...) cannot do what was asked."""
 

@@ -93,7 +93,8 @@ def reciprocal_cell(cell: Tensor) -> Tensor:
     Tensor, shape (n_graphs, 3, 3), in 1/Å
         Rows b_i with a_i . b_j = 2 pi delta_ij.
     """
-    return 2.0 * math.pi * torch.linalg.inv(cell).transpose(-1, -2)
+    inverse: Tensor = torch.linalg.inv(cell)
+    return 2.0 * math.pi * inverse.transpose(-1, -2)
 
 
 def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tensor:
@@ -162,12 +163,11 @@ def squared_wave_numbers(modes: Modes, reciprocal: Tensor) -> Tensor:
     -------
     Tensor, shape (n_graphs, n_1, n_2, n_3), in 1/Å^2
     """
-    metric = reciprocal @ reciprocal.transpose(-1, -2)
-    g = metric[:, None, None, None]
+    # Components first: the metric's cross terms cancel badly in skewed cells.
     x, y, z = modes.axes[0][:, None, None], modes.axes[1][:, None], modes.axes[2]
-    diagonal = x**2 * g[..., 0, 0] + y**2 * g[..., 1, 1] + z**2 * g[..., 2, 2]
-    mixed = x * y * g[..., 0, 1] + x * z * g[..., 0, 2] + y * z * g[..., 1, 2]
-    return diagonal + 2.0 * mixed
+    b1, b2, b3 = reciprocal[:, :, :, None, None, None].unbind(1)
+    k = x * b1 + y * b2 + z * b3
+    return k.square().sum(1)
 
 
 def pair_indices(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import ConfigError, explain
+from .errors import ConfigError, InputTypeError, explain
 from .units import COULOMB_CONSTANT
 
 
@@ -77,7 +77,8 @@ class PowerLaw:
     def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
         """Trapezoidal weights of the Gaussian integral of r^-p in ln s (DESIGN: a_l)."""
         p = self.exponent
-        factor = self.strength * log_ratio / (2.0 ** (p / 2.0 - 1.0) * math.gamma(p / 2.0))
+        log_factor = (p / 2.0 - 1.0) * math.log(2.0) + math.lgamma(p / 2.0)
+        factor = self.strength * log_ratio * math.exp(-log_factor)
         values: Tensor = factor * widths**-p
         return values
 
@@ -132,12 +133,11 @@ def power_law(exponent: float, strength: float = 1.0) -> PowerLaw:
     Raises
     ------
     ConfigError
-        If the exponent is not positive or the strength is zero.
+        If the exponent is not positive, the strength is zero or either is not finite.
     """
-    if not exponent > 0.0:
-        raise ConfigError(explain("exponent", "positive", str(exponent)))
-    if strength == 0.0 or not math.isfinite(strength):
-        raise ConfigError(explain("strength", "finite and not zero", str(strength)))
+    if not (exponent > 0.0 and math.isfinite(exponent)):
+        raise ConfigError(explain("exponent", "positive and finite", str(exponent)))
+    _check_strength(strength)
     return PowerLaw(float(exponent), float(strength))
 
 
@@ -158,10 +158,12 @@ def yukawa(kappa: float, strength: float = COULOMB_CONSTANT) -> Yukawa:
     Raises
     ------
     ConfigError
-        If `kappa` is not positive.
+        If `kappa` is not positive, the strength is zero or either is not finite.
     """
-    if not kappa > 0.0:
-        raise ConfigError(explain("kappa", "positive", str(kappa), "Use coulomb() for kappa = 0."))
+    if not (kappa > 0.0 and math.isfinite(kappa)):
+        remedy = "Use coulomb() for kappa = 0."
+        raise ConfigError(explain("kappa", "positive and finite", str(kappa), remedy))
+    _check_strength(strength)
     return Yukawa(float(kappa), float(strength))
 
 
@@ -209,8 +211,11 @@ def gaussian_radial(r2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
 
 
 def _mix(weights: Tensor, rates: Tensor, x: Tensor) -> Tensor:
+    if x.dtype != weights.dtype:
+        expected = f"{x.dtype} like `positions`"
+        raise InputTypeError(explain("kernel", expected, str(weights.dtype), "Use `kernel.to()`."))
     values = torch.exp(rates[:, :, None] * x.reshape(-1))
-    return torch.einsum("cl,clx->cx", weights, values).reshape(-1, *x.shape)
+    return torch.einsum("cl,clx->cx", weights, values).reshape(len(weights), *x.shape)
 
 
 class SumOfGaussians(nn.Module):
@@ -241,7 +246,7 @@ class SumOfGaussians(nn.Module):
     Raises
     ------
     ConfigError
-        If an option is out of range.
+        If an option is out of range or the start's amplitudes overflow or vanish.
 
     Notes
     -----
@@ -284,12 +289,17 @@ class SumOfGaussians(nn.Module):
     def _set_start(self, amplitudes: Tensor, widths: Tensor, *learn: bool) -> None:
         dtype = torch.get_default_dtype()
         shape = (self.num_channels, -1)
-        pinned = gaussian_radial(torch.tensor(self.gauge_radius**2), amplitudes[None], widths[None])
-        # expm1 inverts softplus: s = min_width + softplus(raw).
-        raw_widths = torch.log(torch.expm1(widths - self.min_width)).expand(shape).to(dtype)
+        r2 = torch.tensor(self.gauge_radius**2, dtype=torch.float64)
+        pinned = gaussian_radial(r2, amplitudes[None], widths[None]).to(dtype)
+        if not torch.finfo(dtype).tiny <= float(pinned.abs()) < math.inf:
+            got = f"{float(pinned)} for {self.start}"
+            raise ConfigError(explain("start", f"representable at {self.gauge_radius:.4g} Å", got))
+        # The inverse of s = min_width + softplus(raw), without overflow.
+        excess = widths - self.min_width
+        raw_widths = (excess + torch.log(-torch.expm1(-excess))).expand(shape).to(dtype)
         log_amplitudes = torch.zeros_like(raw_widths)
         self.register_buffer("start_amplitudes", amplitudes.to(dtype))
-        self.register_buffer("pinned_value", pinned[0].to(dtype))
+        self.register_buffer("pinned_value", pinned[0])
         self.log_amplitudes = nn.Parameter(log_amplitudes, requires_grad=learn[0])
         self.raw_widths = nn.Parameter(raw_widths.clone(), requires_grad=learn[1])
 
@@ -407,6 +417,11 @@ def boys_zero(t: Tensor) -> Tensor:
 def _log_spaced(low: float, high: float, count: int) -> Tensor:
     ends = torch.tensor([low, high], dtype=torch.float64).log()
     return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64).exp()
+
+
+def _check_strength(strength: float) -> None:
+    if strength == 0.0 or not math.isfinite(strength):
+        raise ConfigError(explain("strength", "finite and not zero", str(strength)))
 
 
 def _check_gaussians(channels: int, gaussians: int, min_width: float, max_width: float) -> None:

@@ -12,7 +12,7 @@ from .charges import LatentCharges, project_total_charge
 from .config import SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
-from .validation import check_structures, check_total_charge
+from .validation import check_like, check_shape, check_structures, check_total_charge
 
 
 class SOGLongRange(nn.Module):
@@ -71,7 +71,9 @@ class SOGLongRange(nn.Module):
         self.gate.zero_()
 
         def open_gate(*_: object) -> None:
-            self.gate.add_(1.0 / steps).clamp_(max=1.0)
+            # Counted in whole steps: a running sum of 1 / steps would miss 1.
+            done = (self.gate * steps).round()
+            self.gate.copy_((done + 1.0) / steps).clamp_(max=1.0)
 
         optimizer.register_step_post_hook(open_gate)
 
@@ -109,6 +111,9 @@ class SOGLongRange(nn.Module):
         """
         structures = check_structures(positions, cell, pbc, batch, num_graphs)
         charges = self.readout(features)
+        n_atoms = len(positions)
+        check_shape("features", features, (n_atoms, None), f"(n_atoms={n_atoms}, n_features)")
+        check_like("features", features, positions)
         constraint = self.config.charge_constraint
         if constraint != "none":
             wanted = positions.new_zeros(structures.num_graphs)

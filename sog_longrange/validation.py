@@ -14,7 +14,10 @@ from torch import Tensor
 from .errors import InputError, InputTypeError, explain
 
 SINGULAR_CELL: float = 1e-8
-"""Smallest |det(cell)| / (|a| |b| |c|) of a periodic cell that is not called singular."""
+"""Smallest |det(cell)| / (|a| |b| |c|) of a periodic cell that is not called singular.
+
+Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take its place.
+"""
 
 
 class Structures(NamedTuple):
@@ -117,6 +120,8 @@ def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
         If the length is not the number of structures or a value is not finite.
     """
     check_tensor("total_charge", total_charge)
+    if total_charge.is_complex() or total_charge.dtype == torch.bool:
+        raise InputTypeError(explain("total_charge", "real numbers", str(total_charge.dtype)))
     n = structures.num_graphs
     check_shape("total_charge", total_charge, (n,), f"(n_graphs={n},)")
     check_finite("total_charge", total_charge)
@@ -174,8 +179,10 @@ def check_shape(name: str, value: Tensor, shape: tuple[int | None, ...], expecte
         raise InputError(explain(name, f"of shape {expected}", f"shape {tuple(value.shape)}"))
 
 
-def check_like(name: str, value: Tensor, reference: Tensor) -> None:
-    """Raise `InputTypeError` unless `value` shares dtype and device with the positions.
+def check_like(
+    name: str, value: Tensor, reference: Tensor, reference_name: str = "`positions`"
+) -> None:
+    """Raise `InputTypeError` unless `value` shares dtype and device with a reference.
 
     Parameters
     ----------
@@ -184,15 +191,17 @@ def check_like(name: str, value: Tensor, reference: Tensor) -> None:
     value : Tensor
         The argument.
     reference : Tensor
-        The positions.
+        What it goes with.
+    reference_name : str
+        Name of the reference, for the message.
     """
     if value.dtype != reference.dtype or value.device != reference.device:
         raise InputTypeError(
             explain(
                 name,
-                f"{reference.dtype} on {reference.device} like `positions`",
+                f"{reference.dtype} on {reference.device} like {reference_name}",
                 f"{value.dtype} on {value.device}",
-                f"Convert with `{name}.to(positions)`.",
+                f"Convert with `{name}.to({str(reference.device)!r}, {reference.dtype})`.",
             )
         )
 
@@ -280,9 +289,12 @@ def _check_cell(positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs:
 
 
 def _check_not_singular(cell: Tensor, pbc: Tensor) -> None:
-    lengths = torch.linalg.vector_norm(cell, dim=-1).prod(-1)
-    ratio = torch.linalg.det(cell).abs() / lengths.clamp_min(torch.finfo(cell.dtype).tiny)
-    singular = pbc.any(-1) & (ratio < SINGULAR_CELL)
+    limits = torch.finfo(cell.dtype)
+    exact = cell.double()
+    volume = torch.linalg.det(exact).abs()
+    lengths = torch.linalg.vector_norm(exact, dim=-1).prod(-1)
+    flat = volume < max(SINGULAR_CELL, 16.0 * limits.eps) * lengths
+    singular = pbc.any(-1) & (flat | (volume < limits.tiny))
     if bool(singular.any()):
         index = int(singular.nonzero()[0])
         raise InputError(

@@ -15,7 +15,8 @@ out here once. With u and v the cotangents of phi = dE/dq and G = dE/dtheta,
     d/dtheta = q grad gather(psi') + u grad phi + q (grad grad phi) v
     d/dtable = correlate(S, R)
 
-Third derivatives are refused by PyTorch (`once_differentiable`).
+Third derivatives are refused. (PyTorch's `once_differentiable` would not do: it cuts the
+graph, so that `torch.autograd.grad` passes by and returns what the other terms give.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+
+from sog_longrange.errors import DerivativeError
 
 
 class Backend(Protocol):
@@ -91,7 +93,7 @@ def quadratic_energy(
     energy: Tensor = _apply(_Energy, phases, charges, table, state)
     if table.requires_grad:
         # A node of its own, so that a force evaluation never computes the kernel gradient.
-        energy = energy + _apply(_TableEnergy, table, phases, charges, state)
+        energy = energy + _apply(_TableEnergy, table, (phases, charges), state)
     potential, _ = _apply(_Field, phases, charges, table, state)
     return energy, potential
 
@@ -143,10 +145,25 @@ class _Field(Function):
         return state.potential.clone(), (charges[:, None] * state.slope).sum(-1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
-        phases, charges, table = ctx.saved_tensors
-        state, backend = ctx.state, ctx.state.backend
+        wants_table = ctx.needs_input_grad[2]
+        gradients = _apply(_FieldGradient, u, v, *ctx.saved_tensors, wants_table, ctx.state)
+        return (*gradients, None)
+
+
+class _FieldGradient(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor | None,
+        v: Tensor | None,
+        phases: Tensor,
+        charges: Tensor,
+        table: Tensor,
+        wants_table: bool,
+        state: _State,
+    ) -> tuple[Tensor | None, ...]:
+        backend = state.backend
         u = torch.zeros_like(charges) if u is None else u
         v = torch.zeros_like(phases) if v is None else v
         sources = backend.spread(u, charges[:, None] * v[:, :, None])
@@ -155,27 +172,33 @@ class _Field(Function):
         q = charges[:, None]
         grad_phases = (q * (slope + curvature) + u[:, None] * state.slope).sum(-1)
         grad_charges = potential + (v[:, :, None] * state.slope).sum(1)
-        grad_table = None
-        if ctx.needs_input_grad[2]:
-            grad_table = backend.correlate(state.spectrum, sources, table)
-        return grad_phases, grad_charges, grad_table, None
+        grad_table = backend.correlate(state.spectrum, sources, table) if wants_table else None
+        return grad_phases, grad_charges, grad_table
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        _refuse_third_derivatives()
 
 
 class _TableEnergy(Function):
-    """Zero-valued node that carries dE/dtable."""
+    """Zero-valued node that carries dE/dtable.
+
+    Phases and charges come as a pair, which autograd does not look into: as inputs they
+    would put this node on the way from the energy to the forces.
+    """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, phases: Tensor, charges: Tensor, state: _State) -> Tensor:
-        ctx.save_for_backward(table, phases, charges)
-        ctx.state = state
-        return charges.new_zeros(state.backend.num_graphs)
+    def forward(ctx: Any, table: Tensor, atoms: tuple[Tensor, Tensor], state: _State) -> Tensor:
+        ctx.save_for_backward(table)
+        ctx.atoms, ctx.state = atoms, state
+        return table.new_zeros(state.backend.num_graphs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, phases, charges = ctx.saved_tensors
+        (table,) = ctx.saved_tensors
         weight = ctx.state.backend.per_table(grad)
-        gradient = _apply(_TableGradient, phases, charges, table, ctx.state)
-        return weight * gradient, None, None, None
+        gradient = _apply(_TableGradient, *ctx.atoms, table, ctx.state)
+        return weight * gradient, None, None
 
 
 class _TableGradient(Function):
@@ -186,9 +209,27 @@ class _TableGradient(Function):
         return 0.5 * state.backend.correlate(state.spectrum, state.spectrum, table)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _, charges = ctx.saved_tensors
-        backend = ctx.state.backend
-        potential, slope = backend.gather(backend.convolve(grad, ctx.state.spectrum))
-        return (charges[:, None] * slope).sum(-1), potential, None, None
+        gradients = _apply(_TableCurvature, grad, *ctx.saved_tensors, ctx.state)
+        return (*gradients, None, None)
+
+
+class _TableCurvature(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, phases: Tensor, charges: Tensor, state: _State
+    ) -> tuple[Tensor, Tensor]:
+        backend = state.backend
+        potential, slope = backend.gather(backend.convolve(grad, state.spectrum))
+        return (charges[:, None] * slope).sum(-1), potential
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        _refuse_third_derivatives()
+
+
+def _refuse_third_derivatives() -> None:
+    raise DerivativeError(
+        "Third derivatives of the long-range energy, and second derivatives of its potential, "
+        "are not available."
+    )

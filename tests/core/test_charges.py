@@ -1,0 +1,129 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import DOUBLE, tensor
+
+from sog_longrange import ConfigError, LatentCharges, project_total_charge
+from sog_longrange.testing import assert_twice_differentiable
+
+few = settings(max_examples=30, deadline=None, derandomize=True)
+
+
+@st.composite
+def batches(draw):
+    """Charges, a wanted total of each structure (some without atoms) and the batch index."""
+    sizes = draw(st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any))
+    batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    charges = torch.randn(len(batch), draw(st.integers(1, 3)), generator=generator, dtype=DOUBLE)
+    return charges, torch.randn(len(sizes), generator=generator, dtype=DOUBLE), batch
+
+
+def sums(charges, batch, num_graphs):
+    return charges.new_zeros(num_graphs, charges.shape[1]).index_add(0, batch, charges)
+
+
+@few
+@given(batches())
+def test_first_channel_sums_to_the_total_charge_and_the_others_to_zero(inputs):
+    charges, total, batch = inputs
+    found = sums(project_total_charge(charges, total, batch), batch, len(total))
+    occupied = torch.bincount(batch, minlength=len(total)) > 0
+    torch.testing.assert_close(found[occupied, 0], total[occupied], rtol=0, atol=1e-13)
+    torch.testing.assert_close(found[:, 1:], torch.zeros_like(found[:, 1:]), rtol=0, atol=1e-13)
+
+
+@few
+@given(batches())
+def test_projection_changes_nothing_twice(inputs):
+    _, total, batch = inputs
+    once = project_total_charge(*inputs)
+    torch.testing.assert_close(project_total_charge(once, total, batch), once)
+
+
+@few
+@given(batches(), st.floats(-2.0, 2.0))
+def test_projection_is_affine_in_the_charges(inputs, weight):
+    charges, total, batch = inputs
+    other = charges.sin()
+    mixed = project_total_charge(weight * charges + (1 - weight) * other, total, batch)
+    parts = (project_total_charge(x, total, batch) for x in (charges, other))
+    first, second = parts
+    torch.testing.assert_close(mixed, weight * first + (1 - weight) * second)
+
+
+@few
+@given(batches(), st.integers(0, 1000))
+def test_no_other_charges_with_the_same_sum_are_closer(inputs, seed):
+    charges, total, batch = inputs
+    nearest = project_total_charge(charges, total, batch)
+    generator = torch.Generator().manual_seed(seed)
+    step = torch.randn(charges.shape, generator=generator, dtype=DOUBLE)
+    neutral_step = project_total_charge(step, torch.zeros_like(total), batch)
+    other = nearest + 0.3 * neutral_step
+    assert (other - charges).norm() >= (nearest - charges).norm() - 1e-12
+
+
+@few
+@given(batches(), st.integers(0, 1000))
+def test_projection_does_not_depend_on_the_order_of_atoms(inputs, seed):
+    charges, total, batch = inputs
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    found = project_total_charge(charges[order], total, batch[order])
+    torch.testing.assert_close(found, project_total_charge(*inputs)[order])
+
+
+def test_projection_is_twice_differentiable():
+    batch = torch.tensor([0, 0, 2])
+    charges = tensor([[0.1, 0.2], [0.3, -0.4], [0.5, 0.6]])
+    assert_twice_differentiable(
+        lambda q, total: project_total_charge(q, total, batch) ** 2,
+        (charges, tensor([1.0, 0.0, -1.0])),
+    )
+
+
+@pytest.mark.parametrize("hidden_size", [0, 3])
+def test_zero_features_give_zero_charges(hidden_size):
+    readout = LatentCharges([4, 2], 3, hidden_size)
+    assert torch.equal(readout(torch.zeros(5, 6)), torch.zeros(5, 3))
+
+
+def test_charges_of_an_atom_depend_on_its_own_features_only():
+    readout = LatentCharges([4, 2], 2)
+    features = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    changed = features.clone()
+    changed[1] += 1.0
+    difference = (readout(changed) - readout(features)).abs().amax(1)
+    assert (difference > 1e-6).tolist() == [False, True, False]
+
+
+def test_without_a_perceptron_charges_are_linear_in_the_features():
+    readout = LatentCharges([4], 2, hidden_size=0)
+    features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(readout(3.0 * features), 3.0 * readout(features))
+
+
+def test_the_perceptron_sees_the_last_layer_only():
+    readout = LatentCharges([4, 2], 1)
+    torch.nn.init.zeros_(readout.linear.weight)
+    features = torch.ones(1, 6)
+    first, last = features.clone(), features.clone()
+    first[:, :4] = 7.0
+    last[:, 4:] = 7.0
+    assert torch.equal(readout(first), readout(features))
+    assert not torch.equal(readout(last), readout(features))
+
+
+BAD_SIZES = [
+    (lambda: LatentCharges([]), r"`layer_sizes` must be positive numbers, got \[\]"),
+    (lambda: LatentCharges([4, 0]), r"`layer_sizes` must be positive numbers, got \[4, 0\]"),
+    (lambda: LatentCharges([4], 0), "`num_channels, hidden_size` must be .*, got 0 and 32"),
+    (lambda: LatentCharges([4], 1, -1), "`num_channels, hidden_size` must be .*, got 1 and -1"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD_SIZES)
+def test_a_size_out_of_range_is_named(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()

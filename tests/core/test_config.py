@@ -1,0 +1,174 @@
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sog_longrange import ConfigError, Ewald, SOGConfig, SOGLongRange, SumOfGaussians
+from sog_longrange.kernels import PowerLaw, Yukawa
+from sog_longrange.units import COULOMB_CONSTANT
+
+FIELDS = {field.name: field for field in dataclasses.fields(SOGConfig)}
+FLOATS = [name for name, field in FIELDS.items() if "float" in field.type]
+INTEGERS = [name for name, field in FIELDS.items() if field.type == "int"]
+FLAGS = [name for name, field in FIELDS.items() if "bool" in field.type]
+STRINGS = [name for name, field in FIELDS.items() if field.type == "str"]
+OPTIONAL = [name for name, field in FIELDS.items() if "None" in field.type]
+
+WRONG_TYPES = [
+    *((name, value) for name in FLOATS for value in (True, "1.0", [1.0], 1j)),
+    *((name, value) for name in INTEGERS for value in (True, 2.0, "2", None)),
+    *((name, value) for name in FLAGS for value in (1, 0.0, "yes")),
+    *((name, value) for name in STRINGS for value in (1, None, True)),
+    *((name, None) for name in FIELDS if name not in OPTIONAL),
+]
+
+
+def test_every_option_has_a_type_that_is_tested():
+    assert {*FLOATS, *INTEGERS, *FLAGS, *STRINGS} == set(FIELDS)
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
+def test_a_wrong_type_is_refused_with_name_and_value(name, value):
+    with pytest.raises(
+        ConfigError, match=f"`{name}` must be .*, got {value!r} of type ".replace("[", r"\[")
+    ):
+        SOGConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_integers_stand_for_floats(name):
+    value = getattr(SOGConfig(**{name: 2}), name)
+    assert type(value) is float
+    assert value == 2.0
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_none_is_accepted_where_it_means_the_default(name):
+    assert getattr(SOGConfig(**{name: None}), name) is None
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_options_cannot_be_changed(name):
+    config = SOGConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, name, getattr(config, name))
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("smering", "smearing"),
+        ("num_channel", "num_channels"),
+        ("tollerance", "tolerance"),
+        ("min_widht", "min_width"),
+        ("Kernel", "kernel"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest_name(key, nearest):
+    with pytest.raises(ConfigError, match=f"got '{key}'. Did you mean '{nearest}'?"):
+        SOGConfig.from_dict({key: 1.0})
+
+
+@pytest.mark.parametrize("key", ["sgima", "", 3])
+def test_an_unknown_option_without_a_near_name_is_refused_with_all_names(key):
+    with pytest.raises(ConfigError, match=f"one of kernel, .*, remove_self, got {key!r}"):
+        SOGConfig.from_dict({key: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "colomb"}, "`kernel` must be one of .*, got 'colomb'. Did you mean 'coulomb'"),
+        ({"kernel": "xyz"}, "`kernel` must be one of .*, got 'xyz'.$"),
+        ({"charge_constraint": "neutrall"}, "`charge_constraint` .* Did you mean 'neutral'"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_nearest(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SOGConfig(**options)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"num_channels": 0}, "num_channels"),
+        ({"num_channels": -1, "share_kernel": False}, "num_channels"),
+        ({"hidden_size": -1}, "hidden_size"),
+        ({"num_gaussians": 1}, "num_gaussians"),
+        ({"min_width": 0.0}, "min_width"),
+        ({"min_width": 30.0}, "max_width"),
+        ({"max_width": NAN}, "max_width"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"tolerance": 0.2}, "tolerance"),
+        ({"tolerance": NAN}, "tolerance"),
+        ({"kernel": "power_law", "exponent": -1.0}, "exponent"),
+        ({"kernel": "power_law", "exponent": 6.0, "strength": 0.0}, "strength"),
+        ({"kernel": "yukawa", "kappa": 0.0}, "kappa"),
+        ({"kernel": "ewald", "smearing": -1.0}, "smearing"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(options, name):
+    with pytest.raises(ConfigError, match=f"`[^`]*{name}[^`]*` must be"):
+        SOGLongRange([4], SOGConfig(**options))
+
+
+configurations = st.builds(
+    SOGConfig,
+    kernel=st.sampled_from(["coulomb", "power_law", "yukawa", "ewald"]),
+    exponent=st.floats(0.5, 8.0),
+    strength=st.none() | st.floats(0.5, 20.0),
+    num_channels=st.integers(1, 4),
+    share_kernel=st.booleans(),
+    charge_constraint=st.sampled_from(["none", "neutral", "total"]),
+    zero_mode=st.sampled_from([None, True, False]),
+)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(configurations)
+def test_a_dictionary_gives_the_configuration_back(config):
+    assert SOGConfig.from_dict(config.to_dict()) == config
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(configurations)
+def test_kernels_have_one_law_or_one_of_each_channel(config):
+    shared = config.share_kernel or config.kernel == "ewald"
+    assert config.build_kernel().num_channels == (1 if shared else config.num_channels)
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({}, PowerLaw(1.0, COULOMB_CONSTANT)),
+        ({"kernel": "power_law", "exponent": 6, "strength": -2}, PowerLaw(6.0, -2.0)),
+        ({"kernel": "power_law", "exponent": 4}, PowerLaw(4.0, 1.0)),
+        ({"kernel": "yukawa", "kappa": 0.3}, Yukawa(0.3, COULOMB_CONSTANT)),
+        ({"kernel": "yukawa", "kappa": 0.3, "strength": 2}, Yukawa(0.3, 2.0)),
+    ],
+)
+def test_the_kernel_starts_as_the_options_say(options, start):
+    kernel = SOGConfig(**options).build_kernel()
+    assert isinstance(kernel, SumOfGaussians)
+    assert kernel.start == start
+
+
+def test_options_reach_the_kernel():
+    config = SOGConfig(
+        num_gaussians=5, min_width=0.8, learn_widths=False, learn_amplitudes=False, zero_mode=True
+    )
+    kernel = config.build_kernel()
+    assert kernel.raw_widths.shape == (1, 5)
+    assert kernel.min_width == 0.8
+    assert kernel.zero_mode
+    assert not any(parameter.requires_grad for parameter in kernel.parameters())
+
+
+def test_ewald_has_the_smearing_of_the_options():
+    kernel = SOGConfig(kernel="ewald", smearing=1.7).build_kernel()
+    assert isinstance(kernel, Ewald)
+    assert kernel.smearing == 1.7

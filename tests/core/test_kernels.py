@@ -1,0 +1,239 @@
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from references import DOUBLE, sum_of_gaussians, tensor
+from scipy.special import erf
+
+from sog_longrange import ConfigError, Ewald, SumOfGaussians, coulomb, power_law, yukawa
+from sog_longrange.kernels import boys_zero
+from sog_longrange.testing import assert_twice_differentiable
+
+few = settings(max_examples=30, deadline=None, derandomize=True)
+STARTS = {
+    "coulomb": coulomb(),
+    "dispersion": power_law(6.0, -3.0),
+    "fourth": power_law(4.0),
+    "yukawa": yukawa(0.2),
+}
+every_start = pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+
+
+def with_raw_parameters(kernel, seed, size):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in kernel.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator, dtype=DOUBLE)
+    return kernel
+
+
+@few
+@given(
+    raw=st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4),
+    min_width=st.floats(0.1, 5.0),
+)
+def test_widths_stay_above_their_bound_whatever_the_raw_parameters(raw, min_width):
+    kernel = sum_of_gaussians(num_gaussians=4, min_width=min_width, max_width=10.0)
+    with torch.no_grad():
+        kernel.raw_widths.copy_(tensor([raw]))
+    assert bool((kernel.widths >= min_width).all())
+    assert bool(kernel.widths.isfinite().all())
+
+
+@every_start
+@pytest.mark.parametrize("max_width", [2.0, 20.0, 5000.0])
+def test_widths_start_log_spaced_from_above_the_bound_to_max_width(start, max_width):
+    widths = sum_of_gaussians(start, min_width=1.0, max_width=max_width).widths[0].detach()
+    ratios = widths[1:] / widths[:-1]
+    torch.testing.assert_close(ratios, ratios[:1].expand(7), rtol=1e-5, atol=0.0)
+    assert float(widths[0]) == pytest.approx(1.2, rel=1e-6)
+    assert float(widths[-1]) == pytest.approx(max_width, rel=1e-6)
+
+
+@every_start
+@few
+@given(seed=st.integers(0, 1000), size=st.floats(0.0, 3.0))
+def test_value_at_the_gauge_radius_is_pinned(start, seed, size):
+    kernel = sum_of_gaussians(start, num_channels=2, num_gaussians=6)
+    r2 = tensor([kernel.gauge_radius**2])
+    before = kernel.radial(r2).detach()
+    after = with_raw_parameters(kernel, seed, size).radial(r2).detach()
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=0.0)
+
+
+@every_start
+def test_gauge_freedom_is_no_direction_of_training(start):
+    kernel = sum_of_gaussians(start)
+    before = kernel.amplitudes.detach()
+    with torch.no_grad():
+        kernel.log_amplitudes += 0.7
+    torch.testing.assert_close(kernel.amplitudes.detach(), before)
+
+
+@every_start
+def test_amplitudes_keep_the_sign_of_the_start(start):
+    kernel = sum_of_gaussians(start)
+    sign = kernel.amplitudes.sign()
+    assert torch.equal(with_raw_parameters(kernel, 0, 5.0).amplitudes.sign(), sign)
+
+
+@every_start
+def test_amplitudes_start_as_those_of_the_law(start):
+    kernel = sum_of_gaussians(start)
+    torch.testing.assert_close(kernel.amplitudes[0], kernel.start_amplitudes, rtol=1e-6, atol=0.0)
+
+
+def ripple(log_ratio):
+    return 2.0 * math.sqrt(2.0) * math.exp(-(math.pi**2) / (2.0 * log_ratio))
+
+
+@pytest.mark.parametrize("ratio", [2.2, 2.0, 1.8, 1.6])
+def test_start_error_of_coulomb_is_the_ripple_of_the_trapezoidal_rule(ratio):
+    n, narrowest = 200, 1.2e-3
+    widest = narrowest * ratio ** (n - 1)
+    kernel = sum_of_gaussians(num_gaussians=n, min_width=1e-3, max_width=widest)
+    middle = math.sqrt(narrowest * widest)
+    assert kernel.start_error(middle / 10, middle * 10) == pytest.approx(
+        ripple(math.log(ratio)), rel=0.05
+    )
+
+
+@every_start
+def test_start_error_decreases_as_the_ratio_decreases(start):
+    errors = [
+        sum_of_gaussians(start, num_gaussians=n, min_width=0.02, max_width=4e4).start_error(1, 8)
+        for n in (14, 20, 28)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.1
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0, 4.5, 6.0])
+def test_power_law_start_is_the_law_in_its_range(exponent):
+    start, widest = power_law(exponent, 2.5), 20.0 * 100.0 ** (1.0 / exponent)
+    count = 2 + int(math.log(widest / 0.24) / math.log(1.6))
+    kernel = sum_of_gaussians(start, num_gaussians=count, min_width=0.2, max_width=widest)
+    assert kernel.start_error(2.0, 8.0) < 0.02
+    assert float(start.law(tensor(2.0))) == pytest.approx(2.5 / 2.0**exponent)
+
+
+def test_start_error_is_of_the_kernel_as_it_is_now():
+    kernel = sum_of_gaussians(num_gaussians=20, min_width=0.2, max_width=2000.0)
+    before = kernel.start_error(3.0, 6.0)
+    assert with_raw_parameters(kernel, 0, 1.0).start_error(3.0, 6.0) > 10.0 * before
+
+
+@pytest.mark.parametrize(
+    ("start", "kept"),
+    [(coulomb(), False), (power_law(3.0), False), (power_law(3.5), True), (yukawa(0.1), True)],
+)
+def test_zero_mode_is_kept_where_the_law_is_integrable(start, kept):
+    assert SumOfGaussians(start).zero_mode is kept
+    assert SumOfGaussians(start, zero_mode=not kept).zero_mode is not kept
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 3), (2, 0, 3)])
+@pytest.mark.parametrize("kernel", [Ewald(), SumOfGaussians(), SumOfGaussians(num_channels=2)])
+def test_kernel_values_have_the_shape_of_their_argument(kernel, shape):
+    x = torch.full(shape, 0.5)
+    assert kernel.radial(x).shape == (kernel.num_channels, *shape)
+    assert kernel.fourier(x).shape == (kernel.num_channels, *shape)
+
+
+def test_boys_function_equals_scipy():
+    t = torch.cat([torch.logspace(-18, 3, 4000, dtype=DOUBLE), torch.linspace(0.9, 1.1, 401)])
+    expected = 0.5 * torch.sqrt(math.pi / t) * torch.from_numpy(erf(t.sqrt().numpy()))
+    torch.testing.assert_close(boys_zero(t), expected, rtol=4e-15, atol=0.0)
+    assert float(boys_zero(tensor(0.0))) == 1.0
+
+
+def test_boys_function_is_accurate_in_float32():
+    t = torch.logspace(-6, 4, 2000)
+    torch.testing.assert_close(boys_zero(t).double(), boys_zero(t.double()), rtol=5e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("t", [1e-12, 1e-3, 0.5, 1.0 - 1e-9, 1.0, 1.0 + 1e-9, 5.0])
+def test_boys_function_is_twice_differentiable(t):
+    assert_twice_differentiable(boys_zero, [tensor([max(t, 1e-5)])])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("t", [0.0, 1.0 - 1e-12, 1.0 + 1e-12])
+def test_derivatives_of_the_boys_function_are_those_of_its_integral(t, order):
+    # F_0^(n)(t) = (-1)^n times the integral of u^2n exp(-t u^2) over u from 0 to 1.
+    u = (torch.arange(20000, dtype=DOUBLE) + 0.5) / 20000
+    expected = float(((-(u**2)) ** order * torch.exp(-t * u**2)).mean())
+    x = tensor([t]).requires_grad_()
+    value = boys_zero(x)
+    for _ in range(order):
+        (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("kernel", [Ewald(1.3), sum_of_gaussians(num_channels=2)])
+def test_kernels_survive_a_copy(kernel):
+    twin = copy.deepcopy(kernel)
+    x = tensor([0.3, 4.0])
+    assert torch.equal(twin.radial(x), kernel.radial(x))
+    assert str(twin) == str(kernel)
+
+
+@pytest.mark.parametrize("amplitudes", [True, False])
+@pytest.mark.parametrize("widths", [True, False])
+def test_only_what_may_be_learned_is(amplitudes, widths):
+    kernel = SumOfGaussians(learn_amplitudes=amplitudes, learn_widths=widths)
+    assert kernel.log_amplitudes.requires_grad is amplitudes
+    assert kernel.raw_widths.requires_grad is widths
+
+
+def test_channels_have_parameters_of_their_own():
+    kernel = sum_of_gaussians(num_channels=2)
+    with torch.no_grad():
+        kernel.raw_widths[0] += 1.0
+    first, second = kernel.widths.detach()
+    assert bool((first > second).all())
+
+
+def test_min_and_default_dtype_decide_the_parameters(double_default):
+    assert SumOfGaussians().raw_widths.dtype == DOUBLE
+
+
+@pytest.fixture
+def double_default():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DOUBLE)
+    yield
+    torch.set_default_dtype(before)
+
+
+NAN, INF = float("nan"), float("inf")
+BAD_KERNELS = [
+    (lambda: SumOfGaussians(num_channels=0), "`num_channels` must be at least 1, got 0"),
+    (lambda: SumOfGaussians(num_gaussians=1), "`num_gaussians` must be at least 2, got 1"),
+    (lambda: SumOfGaussians(min_width=0.0), "`min_width` must be positive and finite, got 0.0"),
+    (lambda: SumOfGaussians(min_width=NAN), "`min_width` must be positive and finite, got nan"),
+    (lambda: SumOfGaussians(max_width=1.2), "`max_width` must be .* above .* 1.2, got 1.2"),
+    (lambda: SumOfGaussians(max_width=INF), "`max_width` must be finite .*, got inf"),
+    (lambda: SumOfGaussians(yukawa(100.0)), "`start` must be representable .*, got 0.0 for Yuk"),
+    (lambda: SumOfGaussians(power_law(500.0)), "`start` must be representable .*, got 0.0 for Po"),
+    (lambda: SumOfGaussians(power_law(1.0, 1e300)), "`start` must be representable .*, got inf"),
+    (lambda: Ewald(0.0), "`smearing` must be positive and finite, got 0.0"),
+    (lambda: Ewald(INF), "`smearing` must be positive and finite, got inf"),
+    (lambda: power_law(0.0), "`exponent` must be positive and finite, got 0.0"),
+    (lambda: power_law(INF), "`exponent` must be positive and finite, got inf"),
+    (lambda: power_law(NAN), "`exponent` must be positive and finite, got nan"),
+    (lambda: power_law(6.0, 0.0), "`strength` must be finite and not zero, got 0.0"),
+    (lambda: yukawa(0.0), "`kappa` must be positive .*, got 0.0. Use coulomb"),
+    (lambda: yukawa(INF), "`kappa` must be positive and finite, got inf"),
+    (lambda: yukawa(0.1, 0.0), "`strength` must be finite and not zero, got 0.0"),
+    (lambda: yukawa(0.1, NAN), "`strength` must be finite and not zero, got nan"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD_KERNELS)
+def test_an_option_out_of_range_is_named(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()

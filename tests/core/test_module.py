@@ -1,0 +1,282 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from references import DOUBLE, evaluate, random_structure, tensor
+
+from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
+from sog_longrange.testing import join
+
+SIZES = [3, 2]
+
+
+def make_module(seed=0, **options):
+    torch.manual_seed(seed)
+    return SOGLongRange(SIZES, SOGConfig(tolerance=1e-2, **options)).double()
+
+
+def make_batch():
+    structures = [random_structure(s, 3, sum(SIZES), periodic=s != 1) for s in range(3)]
+    return join(structures)
+
+
+def force_loss(module, batch, **options):
+    features, positions, *rest = batch
+    positions = positions.clone().requires_grad_()
+    energy = module(
+        features + positions.sin() @ torch.ones(3, 5).to(features), positions, *rest, **options
+    ).energy.sum()
+    (force,) = torch.autograd.grad(energy, positions, create_graph=True)
+    return (force - 0.3).square().sum()
+
+
+def take_steps(optimizer, count):
+    for _ in range(count):
+        optimizer.step()
+
+
+def optimizer_of(module):
+    return torch.optim.SGD(module.parameters(), lr=0.0)
+
+
+def test_gate_is_open_unless_warmed_up():
+    assert float(make_module().gate) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 49, 100, 333, 1000, 12345])
+def test_gate_is_exactly_one_after_its_steps_and_below_before(steps, dtype):
+    module = make_module().to(dtype)
+    optimizer = optimizer_of(module)
+    module.warm_up(optimizer, steps)
+    take_steps(optimizer, steps - 1)
+    assert float(module.gate) < 1.0
+    take_steps(optimizer, 1)
+    assert float(module.gate) == 1.0
+    take_steps(optimizer, 2)
+    assert float(module.gate) == 1.0
+
+
+def test_gate_rises_by_equal_steps():
+    module = make_module()
+    optimizer = optimizer_of(module)
+    module.warm_up(optimizer, 8)
+    gates = []
+    for _ in range(10):
+        gates.append(float(module.gate))
+        optimizer.step()
+    assert gates == pytest.approx([0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1, 1])
+
+
+def test_closed_gate_gives_no_energy_no_force_and_finite_gradients():
+    module, batch = make_module(), make_batch()
+    module.warm_up(optimizer_of(module))
+    out = module(*batch)
+    for value in (out.energy, out.atomic_energies, out.potential, out.charges):
+        assert not value.any()
+    gradients = torch.autograd.grad(force_loss(module, batch), tuple(module.parameters()))
+    assert all(bool(g.isfinite().all()) for g in gradients)
+
+
+def test_a_half_open_gate_scales_energy_and_forces_alike():
+    module, batch = make_module(), make_batch()
+    full = module(*batch)
+    module.gate.fill_(0.25)
+    gated = module(*batch)
+    torch.testing.assert_close(gated.energy, 0.25 * full.energy)
+    torch.testing.assert_close(gated.charges, 0.5 * full.charges)
+    per_atom = 0.5 * (gated.charges * gated.potential).sum(-1)
+    torch.testing.assert_close(gated.atomic_energies, per_atom)
+    torch.testing.assert_close(gated.atomic_energies.sum(), gated.energy.sum())
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_warm_up_wants_a_positive_number_of_steps(steps):
+    module = make_module()
+    with pytest.raises(ConfigError, match=f"`steps` must be at least 1, got {steps}"):
+        module.warm_up(optimizer_of(module), steps)
+    assert float(module.gate) == 1.0
+
+
+def reload(module):
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"share_kernel": False, "num_channels": 2}, {"kernel": "ewald"}]
+)
+def test_state_dict_restores_the_energy(options):
+    module, batch = make_module(0, **options), make_batch()
+    module.gate.fill_(0.3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1
+    other = make_module(1, **options)
+    assert not torch.equal(other(*batch).energy, module(*batch).energy)
+    other.load_state_dict(reload(module))
+    assert torch.equal(other(*batch).energy, module(*batch).energy)
+
+
+def test_a_restarted_training_goes_on_where_the_gate_stood():
+    module = make_module()
+    optimizer = optimizer_of(module)
+    module.warm_up(optimizer, 10)
+    take_steps(optimizer, 4)
+    restarted = make_module()
+    optimizer = optimizer_of(restarted)
+    restarted.warm_up(optimizer, 10)
+    restarted.load_state_dict(reload(module))
+    assert float(restarted.gate) == pytest.approx(0.4)
+    take_steps(optimizer, 5)
+    assert float(restarted.gate) == pytest.approx(0.9)
+    take_steps(optimizer, 1)
+    assert float(restarted.gate) == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kernel": "power_law", "exponent": 6},
+        {"kernel": "yukawa", "charge_constraint": "neutral"},
+        {"kernel": "ewald", "num_channels": 3},
+        {"share_kernel": False, "num_channels": 2},
+    ],
+)
+def test_every_parameter_gets_a_gradient_from_a_force_loss_at_the_start(options):
+    module = make_module(**options)
+    names, values = zip(*module.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(force_loss(module, make_batch()), values)
+    for name, gradient in zip(names, gradients, strict=True):
+        assert bool(gradient.isfinite().all()), name
+        assert bool((gradient.abs() > 0.0).any(dim=-1).all()), name
+
+
+def test_frozen_parameters_get_no_gradient():
+    module = make_module(learn_amplitudes=False, learn_widths=False)
+    force_loss(module, make_batch()).backward()
+    kernel = module.energy.kernel
+    assert kernel.raw_widths.grad is None
+    assert kernel.log_amplitudes.grad is None
+    assert module.readout.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("kernel", ["coulomb", "power_law", "yukawa", "ewald"])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301
+def test_copies_are_equal_and_independent(kernel, duplicate):
+    module, batch = make_module(kernel=kernel), make_batch()
+    expected = module(*batch).energy.detach()
+    twin = duplicate(module)
+    assert torch.equal(twin(*batch).energy, expected)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter += 0.5
+    twin.gate.zero_()
+    assert torch.equal(module(*batch).energy, expected)
+
+
+def test_a_copy_does_not_follow_the_warm_up_of_the_original():
+    module = make_module()
+    optimizer = optimizer_of(module)
+    module.warm_up(optimizer, 4)
+    twin = copy.deepcopy(module)
+    take_steps(optimizer, 2)
+    assert float(twin.gate) == 0.0
+
+
+def test_a_module_can_be_copied_after_an_evaluation():
+    module, batch = make_module(), make_batch()
+    force_loss(module, batch).backward()
+    assert torch.equal(copy.deepcopy(module)(*batch).energy, module(*batch).energy)
+
+
+def in_float32(batch):
+    return tuple(x.float() if getattr(x, "dtype", None) == DOUBLE else x for x in batch)
+
+
+@pytest.mark.parametrize("kernel", ["coulomb", "power_law", "yukawa", "ewald"])
+def test_float32_agrees_with_float64(kernel):
+    module, batch = make_module(kernel=kernel), make_batch()
+    expected = module(*batch).energy
+    found = module.float()(*in_float32(batch)).energy
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(module.double()(*batch).energy, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_float32_forces_and_their_training_gradients_agree_with_float64():
+    module, batch = make_module(), make_batch()
+    double = torch.autograd.grad(force_loss(module, batch), tuple(module.parameters()))
+    module.float()
+    single = torch.autograd.grad(force_loss(module, in_float32(batch)), tuple(module.parameters()))
+    for found, expected in zip(single, double, strict=True):
+        assert (found.double() - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("constraint", ["neutral", "total"])
+def test_charges_obey_the_constraint(constraint):
+    module, batch = make_module(charge_constraint=constraint, num_channels=2), make_batch()
+    wanted = tensor([1.0, -2.0, 0.5]) if constraint == "total" else torch.zeros(3, dtype=DOUBLE)
+    out = module(*batch, total_charge=wanted)
+    sums = torch.stack([part.sum(0) for part in out.charges.split(3)])
+    torch.testing.assert_close(sums[:, 0], wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sums[:, 1], torch.zeros_like(wanted), rtol=0, atol=1e-12)
+
+
+def test_integer_total_charges_are_accepted():
+    module, batch = make_module(charge_constraint="total"), make_batch()
+    integers = module(*batch, total_charge=torch.tensor([1, 0, -1]))
+    floats = module(*batch, total_charge=torch.tensor([1.0, 0.0, -1.0]))
+    assert torch.equal(integers.energy, floats.energy)
+
+
+def test_a_required_total_charge_is_asked_for():
+    module = make_module(charge_constraint="total")
+    with pytest.raises(InputError, match='`total_charge` must be given for .*"total", got None'):
+        module(*make_batch())
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 4])
+def test_a_total_charge_of_the_wrong_length_is_refused(length):
+    module = make_module(charge_constraint="total")
+    message = rf"`total_charge` must be of shape \(n_graphs=3,\), got shape \({length},\)"
+    with pytest.raises(InputError, match=message):
+        module(*make_batch(), total_charge=torch.zeros(length))
+
+
+def test_forces_respond_to_the_total_charge():
+    module, batch = make_module(charge_constraint="total"), make_batch()
+    losses = [
+        float(force_loss(module, batch, total_charge=tensor([q] * 3)).detach()) for q in (0, 2)
+    ]
+    assert losses[0] != pytest.approx(losses[1])
+
+
+def test_the_default_configuration_is_used_if_none_is_given():
+    module = SOGLongRange(SIZES)
+    assert module.config == SOGConfig()
+    assert float(evaluate(module.double(), random_structure(0, 3, 5)).energy.detach()) != 0.0
+
+
+def test_training_fits_forces_of_the_same_model():
+    target, module = make_module(0), make_module(1)
+    features, positions, *rest = make_batch()
+    positions.requires_grad_()
+    energy = target(features, positions, *rest).energy.sum()
+    expected = torch.autograd.grad(energy, positions)[0]
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        energy = module(features, positions, *rest).energy.sum()
+        (gradient,) = torch.autograd.grad(energy, positions, create_graph=True)
+        loss = (gradient - expected).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 * losses[0]

@@ -1,0 +1,205 @@
+"""The reciprocal sum ends where the tolerance says, smoothly."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from references import (
+    DOUBLE,
+    PERIODIC,
+    all_kernels,
+    energy_value,
+    forces_of,
+    random_structure,
+    relative_error,
+    sum_of_gaussians,
+    tensor,
+)
+
+from sog_longrange import Ewald, LongRangeEnergy, coulomb
+from sog_longrange.geometry import (
+    TAPER,
+    choose_modes,
+    fade_out,
+    reciprocal_cell,
+    squared_wave_numbers,
+    wave_number_onset,
+    wrapped_phases,
+)
+
+SLACK = {"narrowest": 20.0}
+"""Relative l2 error of forces over tolerance that is accepted, 3 where not listed."""
+
+
+def narrowest_kernel():
+    """Every width at its lower bound: the slowest decay that training can reach."""
+    kernel = sum_of_gaussians(coulomb(), num_gaussians=3, max_width=4.0).requires_grad_(False)
+    kernel.raw_widths.fill_(-60.0)
+    return kernel
+
+
+CUTOFF_KERNELS = {"narrowest": narrowest_kernel(), "ewald": Ewald(1.0), **all_kernels()}
+
+
+@pytest.mark.parametrize("name", CUTOFF_KERNELS)
+@pytest.mark.parametrize("exponent", [2, 4, 6, 8, 10])
+def test_error_of_forces_stays_below_slack_times_tolerance(name, exponent):
+    kernel = CUTOFF_KERNELS[name]
+    for seed in range(6):
+        structure = random_structure(seed, 12, edge=6.0)
+        exact = forces_of(LongRangeEnergy(kernel, tolerance=1e-14), structure)
+        found = forces_of(LongRangeEnergy(kernel, tolerance=10.0**-exponent), structure)
+        assert relative_error(found, exact) <= SLACK.get(name, 3.0) * 10.0**-exponent
+
+
+def test_a_coarser_tolerance_has_a_larger_error():
+    structure = random_structure(0, 12, edge=6.0)
+    exact = forces_of(LongRangeEnergy(Ewald(1.0), tolerance=1e-14), structure)
+    errors = [
+        relative_error(forces_of(LongRangeEnergy(Ewald(1.0), tolerance=t), structure), exact)
+        for t in (1e-2, 1e-4, 1e-6, 1e-8)
+    ]
+    assert all(b < 0.1 * a for a, b in itertools.pairwise(errors))
+
+
+def curvatures(n_points):
+    """d2E / d(scale)2 of one structure at `n_points` scales of its cell."""
+    structure = random_structure(1, 4, edge=6.0)
+    scale = torch.linspace(0.97, 1.03, n_points, dtype=DOUBLE, requires_grad=True)
+    charges = structure.charges.repeat(n_points, 1)
+    positions = (scale[:, None, None] * structure.positions).reshape(-1, 3)
+    cell = scale[:, None, None] * structure.cell
+    batch = torch.arange(n_points).repeat_interleave(4)
+    model = LongRangeEnergy(Ewald(1.0), tolerance=0.05)
+    energy = model(charges, positions, cell, PERIODIC.expand(n_points, 3), batch).energy
+    (slope,) = torch.autograd.grad(energy.sum(), scale, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), scale)
+    return energy.detach(), curvature
+
+
+def largest_jump(values):
+    return float(values.diff().abs().max())
+
+
+def test_second_derivative_in_the_cell_has_no_jump():
+    coarse, fine = (largest_jump(curvatures(n)[1]) for n in (400, 1600))
+    assert fine < 0.3 * coarse
+
+
+def test_a_sharp_cutoff_would_jump(monkeypatch):
+    from sog_longrange.kspace import direct
+
+    monkeypatch.setattr(direct, "fade_out", lambda k2, onset: (k2 < onset**2).to(k2))
+    coarse, fine = (largest_jump(curvatures(n)[0]) for n in (400, 1600))
+    assert fine > 0.5 * coarse
+
+
+def test_differences_of_energies_agree_with_the_second_derivative():
+    energy, curvature = curvatures(3201)
+    step = 0.06 / 3200
+    differences = (energy[2:] - 2.0 * energy[1:-1] + energy[:-2]) / step**2
+    error = (differences - curvature[1:-1]).abs().max()
+    assert float(error) < 1e-3 * float(curvature.abs().max())
+
+
+def test_fade_out_is_one_below_and_zero_above_with_flat_ends():
+    k2 = tensor([0.0, 1.0, TAPER**2, 9.0]).requires_grad_()
+    fade = fade_out(k2, 1.0)
+    (slope,) = torch.autograd.grad(fade.sum(), k2, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), k2)
+    assert fade.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert slope.tolist() == [0.0] * 4
+    assert float(curvature.abs().max()) < 1e-9
+
+
+def test_kernel_is_at_its_tolerance_where_the_fade_begins():
+    onset = wave_number_onset(min_width=1.7, tolerance=1e-6)
+    assert math.exp(-0.5 * (1.7 * onset) ** 2) == pytest.approx(1e-6)
+
+
+SKEWED = {
+    "cubic": torch.eye(3, dtype=DOUBLE) * 5.0,
+    "hexagonal": tensor([[4.0, 0, 0], [-2.0, 2.0 * 3**0.5, 0], [0, 0, 6.5]]),
+    "fcc": tensor([[0, 3.0, 3.0], [3.0, 0, 3.0], [3.0, 3.0, 0]]),
+    "acute": tensor([[5.0, 0, 0], [4.9, 1.0, 0], [4.9, 0.5, 0.8]]),
+    "sheared": tensor([[3.0, 0, 0], [21.0, 4.0, 0], [-12.0, 8.0, 5.0]]),
+    "left-handed": tensor([[0, 0, 3.0], [1.0, 4.0, 9.0], [5.0, -2.0, 0]]),
+}
+
+
+@pytest.mark.parametrize("name", SKEWED)
+@pytest.mark.parametrize("cutoff", [1.0, 3.7])
+def test_the_box_of_modes_holds_every_wave_within_the_cutoff(name, cutoff):
+    # m_i = a_i . k / 2 pi, so |m_i| <= |a_i| k / 2 pi for any angles between the a_i.
+    cell = SKEWED[name][None]
+    box = choose_modes(cell, cutoff)
+    reciprocal = reciprocal_cell(cell)[0]
+    sizes = [int(axis.max()) for axis in box.axes]
+    wide = [torch.arange(-n - 4, n + 5, dtype=DOUBLE) for n in sizes]
+    modes = torch.cartesian_prod(*wide)
+    inside = modes[(modes @ reciprocal).norm(dim=1) <= cutoff]
+    assert len(inside) > 1 or name == "acute" or cutoff < 3.0
+    assert torch.all(inside.abs().amax(0) <= torch.tensor(sizes, dtype=DOUBLE))
+
+
+def test_the_box_of_modes_touches_the_cutoff():
+    # The bound is attained where a wave runs along a lattice vector.
+    box = choose_modes(SKEWED["cubic"][None], 2.0 * math.pi / 5.0 * 3.0 + 1e-9)
+    assert box.shape == (4, 7, 7)
+
+
+def test_the_box_of_modes_of_a_batch_holds_those_of_its_members():
+    cells = torch.stack([SKEWED["fcc"], SKEWED["sheared"]])
+    shape = choose_modes(cells, 3.0).shape
+    for cell in cells:
+        alone = choose_modes(cell[None], 3.0).shape
+        assert all(a <= b for a, b in zip(alone, shape, strict=True))
+
+
+@pytest.mark.parametrize("name", SKEWED)
+def test_squared_wave_numbers_equal_the_norms_of_the_waves(name):
+    cell = SKEWED[name][None]
+    box, reciprocal = choose_modes(cell, 3.0), reciprocal_cell(cell)
+    expected = (torch.cartesian_prod(*box.axes) @ reciprocal[0]).square().sum(-1)
+    found = squared_wave_numbers(box, reciprocal)[0].flatten()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_forces_survive_a_very_skewed_cell():
+    shear = tensor([[1.0, 0, 0], [30.0, 1.0, 0], [-30.0, 30.0, 1.0]])
+    cell = shear @ torch.diag(tensor([5.0, 6.0, 7.0]))
+    structure = random_structure(2, 4)._replace(cell=cell)
+    model = LongRangeEnergy(Ewald(1.5))
+    single = [x.float() if x.is_floating_point() else x for x in structure]
+    expected = forces_of(model, structure)
+    found = forces_of(model, type(structure)(*single)).double()
+    assert relative_error(found, expected) < 1e-3
+
+
+def test_half_a_box_counts_every_mirrored_mode_once():
+    box = choose_modes(SKEWED["cubic"][None], 3.0)
+    n1, n2, n3 = box.shape
+    total = float(box.weights.sum()) * n2 * n3
+    assert total == (2 * n1 - 1) * n2 * n3
+
+
+def test_wrapped_phases_are_those_of_the_first_cell():
+    structure = random_structure(3, 5)
+    reciprocal = reciprocal_cell(structure.cell[None])
+    batch = torch.zeros(5, dtype=torch.int64)
+    phases = wrapped_phases(structure.positions, reciprocal, batch)
+    shifted = structure.positions + tensor([3.0, -5.0, 7.0]) @ structure.cell
+    assert bool(((phases >= 0.0) & (phases < 2.0 * math.pi + 1e-12)).all())
+    moved = wrapped_phases(shifted, reciprocal, batch)
+    torch.testing.assert_close(torch.exp(1j * moved), torch.exp(1j * phases), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["coulomb", "ewald"])
+def test_energy_converges_to_the_untruncated_sum(name):
+    structure = random_structure(4, 6, edge=5.0)
+    energies = [
+        energy_value(LongRangeEnergy(all_kernels()[name], tolerance=t), structure)
+        for t in (1e-8, 1e-14)
+    ]
+    assert energies[0] == pytest.approx(energies[1], rel=1e-7)

@@ -1,0 +1,256 @@
+"""Rules of the house that no linter knows."""
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "sog_longrange"
+ADAPTERS = ("sog_mace", "sog_nequip", "sog_pyg")
+HOSTS = ("mace", "nequip", "torch_geometric", "e3nn", "ase")
+ALLOWED_IN_CORE = {"torch", "numpy", "finufft", "cufinufft", *sys.stdlib_module_names}
+
+LAYERS = {
+    "_version": 0,
+    "errors": 0,
+    "units": 0,
+    "validation": 1,
+    "geometry": 1,
+    "kernels": 2,
+    "kspace": 3,
+    "charges": 3,
+    "config": 3,
+    "energy": 4,
+    "module": 5,
+    "observables": 5,
+    "io": 5,
+    "testing": 6,
+}
+"""A module of the core imports only from layers below its own."""
+
+MAX_LINES = 60
+MAX_MEDIAN = 15
+
+
+def sources(*folders):
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
+CORE_SOURCES = sources(CORE)
+ADAPTER_SOURCES = sources(*(ROOT / "adapters" / name for name in ADAPTERS))
+every_source = pytest.mark.parametrize(
+    "path", CORE_SOURCES + ADAPTER_SOURCES, ids=lambda path: str(path.relative_to(ROOT))
+)
+every_core_source = pytest.mark.parametrize(
+    "path", CORE_SOURCES, ids=lambda path: str(path.relative_to(ROOT))
+)
+every_adapter_source = pytest.mark.parametrize(
+    "path", ADAPTER_SOURCES, ids=lambda path: str(path.relative_to(ROOT))
+)
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def dotted_name(path):
+    base = CORE.parent if path.is_relative_to(CORE) else ROOT / "adapters"
+    parts = path.relative_to(base).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def imports(path):
+    """Absolute dotted names, as tuples, of everything a file imports."""
+    package = dotted_name(path) if path.name == "__init__.py" else dotted_name(path)[:-1]
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield tuple(alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module or "").split(".")) if node.module else base
+            for alias in node.names:
+                yield (*module, alias.name)
+
+
+def layer_of(name):
+    """Layer of a dotted name inside the core."""
+    assert name[1] in LAYERS, f"Give {'.'.join(name)} a layer in LAYERS."
+    return LAYERS[name[1]]
+
+
+@every_core_source
+def test_the_core_imports_lower_layers_only(path):
+    own = dotted_name(path)
+    if own == ("sog_longrange",):
+        return
+    for name in imports(path):
+        if name[0] == "sog_longrange" and name[1] != own[1]:
+            assert layer_of(name) < layer_of(own), f"{'.'.join(own)} imports {'.'.join(name)}"
+
+
+@every_core_source
+def test_the_core_needs_torch_and_numpy_only(path):
+    foreign = {name[0] for name in imports(path)} - {"sog_longrange"} - ALLOWED_IN_CORE
+    assert foreign == set()
+
+
+@every_adapter_source
+def test_adapters_never_import_each_other(path):
+    others = set(ADAPTERS) - {dotted_name(path)[0]}
+    assert {name[0] for name in imports(path)} & others == set()
+
+
+@every_source
+def test_input_is_never_checked_by_assert(path):
+    lines = [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.Assert)]
+    assert lines == []
+
+
+@every_core_source
+def test_importing_a_module_only_defines_names(path):
+    statements = (
+        *(ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef),
+        *(ast.Assign, ast.AnnAssign),
+    )
+    for node in parse(path).body:
+        documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        assert documentation or isinstance(node, statements), f"line {node.lineno}"
+
+
+def functions_of(tree):
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def is_public(node):
+    return not node.name.startswith("_")
+
+
+def public_definitions(tree):
+    """Public functions and classes of a module, and the public methods of those classes."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in tree.body:
+        if isinstance(node, kinds) and is_public(node):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from (n for n in node.body if isinstance(n, kinds) and is_public(n))
+
+
+def parameters(function):
+    """Parameters other than self and cls."""
+    args = function.args
+    named = [*args.posonlyargs, *args.args, *args.kwonlyargs]
+    starred = [arg for arg in (args.vararg, args.kwarg) if arg is not None]
+    return [arg for arg in named + starred if arg.arg not in ("self", "cls")]
+
+
+@every_source
+def test_modules_and_everything_public_have_docstrings(path):
+    tree = parse(path)
+    bare = [node.name for node in public_definitions(tree) if not ast.get_docstring(node)]
+    assert ast.get_docstring(tree)
+    assert bare == []
+
+
+@every_source
+def test_every_function_is_annotated(path):
+    bare = [
+        f"{function.name}({arg.arg})"
+        for function in functions_of(parse(path))
+        for arg in parameters(function)
+        if arg.annotation is None
+    ]
+    bare += [f"{f.name} ->" for f in functions_of(parse(path)) if f.returns is None]
+    assert bare == []
+
+
+def has_section(node, *titles):
+    documentation = ast.get_docstring(node) or ""
+    return any(f"{title}\n{'-' * len(title)}\n" in documentation for title in titles)
+
+
+def returns_something(function):
+    return ast.unparse(function.returns) not in ("None", "Iterator[None]")
+
+
+@every_source
+def test_public_functions_document_parameters_and_result(path):
+    missing = []
+    for node in parse(path).body:
+        if not isinstance(node, ast.FunctionDef) or not is_public(node):
+            continue
+        if parameters(node) and not has_section(node, "Parameters"):
+            missing.append(f"{node.name}: Parameters")
+        if len(parameters(node)) > 1 and returns_something(node):
+            missing += [] if has_section(node, "Returns", "Yields") else [f"{node.name}: Returns"]
+    assert missing == []
+
+
+@every_source
+def test_public_classes_document_their_constructor(path):
+    missing = []
+    for node in parse(path).body:
+        if isinstance(node, ast.ClassDef) and is_public(node):
+            constructors = [f for f in functions_of(node) if f.name == "__init__"]
+            wants = any(parameters(f) for f in constructors)
+            if wants and not has_section(node, "Parameters"):
+                missing.append(node.name)
+    assert missing == []
+
+
+def code_lines(function):
+    """Lines of a function without its decorators and docstring."""
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function) is None:
+        return lines
+    documentation = function.body[0]
+    return lines - (documentation.end_lineno - documentation.lineno + 1)
+
+
+@every_source
+def test_functions_are_short(path):
+    long = {f.name: code_lines(f) for f in functions_of(parse(path)) if code_lines(f) > MAX_LINES}
+    assert long == {}
+
+
+@pytest.mark.parametrize("files", [CORE_SOURCES, ADAPTER_SOURCES], ids=["core", "adapters"])
+def test_the_median_function_is_short(files):
+    lengths = [code_lines(function) for path in files for function in functions_of(parse(path))]
+    assert statistics.median(lengths) <= MAX_MEDIAN
+
+
+def run_python(code):
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, sys, sog_longrange
+for module in pkgutil.walk_packages(sog_longrange.__path__, "sog_longrange."):
+    importlib.import_module(module.name)
+"""
+
+
+def test_importing_every_module_prints_nothing_and_changes_no_default():
+    code = "import torch\nbefore = torch.get_default_dtype(), torch.initial_seed()\n"
+    code += IMPORT_EVERYTHING
+    code += "import torch; assert (torch.get_default_dtype(), torch.initial_seed()) == before"
+    process = run_python(code)
+    assert process.stdout == ""
+    assert process.stderr == ""
+
+
+def test_importing_the_core_imports_no_host():
+    process = run_python(IMPORT_EVERYTHING + "print(*sys.modules)")
+    loaded = {name.split(".")[0] for name in process.stdout.split()}
+    assert "sog_longrange" in loaded
+    assert loaded & {*HOSTS, *ADAPTERS, "finufft", "matplotlib"} == set()
+
+
+def test_everything_exported_exists():
+    code = "import sog_longrange as s; missing = [n for n in s.__all__ if not hasattr(s, n)]"
+    assert run_python(code + "; print(missing)").stdout.strip() == "[]"

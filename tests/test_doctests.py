@@ -1,0 +1,25 @@
+"""The examples in the docstrings run and give what they say."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import sog_longrange
+
+MODULES = [
+    "sog_longrange",
+    *(m.name for m in pkgutil.walk_packages(sog_longrange.__path__, "sog_longrange.")),
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["sog_longrange.energy", "sog_longrange.testing"])
+def test_examples_are_found(name):
+    assert doctest.testmod(importlib.import_module(name)).attempted > 0
