@@ -58,9 +58,9 @@ class SOGConfig:
     smearing: float = 1.0
     num_channels: int = 1
     share_kernel: bool = True
-    num_gaussians: int = 8
+    num_gaussians: int = 12
     min_width: float = 1.0
-    max_width: float = 20.0
+    max_width: float = 100.0
     learn_amplitudes: bool = True
     learn_widths: bool = True
     hidden_size: int = 32

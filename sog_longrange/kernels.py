@@ -225,7 +225,8 @@ class SumOfGaussians(nn.Module):
     stay above `min_width` all through training, so a k cutoff chosen from it stays
     valid. Amplitudes keep the sign of the start, and the value of the kernel at
     `gauge_radius` is pinned: without the pin, (a, q) -> (c^2 a, q/c) would change
-    nothing and charges would have no scale.
+    nothing and charges would have no scale. That distance, 4 `min_width`, is one that
+    small cells see too: Gaussians wider than a third of the cell do nothing in it.
 
     Parameters
     ----------
@@ -250,7 +251,9 @@ class SumOfGaussians(nn.Module):
 
     Notes
     -----
-    The narrowest Gaussian of the start is 1.2 `min_width` wide.
+    The narrowest Gaussian of the start is 1.2 `min_width` wide. For 1/r, forces follow the
+    law to 4e-4 from 4 `min_width` to 0.15 `max_width`; what wider Gaussians would add to
+    the energy there is a constant, which cancels in neutral structures.
 
     References
     ----------
@@ -267,9 +270,9 @@ class SumOfGaussians(nn.Module):
         start: Start | None = None,
         *,
         num_channels: int = 1,
-        num_gaussians: int = 8,
+        num_gaussians: int = 12,
         min_width: float = 1.0,
-        max_width: float = 20.0,
+        max_width: float = 100.0,
         learn_amplitudes: bool = True,
         learn_widths: bool = True,
         zero_mode: bool | None = None,
@@ -283,7 +286,7 @@ class SumOfGaussians(nn.Module):
         self.zero_mode = start.zero_mode if zero_mode is None else zero_mode
         widths = _log_spaced(1.2 * min_width, max_width, num_gaussians)
         amplitudes = start.amplitudes(widths, math.log(widths[1] / widths[0]))
-        self.gauge_radius = math.sqrt(float(widths[0] * widths[-1]))
+        self.gauge_radius = 4.0 * self.min_width
         self._set_start(amplitudes, widths, learn_amplitudes, learn_widths)
 
     def _set_start(self, amplitudes: Tensor, widths: Tensor, *learn: bool) -> None:

@@ -100,7 +100,7 @@ NAN = float("nan")
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_gaussians": 1}, "num_gaussians"),
         ({"min_width": 0.0}, "min_width"),
-        ({"min_width": 30.0}, "max_width"),
+        ({"min_width": 90.0}, "max_width"),
         ({"max_width": NAN}, "max_width"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"tolerance": 0.2}, "tolerance"),

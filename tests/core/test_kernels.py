@@ -48,7 +48,7 @@ def test_widths_stay_above_their_bound_whatever_the_raw_parameters(raw, min_widt
 def test_widths_start_log_spaced_from_above_the_bound_to_max_width(start, max_width):
     widths = sum_of_gaussians(start, min_width=1.0, max_width=max_width).widths[0].detach()
     ratios = widths[1:] / widths[:-1]
-    torch.testing.assert_close(ratios, ratios[:1].expand(7), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios), rtol=1e-5, atol=0.0)
     assert float(widths[0]) == pytest.approx(1.2, rel=1e-6)
     assert float(widths[-1]) == pytest.approx(max_width, rel=1e-6)
 
