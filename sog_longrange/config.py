@@ -12,6 +12,13 @@ from .errors import ConfigError, explain
 from .kernels import Ewald, Start, SumOfGaussians, coulomb, power_law, yukawa
 
 KERNELS = ("coulomb", "power_law", "yukawa", "ewald")
+USED_BY = {
+    "exponent": ("power_law",),
+    "kappa": ("yukawa",),
+    "strength": ("power_law", "yukawa"),
+    "smearing": ("ewald",),
+    "zero_mode": ("coulomb", "power_law", "yukawa"),
+}
 CHARGE_CONSTRAINTS = ("none", "neutral", "total")
 
 
@@ -48,7 +55,7 @@ class SOGConfig:
     Raises
     ------
     ConfigError
-        If an option has a wrong type or value.
+        If an option has a wrong type or value, or the chosen kernel has no use for it.
     """
 
     kernel: str = "coulomb"
@@ -74,6 +81,16 @@ class SOGConfig:
             object.__setattr__(self, name, _coerce(name, getattr(self, name), hint))
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
+        self._check_used()
+
+    def _check_used(self) -> None:
+        """Refuse options that the chosen kernel would ignore."""
+        for field in dataclasses.fields(self):
+            kernels = USED_BY.get(field.name, KERNELS)
+            if self.kernel not in kernels and getattr(self, field.name) != field.default:
+                expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
+                got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
+                raise ConfigError(explain(field.name, expected, got))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:

@@ -47,7 +47,9 @@ class LongRangeEnergy(nn.Module):
         Law of interaction.
     tolerance : float
         Relative size of the kernel's Gaussian factor at which the reciprocal sum
-        ends; the relative error of forces is of this order.
+        ends. The relative l2 error of forces is below 3 times this for kernels as they
+        start, and below 20 times where training drove all widths to `min_width`, save
+        for a few atoms in a tiny cell.
     remove_self : bool
         Whether the interaction of each charge with itself, 1/2 K(0) q^2, is removed.
 

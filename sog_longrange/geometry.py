@@ -13,8 +13,8 @@ from .errors import SizeError
 TAPER: float = 1.05
 """Ratio of the k cutoff to the wave number from which the kernel is faded out."""
 
-MAX_ELEMENTS: int = 2**29
-"""Largest number of elements of one intermediate array that is attempted."""
+MAX_ELEMENTS: int = 2**26
+"""Largest number of modes or pairs that is attempted; some arrays are a dozen times larger."""
 
 
 class Modes(NamedTuple):

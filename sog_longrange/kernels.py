@@ -252,7 +252,7 @@ class SumOfGaussians(nn.Module):
     Notes
     -----
     The narrowest Gaussian of the start is 1.2 `min_width` wide. For 1/r, forces follow the
-    law to 4e-4 from 4 `min_width` to 0.15 `max_width`; what wider Gaussians would add to
+    law to 6e-4 from 4 `min_width` to 0.15 `max_width`; what wider Gaussians would add to
     the energy there is a constant, which cancels in neutral structures.
 
     References

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sog_longrange import ConfigError, Ewald, SOGConfig, SOGLongRange, SumOfGaussians
+from sog_longrange.config import USED_BY
 from sog_longrange.kernels import PowerLaw, Yukawa
 from sog_longrange.units import COULOMB_CONSTANT
 
@@ -38,7 +39,8 @@ def test_a_wrong_type_is_refused_with_name_and_value(name, value):
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_integers_stand_for_floats(name):
-    value = getattr(SOGConfig(**{name: 2}), name)
+    kernel = USED_BY.get(name, ("coulomb",))[0]
+    value = getattr(SOGConfig(**{"kernel": kernel, name: 2}), name)
     assert type(value) is float
     assert value == 2.0
 
@@ -116,16 +118,26 @@ def test_a_value_out_of_range_is_refused_by_name(options, name):
         SOGLongRange([4], SOGConfig(**options))
 
 
-configurations = st.builds(
-    SOGConfig,
-    kernel=st.sampled_from(["coulomb", "power_law", "yukawa", "ewald"]),
-    exponent=st.floats(0.5, 8.0),
-    strength=st.none() | st.floats(0.5, 20.0),
-    num_channels=st.integers(1, 4),
-    share_kernel=st.booleans(),
-    charge_constraint=st.sampled_from(["none", "neutral", "total"]),
-    zero_mode=st.sampled_from([None, True, False]),
+strengths = st.none() | st.floats(0.5, 20.0)
+of_each_kernel = st.one_of(
+    st.fixed_dictionaries({"kernel": st.just("coulomb")}),
+    st.fixed_dictionaries({"kernel": st.just("ewald"), "smearing": st.floats(0.5, 3.0)}),
+    st.fixed_dictionaries(
+        {"kernel": st.just("power_law"), "exponent": st.floats(0.5, 8.0), "strength": strengths}
+    ),
+    st.fixed_dictionaries(
+        {"kernel": st.just("yukawa"), "kappa": st.floats(0.1, 0.5), "strength": strengths}
+    ),
 )
+of_all_kernels = st.fixed_dictionaries(
+    {
+        "num_channels": st.integers(1, 4),
+        "share_kernel": st.booleans(),
+        "charge_constraint": st.sampled_from(["none", "neutral", "total"]),
+        "learn_widths": st.booleans(),
+    }
+)
+configurations = st.builds(lambda a, b: SOGConfig(**a, **b), of_each_kernel, of_all_kernels)
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -172,3 +184,19 @@ def test_ewald_has_the_smearing_of_the_options():
     kernel = SOGConfig(kernel="ewald", smearing=1.7).build_kernel()
     assert isinstance(kernel, Ewald)
     assert kernel.smearing == 1.7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exponent": 6.0},
+        {"strength": 2.0},
+        {"kernel": "ewald", "zero_mode": True},
+        {"kernel": "yukawa", "smearing": 2.0},
+        {"kernel": "power_law", "kappa": 0.3},
+    ],
+)
+def test_option_that_the_kernel_would_ignore_is_refused(options):
+    name = list(options)[-1]
+    with pytest.raises(ConfigError, match=f"`{name}` must be left out unless `kernel` is one of"):
+        SOGConfig(**options)

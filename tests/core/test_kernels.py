@@ -11,6 +11,7 @@ from scipy.special import erf
 from sog_longrange import ConfigError, Ewald, SumOfGaussians, coulomb, power_law, yukawa
 from sog_longrange.kernels import boys_zero
 from sog_longrange.testing import assert_twice_differentiable
+from sog_longrange.units import COULOMB_CONSTANT
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 STARTS = {
@@ -118,6 +119,16 @@ def test_power_law_start_is_the_law_in_its_range(exponent):
     kernel = sum_of_gaussians(start, num_gaussians=count, min_width=0.2, max_width=widest)
     assert kernel.start_error(2.0, 8.0) < 0.02
     assert float(start.law(tensor(2.0))) == pytest.approx(2.5 / 2.0**exponent)
+
+
+@pytest.mark.parametrize("min_width", [0.5, 1.0, 2.0])
+def test_forces_of_the_default_coulomb_start_follow_the_law_where_documented(min_width):
+    kernel = sum_of_gaussians(min_width=min_width, max_width=100.0 * min_width)
+    r = torch.linspace(4.0, 15.0, 500, dtype=DOUBLE) * min_width
+    r.requires_grad_()
+    (slope,) = torch.autograd.grad(kernel.radial(r**2).sum(), r)
+    expected = -COULOMB_CONSTANT / r.detach() ** 2
+    torch.testing.assert_close(slope, expected, rtol=6e-4, atol=0.0)
 
 
 def test_start_error_is_of_the_kernel_as_it_is_now():
