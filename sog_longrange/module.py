@@ -51,8 +51,9 @@ class SOGLongRange(nn.Module):
         """Begin without the long-range energy and fade it in as the optimizer steps.
 
         The gate is part of the state dict, so a restarted training goes on where it
-        stopped: call this first, then load the state. It is not learned: a learned factor would fall to either sign, and a
-        negative one turns attraction of opposite charges into repulsion for good.
+        stopped: call this first, then load the state. The gate is not learned: a
+        learned factor would fall to either sign, and a negative one turns attraction of
+        opposite charges into repulsion for good.
 
         Parameters
         ----------
