@@ -71,6 +71,24 @@ class SOGMACE(nn.Module):
                 raise
             return getattr(self.mace, name)
 
+    def save(self, *_: object, **__: object) -> None:
+        """Refuse to be saved as TorchScript.
+
+        Without this, MACE's export at the end of a training would find the `save` of the
+        inner model and write a file that lacks the long-range energy.
+
+        Raises
+        ------
+        HostError
+            Always.
+        """
+        raise HostError(
+            "A model with a long-range part cannot be saved as TorchScript yet. "
+            "Save it with torch.save(model, path)."
+        )
+
+    save_to_buffer = save
+
     def forward(
         self,
         data: dict[str, Tensor],

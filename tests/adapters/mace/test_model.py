@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from e3nn.util import jit
 from mace import modules
 from mace.modules.extensions import MACELES
 from mace_builders import (
@@ -227,6 +228,13 @@ def test_what_a_long_range_model_cannot_give_is_refused():
         model(data, compute_atomic_stresses=True)
     with pytest.raises(HostError, match="ML-IAP"):
         model(data, lammps_mliap=True)
+
+
+def test_torchscript_export_is_refused(tmp_path):
+    compiled = jit.compile(make_sogmace())
+    for target in (str(tmp_path / "compiled.model"), io.BytesIO()):
+        with pytest.raises(HostError, match="cannot be saved as TorchScript"):
+            torch.jit.save(compiled, target)
 
 
 def test_slab_is_refused():

@@ -81,6 +81,8 @@ def test_training_with_ema_and_stage_two_ends_in_a_model_for_ase(training_folder
         atoms.calc = MACECalculator(models=model, device="cpu", default_dtype="float64")
         assert np.isfinite(atoms.get_stress()).all()
     assert 0.0 < model.long_range.gate < 1.0
+    # MACE's TorchScript export must not leave a file without the long-range energy.
+    assert not list(training_folder.glob("*_compiled.model"))
 
 
 def test_maces_evaluation_command_reads_the_model(training_folder, monkeypatch):
