@@ -96,7 +96,7 @@ DIMERS = (
 )
 SYSTEMS = {
     "coulomb_gas": System(
-        "syn_coulomb_gas", "val", ("test", "test_triclinic", "test_large"), 50, GAS
+        "syn_coulomb_gas", "val", ("test", "test_triclinic", "test_large"), 30, GAS
     ),
     "dimers_cc": System(
         "dimers_bfdb/CC", "train", ("train", "test"), 400, DIMERS, ("--sog_num_channels=4",)
@@ -104,7 +104,7 @@ SYSTEMS = {
     "dimers_cp": System(
         "dimers_bfdb/CP", "train", ("train", "test"), 400, DIMERS, ("--sog_num_channels=4",)
     ),
-    "wca_control": System("syn_wca_control", "val", ("test",), 60, GAS),
+    "wca_control": System("syn_wca_control", "val", ("test",), 40, GAS),
 }
 
 

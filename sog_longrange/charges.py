@@ -43,9 +43,7 @@ class LatentCharges(nn.Module):
         super().__init__()
         if not layer_sizes or min(layer_sizes) < 1:
             raise ConfigError(explain("layer_sizes", "positive numbers", str(list(layer_sizes))))
-        if num_channels < 1 or hidden_size < 0:
-            got = f"{num_channels} and {hidden_size}"
-            raise ConfigError(explain("num_channels, hidden_size", ">= 1 and >= 0", got))
+        check_readout(num_channels, hidden_size)
         self.layer_sizes = tuple(int(size) for size in layer_sizes)
         self.num_channels = num_channels
         self.linear = nn.Linear(sum(self.layer_sizes), num_channels, bias=False)
@@ -84,6 +82,22 @@ class LatentCharges(nn.Module):
         if self.perceptron is not None:
             charges = charges + self.perceptron(features[:, -self.layer_sizes[-1] :])
         return charges
+
+
+def check_readout(num_channels: int, hidden_size: int) -> None:
+    """Raise `ConfigError` unless a readout can have these sizes.
+
+    Parameters
+    ----------
+    num_channels : int
+        At least 1.
+    hidden_size : int
+        At least 0.
+    """
+    if num_channels < 1:
+        raise ConfigError(explain("num_channels", "at least 1", str(num_channels)))
+    if hidden_size < 0:
+        raise ConfigError(explain("hidden_size", "at least 0", str(hidden_size)))
 
 
 def project_total_charge(charges: Tensor, total_charge: Tensor, batch: Tensor) -> Tensor:

@@ -8,16 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from .charges import check_readout
+from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
 from .kernels import Ewald, Start, SumOfGaussians, coulomb, power_law, yukawa
 
 KERNELS = ("coulomb", "power_law", "yukawa", "ewald")
+SUMS = ("coulomb", "power_law", "yukawa")
 USED_BY = {
     "exponent": ("power_law",),
     "kappa": ("yukawa",),
     "strength": ("power_law", "yukawa"),
     "smearing": ("ewald",),
-    "zero_mode": ("coulomb", "power_law", "yukawa"),
+    "zero_mode": SUMS,
+    "share_kernel": SUMS,
+    "num_gaussians": SUMS,
+    "min_width": SUMS,
+    "max_width": SUMS,
+    "learn_amplitudes": SUMS,
+    "learn_widths": SUMS,
 }
 CHARGE_CONSTRAINTS = ("none", "neutral", "total")
 
@@ -31,8 +40,10 @@ class SOGConfig:
     kernel : {"coulomb", "power_law", "yukawa", "ewald"}
         Law that the sum of Gaussians starts as, or the fixed Ewald kernel.
     exponent, kappa, strength : float, optional
-        Parameters of the start: exponent of the power law, inverse screening length
-        of the Yukawa law in 1/Å, and the strength of either in eV Å^exponent/e^2.
+        Parameters of the start: exponent of the power law, which has no default,
+        inverse screening length of the Yukawa law in 1/Å, and the strength of either in
+        eV Å^exponent/e^2 (by default 1 and that of Coulomb). With a negative strength
+        like charges attract, as in dispersion.
     smearing : float
         Width in Å of the Gaussian charges of the Ewald kernel.
     num_channels : int
@@ -59,7 +70,7 @@ class SOGConfig:
     """
 
     kernel: str = "coulomb"
-    exponent: float = 1.0
+    exponent: float | None = None
     kappa: float = 0.1
     strength: float | None = None
     smearing: float = 1.0
@@ -82,6 +93,9 @@ class SOGConfig:
         _check_choice("kernel", self.kernel, KERNELS)
         _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
         self._check_used()
+        # A kernel is cheap to build and knows what it takes; so does an energy.
+        LongRangeEnergy(self.build_kernel(), tolerance=self.tolerance)
+        check_readout(self.num_channels, self.hidden_size)
 
     def _check_used(self) -> None:
         """Refuse options that the chosen kernel would ignore."""
@@ -119,6 +133,25 @@ class SOGConfig:
         """Return the options as a dictionary that :meth:`from_dict` accepts."""
         return dataclasses.asdict(self)
 
+    def differences(self, other: SOGConfig) -> str:
+        """Describe the options that differ from those of another configuration.
+
+        Parameters
+        ----------
+        other : SOGConfig
+
+        Returns
+        -------
+        str
+            Like "min_width 1.0 here, 0.5 there"; empty if there are none.
+        """
+        ours, theirs = self.to_dict(), other.to_dict()
+        return ", ".join(
+            f"{name} {value} here, {theirs[name]} there"
+            for name, value in ours.items()
+            if value != theirs[name]
+        )
+
     def build_kernel(self) -> SumOfGaussians | Ewald:
         """Return a new kernel with these options."""
         if self.kernel == "ewald":
@@ -140,6 +173,8 @@ class SOGConfig:
         strength = {} if self.strength is None else {"strength": self.strength}
         if self.kernel == "yukawa":
             return yukawa(self.kappa, **strength)
+        if self.exponent is None:
+            raise ConfigError(explain("exponent", 'given for kernel="power_law"', "None"))
         return power_law(self.exponent, **strength)
 
 

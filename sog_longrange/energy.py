@@ -120,7 +120,26 @@ class LongRangeEnergy(nn.Module):
         SizeError
             If the evaluation fits into no memory.
         """
-        structures = check_structures(positions, cell, pbc, batch, num_graphs)
+        return self.evaluate(charges, check_structures(positions, cell, pbc, batch, num_graphs))
+
+    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
+        """Evaluate the energy of structures that are validated already.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        LongRangeOutput
+
+        Raises
+        ------
+        InputError, InputTypeError, BoundaryError, SizeError
+            As :meth:`forward`.
+        """
         check_charges(charges, structures)
         self._check_channels(charges)
         periodic = _periodic_graphs(structures.pbc)

@@ -75,7 +75,7 @@ class PowerLaw:
         return self.exponent > 3.0
 
     def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
-        """Trapezoidal weights of the Gaussian integral of r^-p in ln s (DESIGN: a_l)."""
+        """Trapezoidal weights in ln s of r^-p ~ int s^-p exp(-r^2 / (2 s^2)) d ln s."""
         p = self.exponent
         log_factor = (p / 2.0 - 1.0) * math.log(2.0) + math.lgamma(p / 2.0)
         factor = self.strength * log_ratio * math.exp(-log_factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,16 @@ from .charges import LatentCharges, project_total_charge
 from .config import SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
-from .validation import check_like, check_shape, check_structures, check_total_charge
+from .validation import (
+    check_float,
+    check_like,
+    check_shape,
+    check_structures,
+    check_total_charge,
+)
+
+FORMAT: int = 1
+"""Version of what :class:`SOGLongRange` stores in a state dict."""
 
 
 class SOGLongRange(nn.Module):
@@ -67,9 +77,26 @@ class SOGLongRange(nn.Module):
         ConfigError
             If `steps` is not positive.
         """
+        self.fade_in(optimizer, steps)
+        self.gate.zero_()
+
+    def fade_in(self, optimizer: Optimizer, steps: int) -> None:
+        """Open the gate further with each step of the optimizer, from where it stands.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Optimizer whose steps count.
+        steps : int
+            Number of steps from a closed to an open gate, at least 1.
+
+        Raises
+        ------
+        ConfigError
+            If `steps` is not positive.
+        """
         if steps < 1:
             raise ConfigError(explain("steps", "at least 1", str(steps)))
-        self.gate.zero_()
 
         def open_gate(*_: object) -> None:
             # Counted in whole steps: a running sum of 1 / steps would miss 1.
@@ -77,6 +104,30 @@ class SOGLongRange(nn.Module):
             self.gate.copy_((done + 1.0) / steps).clamp_(max=1.0)
 
         optimizer.register_step_post_hook(open_gate)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the options, which the state dict keeps beside the weights."""
+        return {"format": FORMAT, "config": self.config.to_dict()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse weights that were trained with other options.
+
+        Parameters
+        ----------
+        state : dict
+            From :meth:`get_extra_state`.
+
+        Raises
+        ------
+        ConfigError
+            If the options differ or the format is newer than this version knows.
+        """
+        if state["format"] > FORMAT:
+            remedy = "Update sog-longrange."
+            raise ConfigError(explain("format", f"at most {FORMAT}", str(state["format"]), remedy))
+        differences = self.config.differences(SOGConfig.from_dict(state["config"]))
+        if differences:
+            raise ConfigError(f"The state was trained with other options: {differences}.")
 
     def forward(
         self,
@@ -111,10 +162,11 @@ class SOGLongRange(nn.Module):
             As :meth:`LongRangeEnergy.forward`; also if a total charge is missing.
         """
         structures = check_structures(positions, cell, pbc, batch, num_graphs)
-        charges = self.readout(features)
-        n_atoms = len(positions)
-        check_shape("features", features, (n_atoms, None), f"(n_atoms={n_atoms}, n_features)")
+        check_float("features", features)
+        n_atoms, width = len(positions), sum(self.readout.layer_sizes)
+        check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
         check_like("features", features, positions)
+        charges = self.readout(features)
         constraint = self.config.charge_constraint
         if constraint != "none":
             wanted = positions.new_zeros(structures.num_graphs)
@@ -124,7 +176,7 @@ class SOGLongRange(nn.Module):
                     raise InputError(explain("total_charge", expected, "None"))
                 wanted = check_total_charge(total_charge, structures)
             charges = project_total_charge(charges, wanted, structures.batch)
-        out = self.energy(charges, *structures)
+        out = self.energy.evaluate(charges, structures)
         scale = self.gate.sqrt()
         return LongRangeOutput(
             self.gate * out.energy,

@@ -23,10 +23,10 @@ LAYERS = {
     "kernels": 2,
     "kspace": 3,
     "charges": 3,
-    "config": 3,
     "energy": 4,
-    "module": 5,
-    "observables": 5,
+    "config": 5,
+    "module": 6,
+    "observables": 6,
     "io": 5,
     "testing": 6,
 }

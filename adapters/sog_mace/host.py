@@ -54,12 +54,9 @@ def check_model(model: nn.Module) -> None:
     model : Module
         Should be a `mace.modules.MACE` or `ScaleShiftMACE`.
     """
-    own = {
-        name
-        for name in ("les", "les_readouts", "electric_potential_descriptor")
-        if hasattr(model, name)
-    }
-    if not isinstance(model, modules.MACE) or own:
+    electrostatic = ("les", "les_readouts", "electric_potential_descriptor")
+    has_own = any(hasattr(model, name) for name in electrostatic)
+    if not isinstance(model, modules.MACE) or has_own:
         got = type(model).__name__
         remedy = "Models with an electrostatic energy of their own cannot take a second one."
         raise HostError(explain("mace", "a MACE or ScaleShiftMACE model", got, remedy))

@@ -10,6 +10,15 @@ from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
 from sog_longrange.testing import join
 
 SIZES = [3, 2]
+every_kernel = pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel": "coulomb"},
+        {"kernel": "power_law", "exponent": 6},
+        {"kernel": "yukawa"},
+        {"kernel": "ewald"},
+    ],
+)
 
 
 def make_module(seed=0, **options):
@@ -166,10 +175,10 @@ def test_frozen_parameters_get_no_gradient():
     assert module.readout.linear.weight.grad is not None
 
 
-@pytest.mark.parametrize("kernel", ["coulomb", "power_law", "yukawa", "ewald"])
+@every_kernel
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301
-def test_copies_are_equal_and_independent(kernel, duplicate):
-    module, batch = make_module(kernel=kernel), make_batch()
+def test_copies_are_equal_and_independent(options, duplicate):
+    module, batch = make_module(**options), make_batch()
     expected = module(*batch).energy.detach()
     twin = duplicate(module)
     assert torch.equal(twin(*batch).energy, expected)
@@ -199,9 +208,9 @@ def in_float32(batch):
     return tuple(x.float() if getattr(x, "dtype", None) == DOUBLE else x for x in batch)
 
 
-@pytest.mark.parametrize("kernel", ["coulomb", "power_law", "yukawa", "ewald"])
-def test_float32_agrees_with_float64(kernel):
-    module, batch = make_module(kernel=kernel), make_batch()
+@every_kernel
+def test_float32_agrees_with_float64(options):
+    module, batch = make_module(**options), make_batch()
     expected = module(*batch).energy
     found = module.float()(*in_float32(batch)).energy
     assert found.dtype == torch.float32
@@ -280,3 +289,25 @@ def test_training_fits_forces_of_the_same_model():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.1 * losses[0]
+
+
+def test_state_of_other_options_is_refused():
+    state = make_module().state_dict()
+    with pytest.raises(ConfigError, match="trained with other options: min_width 0.7 here, 1.0"):
+        make_module(min_width=0.7).load_state_dict(state)
+
+
+def test_state_of_a_newer_format_is_refused():
+    state = make_module().state_dict()
+    state["_extra_state"]["format"] += 1
+    with pytest.raises(ConfigError, match="`format` must be at most 1, got 2. Update"):
+        make_module().load_state_dict(state)
+
+
+def test_fade_in_goes_on_from_where_the_gate_stands():
+    module = make_module()
+    module.gate.fill_(0.5)
+    optimizer = optimizer_of(module)
+    module.fade_in(optimizer, 4)
+    take_steps(optimizer, 1)
+    assert float(module.gate) == pytest.approx(0.75)

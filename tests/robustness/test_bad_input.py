@@ -320,9 +320,9 @@ def module_arguments():
 
 
 BAD_FEATURES = [
-    (lambda x: x[:, :4], InputError, r"of shape \(n_atoms, 5\)", r"shape \(7, 4\)"),
-    (lambda x: x[:, 0], InputError, r"of shape \(n_atoms, 5\)", r"shape \(7,\)"),
-    (lambda x: x[:6], InputError, r"of shape \(n_atoms=7, n_features\)", r"shape \(6, 5\)"),
+    (lambda x: x[:, :4], InputError, r"of shape \(n_atoms=7, 5\)", r"shape \(7, 4\)"),
+    (lambda x: x[:, 0], InputError, r"of shape \(n_atoms=7, 5\)", r"shape \(7,\)"),
+    (lambda x: x[:6], InputError, r"of shape \(n_atoms=7, 5\)", r"shape \(6, 5\)"),
     (put(NAN, 3, 2), InputError, "finite", r"nan at index \(3, 2\)"),
     (put(-INF, 0, 4), InputError, "finite", r"-inf at index \(0, 4\)"),
     (torch.Tensor.long, InputTypeError, "float32 or float64", "torch.int64"),

@@ -7,7 +7,9 @@ replaced for the duration of the run.
 from __future__ import annotations
 
 import copy
+import glob
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from mace import tools
 from mace.cli import run_train
 from torch import nn
 
-from sog_longrange import HostError, SOGConfig
+from sog_longrange import ConfigError, HostError, SOGConfig
+from sog_longrange.errors import explain
+from sog_mace.cli.frames import check_frames
 from sog_mace.host import check_names, check_version
 from sog_mace.model import SOGMACE
 
@@ -51,9 +55,15 @@ class Schedule:
     kernel_lr_factor: float = 0.1
     warmup: int = 100
 
+    def __post_init__(self) -> None:
+        for name in ("lr_factor", "kernel_lr_factor", "warmup"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(explain(name, "finite and not negative", str(value)))
+
 
 @contextmanager
-def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[None]:
+def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches]:
     """Let `mace.cli.run_train.run` build and train SOGMACE models.
 
     Parameters
@@ -63,45 +73,66 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[None]:
     schedule : Schedule
         How the long-range part is trained.
 
+    Yields
+    ------
+    Patches
+        Its `model` is the model of the run, once MACE has built it.
+
     Raises
     ------
     HostError
         If the installed MACE lacks a name that has to be replaced.
     """
     check_version()
-    patches = _Patches(config, schedule)
+    patches = Patches(config, schedule)
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
-        yield
+        yield patches
     finally:
         for name, original in patches.originals.items():
             setattr(run_train, name, original)
 
 
-class _Patches:
-    """Replacements of the names in `PATCHED`, each calling the original."""
+class Patches:
+    """Replacements of the names in `PATCHED`, each calling the original.
+
+    Parameters
+    ----------
+    config : SOGConfig
+    schedule : Schedule
+    """
+
+    model: SOGMACE
 
     def __init__(self, config: SOGConfig, schedule: Schedule) -> None:
         check_names(run_train, PATCHED)
         self.originals = {name: getattr(run_train, name) for name in PATCHED}
         self.config, self.schedule = config, schedule
-        self.warmup = schedule.warmup
+        self.starts_fresh = True
 
     def configure_model(
-        self, args: Namespace, loader: Any, energies: Any, foundation: Any = None, *rest: Any
+        self,
+        args: Namespace,
+        loader: Any,
+        energies: Any,
+        foundation: Any,
+        heads: Any,
+        z_table: Any,
+        head_configs: Any,
     ) -> Any:
-        """Wrap the model that MACE configures."""
+        """Wrap the model that MACE configures, after a look at the data."""
+        check_frames(head_configs, self.config)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
-        mace, outputs = self.originals["configure_model"](args, loader, energies, inner, *rest)
+        mace, outputs = self.originals["configure_model"](
+            args, loader, energies, inner, heads, z_table, head_configs
+        )
         self.model = SOGMACE(mace, self.config)
         if isinstance(foundation, SOGMACE):
             _copy_long_range(foundation, self.model)
-            self.warmup = 0  # It is trained already.
+            self.starts_fresh = False
         count = sum(p.numel() for p in self.model.long_range.parameters())
         logging.info("Long-range part: %d parameters, %s", count, self.config)
-        if args.restart_latest:
-            check_checkpoint(self.model, Path(args.checkpoints_dir), args.name, args.seed)
         return self.model, outputs
 
     def get_params_options(self, args: Namespace, model: SOGMACE) -> dict[str, Any]:
@@ -123,10 +154,15 @@ class _Patches:
 
     def get_optimizer(self, args: Namespace, options: dict[str, Any]) -> torch.optim.Optimizer:
         """Fade the long-range energy in with the steps of the optimizer."""
+        check_checkpoints(self.model, Path(args.checkpoints_dir), args.name, args.seed)
         optimizer: torch.optim.Optimizer = self.originals["get_optimizer"](args, options)
+        long_range, warmup = self.model.long_range, self.schedule.warmup
         # MACE replaces this optimizer by L-BFGS if that is asked for.
-        if self.warmup > 0 and not args.lbfgs:
-            self.model.long_range.warm_up(optimizer, self.warmup)
+        if self.starts_fresh and warmup > 0 and not args.lbfgs:
+            long_range.warm_up(optimizer, warmup)
+        else:
+            # A foundation model or a checkpoint may come with a gate that is not yet open.
+            long_range.fade_in(optimizer, max(warmup, 1))
         return optimizer
 
     def remove_pt_head(self, model: nn.Module, head_to_keep: str | None = None) -> nn.Module:
@@ -145,15 +181,14 @@ class _Patches:
 
 
 def _copy_long_range(foundation: SOGMACE, model: SOGMACE) -> None:
-    ours, theirs = model.long_range.state_dict(), foundation.long_range.state_dict()
-    different = _mismatches(ours, theirs)
-    if different:
+    theirs = foundation.long_range
+    differences = model.long_range.config.differences(theirs.config)
+    if differences:
         raise HostError(
-            f"The long-range part of the foundation model has other options than this run "
-            f"({different[0]}). It was trained with {foundation.long_range.config}: "
-            "pass the same --sog_* options."
+            "The long-range part of the foundation model was trained with other options: "
+            f"{differences}. Pass the same --sog_* options."
         )
-    model.long_range.load_state_dict(theirs)
+    model.long_range.load_state_dict(theirs.state_dict())
     logging.info("Long-range part taken from the foundation model")
 
 
@@ -184,15 +219,16 @@ def check_all_trained(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         logging.warning("MACE does not train these of its own parameters: %s", lost)
 
 
-def check_checkpoint(model: SOGMACE, directory: Path, name: str, seed: int) -> None:
-    """Refuse to restart from checkpoints that do not fit the model.
+def check_checkpoints(model: SOGMACE, directory: Path, name: str, seed: int) -> None:
+    """Refuse to run beside checkpoints of the same name that do not fit the model.
 
-    MACE itself would swallow the mismatch and start again at epoch 0.
+    MACE loads one of them when it restarts and at the end of every run. On a restart it
+    would swallow the mismatch and begin again at epoch 0; at the end it would fail.
 
     Parameters
     ----------
     model : SOGMACE
-        The model to be restarted.
+        The model of the run.
     directory : Path
         MACE's `checkpoints_dir`.
     name, seed : str, int
@@ -201,32 +237,33 @@ def check_checkpoint(model: SOGMACE, directory: Path, name: str, seed: int) -> N
     Raises
     ------
     HostError
-        If the latest checkpoint lacks the long-range part or has other shapes.
+        If a checkpoint lacks the long-range part or has other options or shapes.
     """
     tag = tools.get_tag(name=name, seed=seed)
-    paths = sorted(directory.glob(f"{tag}_epoch-*.pt"), key=lambda path: path.stat().st_mtime)
-    if not paths:
-        return
-    state = torch.load(paths[-1], map_location="cpu", weights_only=False)["model"]
-    different = _mismatches(model.state_dict(), state)
+    for path in sorted(directory.glob(f"{glob.escape(tag)}_epoch-*.pt")):
+        _check_checkpoint(model, path)
+
+
+def _check_checkpoint(model: SOGMACE, path: Path) -> None:
+    state = torch.load(path, map_location="cpu", weights_only=False)["model"]
+    remedy = "Move it away, or choose another --name."
     if not any(key.startswith("long_range.") for key in state):
         raise HostError(
-            f"`{paths[-1]}` is the checkpoint of a MACE model without a long-range part and cannot "
-            "be restarted here. To extend that model pass its .model file as --foundation_model, "
-            "or choose another --name."
+            f"`{path}` is the checkpoint of a MACE model without a long-range part, which this "
+            "run cannot restart from. To extend that model pass its .model file as "
+            f"--foundation_model. {remedy}"
         )
-    if different:
-        raise HostError(
-            f"`{paths[-1]}` does not fit the model of this run ({different[0]}). "
-            "Restart with the same options, or choose another --name."
-        )
+    extra = state["long_range._extra_state"]
+    differences = model.long_range.config.differences(SOGConfig.from_dict(extra["config"]))
+    differences = differences or _shape_difference(model.state_dict(), state)
+    if differences:
+        raise HostError(f"`{path}` does not fit the model of this run: {differences}. {remedy}")
 
 
-def _mismatches(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[str]:
-    """Describe the entries of two state dicts that are missing or of another shape."""
-    rows = []
+def _shape_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Describe the first entry of two state dicts that is missing or of another shape."""
     for key in sorted(ours.keys() | theirs.keys()):
-        shapes = [tuple(s[key].shape) if key in s else "missing" for s in (ours, theirs)]
+        shapes = [tuple(getattr(s[key], "shape", ())) if key in s else None for s in (ours, theirs)]
         if shapes[0] != shapes[1]:
-            rows.append(f"{key}: {shapes[0]} here, {shapes[1]} there")
-    return rows
+            return f"{key} has shape {shapes[0]} here, {shapes[1]} there"
+    return ""

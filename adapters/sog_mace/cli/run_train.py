@@ -22,9 +22,10 @@ from .patches import Schedule, patched_run_train
 
 HELP = {
     "kernel": "law that the sum of Gaussians starts as, or the fixed Ewald kernel",
-    "exponent": "exponent of the power_law start",
+    "exponent": "exponent of the power_law start, which has no default",
     "kappa": "inverse screening length of the yukawa start, 1/Å",
-    "strength": "strength of the power_law or yukawa start, eV Å^exponent/e^2",
+    "strength": "strength of the power_law or yukawa start, eV Å^exponent/e^2; negative for "
+    "dispersion, where like attracts like",
     "smearing": "width of the Gaussian charges of the ewald kernel, Å",
     "num_channels": "latent charges of each atom",
     "share_kernel": "one sum of Gaussians for all channels",
@@ -38,8 +39,8 @@ HELP = {
     "tolerance": "relative accuracy of the reciprocal sum",
     "zero_mode": "keep k = 0 (default: as the kernel's start needs it)",
     "remove_self": "remove the interaction of each charge with itself",
-    "lr_factor": "learning rate of the charge readout relative to --lr",
-    "kernel_lr_factor": "learning rate of the kernel relative to --lr",
+    "lr_factor": "learning rate of the charge readout relative to --lr (stage two has one rate)",
+    "kernel_lr_factor": "learning rate of the kernel relative to --lr (stage two has one rate)",
     "warmup": "optimizer steps over which the long-range energy is faded in, so that training "
     "starts at the model without it; 0 for none",
 }
@@ -57,10 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
             f"--sog_{name}",
             type=convert,
             default=default,
-            help=f"{HELP[name]} (default: {default})",
+            help=f"{HELP[name]}",
         )
     for field in dataclasses.fields(Schedule):
-        text = f"{HELP[field.name]} (default: {field.default})"
+        text = HELP[field.name]
         kind = type(field.default)
         group.add_argument(f"--sog_{field.name}", type=kind, default=field.default, help=text)
     return parser
@@ -119,13 +120,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     try:
-        config = sog_config(args)
-        config.build_kernel()
+        config, schedule = sog_config(args), _collect(Schedule, args)
     except ConfigError as error:
         raise SystemExit(f"sog_mace_run_train: {error}") from error
     _refuse_accelerators(args)
-    with patched_run_train(config, _collect(Schedule, args)):
+    with patched_run_train(config, schedule) as patches:
         run_train.run(args)
+    gate = float(patches.model.long_range.gate)
+    if gate < 1.0:
+        logging.warning(
+            "The saved model is from a step before the end of the warm-up: its long-range energy "
+            "is faded in to %.0f %% only. Train longer, or with a smaller --sog_warmup.",
+            100.0 * gate,
+        )
     logging.info("TorchScript export is not available for models with a long-range part.")
 
 

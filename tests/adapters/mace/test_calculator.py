@@ -7,7 +7,7 @@ from ase.calculators.fd import calculate_numerical_forces
 from mace.calculators import MACECalculator
 from mace_builders import make_batch, make_mace, make_sogmace, water_box
 
-from sog_longrange import HostError, SOGConfig
+from sog_longrange import HostError, InputError, SOGConfig
 from sog_mace import SOGMACECalculator
 
 OPTIONS = {"device": "cpu", "default_dtype": "float64"}
@@ -41,7 +41,7 @@ def test_forces_are_the_derivative_of_the_energy():
     assert np.allclose(atoms.get_forces()[[0, 4]], numerical, atol=1e-6)
 
 
-def test_committee_reports_the_mean_and_the_spread():
+def test_committee_reports_energies_but_no_mean_charge():
     models = [make_sogmace() for _ in range(2)]
     torch.manual_seed(5)
     torch.nn.init.normal_(models[1].long_range.readout.linear.weight, std=0.3)
@@ -49,7 +49,8 @@ def test_committee_reports_the_mean_and_the_spread():
     atoms.calc = SOGMACECalculator(models=models, **OPTIONS)
     atoms.get_potential_energy()
     single = [model(make_batch([atoms]))["latent_charges"].detach().numpy() for model in models]
-    assert np.allclose(atoms.calc.results["latent_charges"], np.mean(single, axis=0))
+    assert np.allclose(atoms.calc.results["latent_charges_comm"], single)
+    assert "charges" not in atoms.calc.results
     assert atoms.calc.results["energy_var"] > 0
 
 
@@ -63,6 +64,24 @@ def test_charge_of_the_atoms_info_reaches_the_model():
         atoms.info["charge"] = charge
         sums.append(atoms.get_charges().sum())
     assert np.allclose(sums, [0.0, 2.0], atol=1e-10)
+
+
+@pytest.mark.parametrize("key", ["charge", "total_charge"])
+def test_either_key_of_the_charge_is_read_and_none_is_refused(key):
+    atoms = water_box()
+    model = make_sogmace(SOGConfig(charge_constraint="total"))
+    atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+    with pytest.raises(InputError, match="`atoms.info` must be with 'charge'"):
+        atoms.get_potential_energy()
+    atoms.info[key] = 1.0
+    assert atoms.get_charges().sum() == pytest.approx(1.0)
+
+
+def test_calculator_leaves_no_trace_on_the_model():
+    model, atoms = make_sogmace(), water_box()
+    atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+    atoms.get_potential_energy()
+    assert not model._forward_hooks
 
 
 def test_models_without_long_range_and_accelerators_are_refused():

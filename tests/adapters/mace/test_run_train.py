@@ -12,7 +12,7 @@ from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
 from mace_builders import open_molecule, water_box
 
-from sog_longrange import HostError, SOGConfig
+from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
 from sog_mace import SOGMACE
 from sog_mace.cli import patches
 from sog_mace.cli.run_train import build_parser, main, parse_args
@@ -133,9 +133,9 @@ def test_long_range_foundation_model_keeps_its_long_range_part(training_folder):
     main(arguments(name="second", foundation_model="first.model", lr=0.0))
     first, second = load("first.model").long_range, load("second.model").long_range
     assert torch.equal(first.readout.linear.weight, second.readout.linear.weight)
-    assert torch.equal(first.gate, second.gate)
-    with pytest.raises(HostError, match="pass the same --sog_"):
-        main(arguments(name="x", foundation_model="first.model", sog_num_channels=3))
+    assert 0.0 < first.gate < second.gate, "an unfinished fade-in goes on"
+    with pytest.raises(HostError, match="min_width 0.7 here, 1.0 there.*same --sog_"):
+        main(arguments(name="x", foundation_model="first.model", sog_min_width=0.7))
 
 
 def test_lora_adapts_the_inner_model_and_trains_the_long_range_part(training_folder):
@@ -147,6 +147,9 @@ def test_lora_adapts_the_inner_model_and_trains_the_long_range_part(training_fol
     atoms.calc = MACECalculator(models=model, device="cpu", default_dtype="float64")
     assert np.isfinite(atoms.get_forces()).all()
     assert model.long_range.gate > 0.0
+    again = arguments(name="tuned", foundation_model="bare.model", lora=True, lora_rank=1)
+    main([*again, "--restart_latest", "--max_num_epochs=3"])
+    assert load("tuned.model").long_range.gate > model.long_range.gate
 
 
 def test_several_heads_are_trained_together(training_folder):
@@ -170,14 +173,22 @@ def test_unknown_key_of_a_yaml_file_suggests_the_nearest(training_folder, capsys
 
 def test_bare_checkpoint_is_refused_for_restart(training_folder):
     run_train.run(build_parser().parse_args(arguments()))
-    with pytest.raises(HostError, match="without a long-range part.*--foundation_model"):
-        main([*arguments(), "--restart_latest"])
+    for restart in ([], ["--restart_latest"]):
+        with pytest.raises(HostError, match="without a long-range part.*--foundation_model"):
+            main([*arguments(), *restart])
+
+
+def test_bare_checkpoint_is_found_under_any_name(training_folder):
+    run_train.run(build_parser().parse_args(arguments(name="run[1]")))
+    with pytest.raises(HostError, match="without a long-range part"):
+        main([*arguments(name="run[1]"), "--restart_latest"])
 
 
 def test_checkpoint_of_other_options_is_refused_for_restart(training_folder):
     main(arguments())
-    with pytest.raises(HostError, match="does not fit the model of this run"):
-        main([*arguments(sog_num_channels=3), "--restart_latest"])
+    for options in ({"sog_num_channels": 3}, {"sog_kernel": "yukawa"}, {"hidden_irreps": "4x0e"}):
+        with pytest.raises(HostError, match="does not fit the model of this run: "):
+            main([*arguments(**options), "--restart_latest"])
 
 
 def test_unknown_option_suggests_the_nearest(capsys):
@@ -192,6 +203,11 @@ def test_unknown_option_suggests_the_nearest(capsys):
         ({"sog_kernel": "coulom"}, "Did you mean 'coulomb'"),
         ({"sog_min_width": -1.0}, "`min_width` must be positive"),
         ({"enable_cueq": True}, "--enable_cueq is not supported"),
+        ({"sog_kernel": "power_law"}, "`exponent` must be given"),
+        ({"sog_num_channels": 0}, "`num_channels` must be at least 1"),
+        ({"sog_tolerance": 7.0}, "`tolerance` must be between"),
+        ({"sog_lr_factor": -1.0}, "`lr_factor` must be finite and not negative, got -1.0"),
+        ({"sog_warmup": -5}, "`warmup` must be finite and not negative"),
     ],
 )
 def test_bad_option_ends_before_any_training(options, message):
@@ -221,3 +237,34 @@ def test_patches_are_undone_even_after_a_failure():
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert {name: getattr(run_train, name) for name in patches.PATCHED} == before
+
+
+def spoil(frame, what):
+    if what == "energy":
+        frame.info["REF_energy"] = float("nan")
+    elif what == "forces":
+        frame.arrays["REF_forces"][2, 1] = float("inf")
+    elif what == "positions":
+        frame.positions[0, 0] = float("nan")
+    else:
+        frame.pbc = (True, True, False)
+
+
+@pytest.mark.parametrize("what", ["energy", "forces", "pbc"])
+def test_bad_frame_is_named_before_any_training(training_folder, what):
+    frames = ase.io.read("train.xyz", ":")
+    spoil(frames[4], what)
+    ase.io.write("bad.xyz", frames)
+    error = BoundaryError if what == "pbc" else InputError
+    with pytest.raises(error, match=f"`{what}` must be .* in frame 4 of the set 'train'"):
+        main(arguments(train_file="bad.xyz", valid_file="train.xyz"))
+
+
+def test_total_charge_missing_in_the_data_is_refused(training_folder):
+    with pytest.raises(InputError, match="`total_charge` must be in every frame.*none in frame 0"):
+        main(arguments(sog_charge_constraint="total"))
+
+
+def test_unfinished_warm_up_is_reported(training_folder, caplog):
+    main(arguments(max_num_epochs=1))
+    assert "faded in to" in caplog.text

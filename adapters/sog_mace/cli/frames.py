@@ -1,0 +1,61 @@
+"""Checks of the training data, before any of it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sog_longrange import BoundaryError, InputError, SOGConfig
+from sog_longrange.errors import explain
+
+
+def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
+    """Refuse frames that would end the training later, or spoil it in silence.
+
+    Parameters
+    ----------
+    head_configs : list of mace.tools.multihead_tools.HeadConfig
+        Data that MACE has read; sets that stream from HDF5 files hold no frames here and
+        are checked when they are evaluated.
+    config : SOGConfig
+        Options of the long-range part.
+
+    Raises
+    ------
+    InputError
+        If positions, cell or a label is not finite, or a total charge is missing where
+        `charge_constraint` is "total".
+    BoundaryError
+        If a frame is periodic along one or two axes.
+    """
+    for where, frame in _all_frames(head_configs):
+        _check_finite(where, frame)
+        if any(frame.pbc) and not all(frame.pbc):
+            expected = "all true or all false in each frame"
+            remedy = "Slabs and wires are not supported yet: leave them out, or fill the free axes."
+            raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
+        if config.charge_constraint == "total" and frame.properties.get("total_charge") is None:
+            expected = "in every frame with charge_constraint='total'"
+            remedy = "Add it to the data, or name its key by --total_charge_key."
+            raise InputError(explain("total_charge", expected, f"none in {where}", remedy))
+
+
+def _all_frames(head_configs: list[Any]) -> Iterator[tuple[str, Any]]:
+    for head in head_configs:
+        sets = head.collections
+        if sets is None:
+            continue
+        named = [("train", sets.train), ("valid", sets.valid), *(sets.tests or [])]
+        for name, frames in named:
+            for index, frame in enumerate(frames or []):
+                yield f"frame {index} of the set {name!r} of head {head.head_name!r}", frame
+
+
+def _check_finite(where: str, frame: Any) -> None:
+    values = {"positions": frame.positions, "cell": frame.cell}
+    values |= {name: frame.properties.get(name) for name in ("energy", "forces", "stress")}
+    for name, value in values.items():
+        if value is not None and not np.isfinite(np.asarray(value, dtype=float)).all():
+            raise InputError(explain(name, "finite", f"NaN or infinity in {where}"))
