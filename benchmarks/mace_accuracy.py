@@ -3,7 +3,7 @@
 For each system both models are trained at the same time, on one core each, and tested on
 structures that a cutoff model cannot get right. Writes a table, and the figures as JSON.
 
-    python benchmarks/mace_accuracy.py                    # all systems, about an hour
+    python benchmarks/mace_accuracy.py --data path/to/data              # all, about an hour
     python benchmarks/mace_accuracy.py dimers_cc --data path/to/data
 """
 
@@ -171,7 +171,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("systems", nargs="*", metavar="system", help=", ".join(SYSTEMS))
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/mace_accuracy"))
     parser.add_argument("--reuse-models", action="store_true", help="evaluate without training")
     args = parser.parse_args()
