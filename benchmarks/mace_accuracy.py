@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from ase import Atoms
 from ase.io import read
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import evaluation
 import training
+
+from sog_mace import SOGMACECalculator
 
 COMMANDS = {"MACE": "mace_run_train", "SOG-MACE": "sog_mace_run_train"}
 COMMON = [
@@ -145,7 +148,25 @@ def run_system(name: str, data_root: Path, output: Path, reuse: bool) -> dict:
             label: evaluation.rmse(evaluation.predict(model, frames, label), exact, chosen)
             for label, model in models.items()
         }
-    return {"errors": errors, "seconds": {job.label: round(job.seconds, 1) for job in jobs}}
+    result = {"errors": errors, "seconds": {job.label: round(job.seconds, 1) for job in jobs}}
+    frames = read(data / f"{system.tests[0]}.xyz", "::10")
+    if "true_charges" in frames[0].arrays:
+        result["charges"] = charge_fit(models["SOG-MACE"], frames)
+        print(
+            "  latent against true charges: slope {slope:.3f}, R^2 {r2:.6f}".format(
+                **result["charges"]
+            )
+        )
+    return result
+
+
+def charge_fit(model: Path, frames: list[Atoms]) -> dict[str, float]:
+    """Compare latent with true charges, which were no training target; the sign is free."""
+    calculator = SOGMACECalculator(str(model), device="cpu", default_dtype="float64")
+    latent = np.concatenate([calculator.get_property("charges", frame) for frame in frames])
+    true = np.concatenate([frame.arrays["true_charges"] for frame in frames])
+    slope, r = np.polyfit(true, latent, 1)[0], np.corrcoef(true, latent)[0, 1]
+    return {"slope": abs(float(slope)), "r2": float(r**2)}
 
 
 def markdown(results: dict) -> str:
