@@ -228,14 +228,9 @@ def force_and_stress_loss(model, batch, create_graph=True):
 
 def make_module(**options):
     torch.manual_seed(0)
-    config = SOGConfig(
-        num_channels=2,
-        num_gaussians=2,
-        max_width=3.0,
-        hidden_size=2,
-        tolerance=TOLERANCE,
-        **options,
-    )
+    if options.get("kernel") != "ewald":
+        options |= {"num_gaussians": 2, "max_width": 3.0}
+    config = SOGConfig(num_channels=2, hidden_size=2, tolerance=TOLERANCE, **options)
     return SOGLongRange([3, 2], config).double()
 
 
