@@ -10,7 +10,7 @@ import torch
 import yaml
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
-from mace_builders import open_molecule, water_box
+from mace_builders import make_sogmace, open_molecule, water_box
 
 from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
 from sog_mace import SOGMACE
@@ -162,6 +162,16 @@ def test_several_heads_are_trained_together(training_folder):
         atoms.calc = MACECalculator(models=model, head=name, device="cpu", default_dtype="float64")
         energies.append(atoms.get_potential_energy())
     assert energies[0] != energies[1]
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # MACE's own
+def test_foundation_model_keeps_its_long_range_part_when_a_head_is_removed():
+    model = make_sogmace(SOGConfig(), heads=("pt_head", "Default"))
+    single = patches.Patches(SOGConfig(), patches.Schedule()).remove_pt_head(model, "Default")
+    assert single.heads == ["Default"]
+    ours, theirs = (m.long_range.readout.linear.weight for m in (single, model))
+    assert torch.equal(ours, theirs)
+    assert ours is not theirs
 
 
 def test_unknown_key_of_a_yaml_file_suggests_the_nearest(training_folder, capsys):
