@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import logging
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import TypeVar, get_type_hints
 
 from mace import tools
 from mace.cli import run_train
@@ -19,6 +19,8 @@ import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_longrange import ConfigError, SOGConfig
 
 from .patches import Schedule, patched_run_train
+
+Options = TypeVar("Options", SOGConfig, Schedule)
 
 HELP = {
     "kernel": "law that the sum of Gaussians starts as, or the fixed Ewald kernel",
@@ -52,14 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("long range (sog-longrange)")
     defaults, hints = SOGConfig().to_dict(), get_type_hints(SOGConfig)
     for name, default in defaults.items():
-        kind = next(t for t in getattr(hints[name], "__args__", (hints[name],)))
+        kind = getattr(hints[name], "__args__", (hints[name],))[0]
         convert = tools.arg_parser.str2bool if kind is bool else kind
-        group.add_argument(
-            f"--sog_{name}",
-            type=convert,
-            default=default,
-            help=f"{HELP[name]}",
-        )
+        group.add_argument(f"--sog_{name}", type=convert, default=default, help=HELP[name])
     for field in dataclasses.fields(Schedule):
         text = HELP[field.name]
         kind = type(field.default)
@@ -90,26 +87,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def sog_config(args: argparse.Namespace) -> SOGConfig:
-    """Collect the ``--sog_*`` options.
-
-    Parameters
-    ----------
-    args : Namespace
-
-    Returns
-    -------
-    SOGConfig
-
-    Raises
-    ------
-    ConfigError
-        If an option is out of range.
-    """
-    config: SOGConfig = _collect(SOGConfig, args)
-    return config
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Train a SOGMACE model.
 
@@ -120,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     try:
-        config, schedule = sog_config(args), _collect(Schedule, args)
+        config, schedule = _collect(SOGConfig, args), _collect(Schedule, args)
     except ConfigError as error:
         raise SystemExit(f"sog_mace_run_train: {error}") from error
     _refuse_accelerators(args)
@@ -136,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.info("TorchScript export is not available for models with a long-range part.")
 
 
-def _collect(options: type[Any], args: argparse.Namespace) -> Any:
+def _collect(options: type[Options], args: argparse.Namespace) -> Options:
     names = [field.name for field in dataclasses.fields(options)]
     return options(**{name: getattr(args, f"sog_{name}") for name in names})
 
