@@ -28,6 +28,7 @@ USED_BY = {
     "learn_amplitudes": SUMS,
     "learn_widths": SUMS,
 }
+HOW = ("backend", "accelerator")
 CHARGE_CONSTRAINTS = ("none", "neutral", "total")
 
 
@@ -56,7 +57,7 @@ class SOGConfig:
         Width of the perceptron of the charge readout; 0 leaves it out.
     charge_constraint : {"none", "neutral", "total"}
         Whether latent charges are free, sum to zero, or sum to a given total charge.
-    tolerance : float
+    tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
         Keep k = 0; by default the kernel's start decides.
@@ -86,6 +87,8 @@ class SOGConfig:
     tolerance: float = 1e-5
     zero_mode: bool | None = None
     remove_self: bool = True
+    backend: str = "auto"
+    accelerator: str = "auto"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -94,7 +97,7 @@ class SOGConfig:
         _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
         self._check_used()
         # A kernel is cheap to build and knows what it takes; so does an energy.
-        LongRangeEnergy(self.build_kernel(), tolerance=self.tolerance)
+        self.build_energy()
         check_readout(self.num_channels, self.hidden_size)
 
     def _check_used(self) -> None:
@@ -134,7 +137,9 @@ class SOGConfig:
         return dataclasses.asdict(self)
 
     def differences(self, other: SOGConfig) -> str:
-        """Describe the options that differ from those of another configuration.
+        """Describe the options that give another model than those of another configuration.
+
+        How the same numbers are computed, by which backend and accelerator, may differ.
 
         Parameters
         ----------
@@ -149,7 +154,7 @@ class SOGConfig:
         return ", ".join(
             f"{name} {value} here, {theirs[name]} there"
             for name, value in ours.items()
-            if value != theirs[name]
+            if value != theirs[name] and name not in HOW
         )
 
     def build_kernel(self) -> SumOfGaussians | Ewald:
@@ -165,6 +170,16 @@ class SOGConfig:
             learn_amplitudes=self.learn_amplitudes,
             learn_widths=self.learn_widths,
             zero_mode=self.zero_mode,
+        )
+
+    def build_energy(self) -> LongRangeEnergy:
+        """Return a new energy, with a new kernel, with these options."""
+        return LongRangeEnergy(
+            self.build_kernel(),
+            tolerance=self.tolerance,
+            remove_self=self.remove_self,
+            backend=self.backend,
+            accelerator=self.accelerator,
         )
 
     def _start(self) -> Start:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from .errors import BoundaryError, ConfigError, InputError, explain
 from .kernels import Kernel
+from .kspace.accelerators import check_accelerator, find_accelerator
+from .kspace.auto import Choice, Size, check_backend, choose_backend
 from .kspace.direct import direct_energy
+from .kspace.distributed import accumulate, replicate
+from .kspace.finufft import finufft_energy
+from .kspace.mesh import mesh_energy
 from .kspace.pairs import pairs_energy
 from .validation import Structures, check_charges, check_structures
 
@@ -39,7 +46,15 @@ class LongRangeEnergy(nn.Module):
     """Energy of charges that interact through a kernel, in any boundary.
 
     Structures that are periodic along all three axes are summed in reciprocal
-    space, open ones over all pairs; one batch may hold both.
+    space, open ones over all pairs; one batch may hold both. Several backends do the
+    reciprocal sum, to the same tolerance:
+
+    ========= ====================================================== ====================
+    direct    dense sum over all modes, exact for what it sums       small structures
+    mesh      real FFT of charges spread to a mesh; forces are the   all others
+              exact gradient of the energy as computed
+    finufft   the FINUFFT library, accurate to 1e-12 in float64      tight tolerances
+    ========= ====================================================== ====================
 
     Parameters
     ----------
@@ -52,11 +67,23 @@ class LongRangeEnergy(nn.Module):
         for a few atoms in a tiny cell.
     remove_self : bool
         Whether the interaction of each charge with itself, 1/2 K(0) q^2, is removed.
+    backend : {"auto", "direct", "mesh", "finufft"}
+        What does the reciprocal sum. "auto" predicts the fastest for each structure by
+        itself; :meth:`choices` tells what it takes and why.
+    accelerator : {"auto", "none", "numba", "triton"}
+        Compiled code for the mesh. "auto" takes numba on CPUs and triton on CUDA and
+        warns where they are missing; "none" is pure PyTorch.
+    process_group : torch.distributed.ProcessGroup, optional
+        Ranks over which the atoms of each batch are spread. Every rank passes its own
+        atoms, sorted by structure, and the same cells and `num_graphs`; energies come out
+        equal on all ranks, potentials for a rank's own atoms. Structures are periodic and
+        the mesh sums them. See :mod:`~sog_longrange.kspace.distributed` for the loss.
 
     Raises
     ------
     ConfigError
-        If the tolerance is not between 1e-15 and 0.1.
+        If the tolerance is not between 1e-15 and 0.1, or an option has an unknown value
+        or needs a library that is not installed.
 
     References
     ----------
@@ -74,14 +101,29 @@ class LongRangeEnergy(nn.Module):
     """
 
     def __init__(
-        self, kernel: Kernel, *, tolerance: float = 1e-5, remove_self: bool = True
+        self,
+        kernel: Kernel,
+        *,
+        tolerance: float = 1e-5,
+        remove_self: bool = True,
+        backend: str = "auto",
+        accelerator: str = "auto",
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if not 1e-15 <= tolerance <= 0.1:
             raise ConfigError(explain("tolerance", "between 1e-15 and 0.1", str(tolerance)))
+        check_backend(backend)
+        check_accelerator(accelerator)
+        if process_group is not None and backend not in ("auto", "mesh"):
+            expected = '"auto" or "mesh" with a process group'
+            raise ConfigError(explain("backend", expected, repr(backend)))
         self.kernel = kernel
         self.tolerance = float(tolerance)
         self.remove_self = remove_self
+        self.backend = backend
+        self.accelerator = accelerator
+        self.process_group = process_group
 
     def forward(
         self,
@@ -154,24 +196,90 @@ class LongRangeEnergy(nn.Module):
             expected = f"of {own} channels, as many as the kernel has"
             raise InputError(explain("charges", expected, str(charges.shape[1])))
 
+    def choices(self, charges: Tensor, structures: Structures) -> dict[int, Choice]:
+        """Tell which backend each periodic structure gets, and the predicted cost of all.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        dict of int to Choice
+            One for each structure that is periodic.
+        """
+        name = find_accelerator(self.accelerator, charges.device).name
+        counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
+        lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
+        common = (self.kernel.min_width, self.tolerance, charges.dtype, name != "torch")
+        return {
+            graph: choose_backend(Size(counts[graph], charges.shape[1], lengths[graph], *common))
+            for graph in structures.pbc.all(-1).nonzero().flatten().tolist()
+        }
+
     def _interaction(
         self, charges: Tensor, structures: Structures, periodic: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Energy and potential by the backend of each boundary."""
+        """Energy and potential, each structure by the backend that is meant for it."""
+        parts = self._parts(charges, structures, periodic)
+        if len(parts) == 1:
+            return parts[0][1](charges, structures)
         energy = charges.new_zeros(structures.num_graphs)
         potential = torch.zeros_like(charges)
-        for mask, evaluate in ((periodic, self._direct), (~periodic, self._pairs)):
+        for mask, evaluate in parts:
             graphs, atoms, part = _select(structures, mask)
-            if len(atoms) == 0:
-                continue
             part_energy, part_potential = evaluate(charges[atoms], part)
             energy = energy.index_copy(0, graphs, part_energy)
             potential = potential.index_copy(0, atoms, part_potential)
         return energy, potential
 
+    def _parts(
+        self, charges: Tensor, structures: Structures, periodic: Tensor
+    ) -> list[tuple[Tensor, _Evaluate]]:
+        """Masks of structures that are not empty, with what evaluates them."""
+        backends: dict[str, _Evaluate] = {
+            "direct": self._direct,
+            "mesh": self._mesh,
+            "finufft": self._finufft,
+        }
+        name = self.backend if self.process_group is None else "mesh"
+        parts: list[tuple[Tensor, _Evaluate]] = [(~periodic, self._pairs)]
+        if name == "auto":
+            choices = self.choices(charges, structures)
+            for own, evaluate in backends.items():
+                mask = torch.zeros_like(periodic)
+                mask[[graph for graph, choice in choices.items() if choice.backend == own]] = True
+                parts.append((mask, evaluate))
+        else:
+            parts.append((periodic, backends[name]))
+        if self.process_group is not None:
+            return parts[1:]
+        counts = torch.bincount(structures.batch, minlength=structures.num_graphs)
+        return [part for part in parts if bool(counts[part[0]].any())]
+
     def _direct(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
         return direct_energy(
             self.kernel, charges, part.positions, part.cell, part.batch, self.tolerance
+        )
+
+    def _mesh(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
+        return mesh_energy(
+            self.kernel,
+            charges,
+            part.positions,
+            part.cell,
+            part.batch,
+            self.tolerance,
+            find_accelerator(self.accelerator, charges.device),
+            group=self.process_group,
+        )
+
+    def _finufft(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
+        sampler = find_accelerator(self.accelerator, charges.device).sampler
+        return finufft_energy(
+            self.kernel, charges, part.positions, part.cell, part.batch, self.tolerance, sampler
         )
 
     def _pairs(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
@@ -187,14 +295,22 @@ class LongRangeEnergy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Remove the self term where a backend holds it, or add it where it does not."""
         sign = torch.where(periodic, -1.0, 0.0) if self.remove_self else (~periodic).double()
-        own = self.kernel.radial(charges.new_zeros(1)).T * charges
+        own = replicate(self.kernel.radial(charges.new_zeros(1)), self.process_group).T * charges
         own = own * sign.to(charges)[structures.batch][:, None]
         per_atom = 0.5 * (charges * own).sum(-1)
-        return energy.index_add(0, structures.batch, per_atom), potential + own
+        zeros = energy.new_zeros(structures.num_graphs)
+        own_energy = accumulate(zeros.index_add(0, structures.batch, per_atom), self.process_group)
+        return energy + own_energy, potential + own
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
-        return f"tolerance={self.tolerance}, remove_self={self.remove_self}"
+        return (
+            f"tolerance={self.tolerance}, remove_self={self.remove_self}, "
+            f"backend={self.backend!r}, accelerator={self.accelerator!r}"
+        )
+
+
+_Evaluate = Callable[[Tensor, Structures], tuple[Tensor, Tensor]]
 
 
 def _periodic_graphs(pbc: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class BoundaryError(SOGError, NotImplementedError):
     """The boundary condition of a structure is not supported."""
 
 
+class PerformanceWarning(UserWarning):
+    """A faster way exists but its library is not installed."""
+
+
 class DerivativeError(SOGError, RuntimeError):
     """A derivative of higher order than the energy has was asked for."""
 

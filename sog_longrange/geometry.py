@@ -98,7 +98,7 @@ def reciprocal_cell(cell: Tensor) -> Tensor:
 
 
 def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tensor:
-    """Phases k.r of the three reciprocal lattice vectors, wrapped into [0, 2 pi).
+    """Phases k.r of the three reciprocal lattice vectors, wrapped into [0, 2 pi].
 
     Parameters
     ----------
@@ -110,9 +110,9 @@ def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tens
     -------
     Tensor, shape (n_atoms, 3)
     """
-    phases = torch.einsum("nc,nkc->nk", positions, reciprocal[batch])
-    turns = torch.floor(phases.detach() / (2.0 * math.pi))
-    return phases - 2.0 * math.pi * turns
+    turns = torch.einsum("nc,nkc->nk", positions, reciprocal[batch]) / (2.0 * math.pi)
+    # In turns the difference is exact, so that no rounding leaves the range.
+    return 2.0 * math.pi * (turns - torch.floor(turns.detach()))
 
 
 def choose_modes(cell: Tensor, cutoff: float) -> Modes:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .charges import LatentCharges, project_total_charge
 from .config import SOGConfig
-from .energy import LongRangeEnergy, LongRangeOutput
+from .energy import LongRangeOutput
 from .errors import ConfigError, InputError, explain
 from .validation import (
     check_float,
@@ -52,9 +52,7 @@ class SOGLongRange(nn.Module):
         self.config = SOGConfig() if config is None else config
         c = self.config
         self.readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
-        self.energy = LongRangeEnergy(
-            c.build_kernel(), tolerance=c.tolerance, remove_self=c.remove_self
-        )
+        self.energy = c.build_energy()
         self.register_buffer("gate", torch.ones(()))
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:

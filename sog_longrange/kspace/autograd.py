@@ -21,6 +21,7 @@ graph, so that `torch.autograd.grad` passes by and returns what the other terms 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -69,7 +70,11 @@ class Backend(Protocol):
 
 
 def quadratic_energy(
-    backend: Backend, phases: Tensor, charges: Tensor, table: Tensor
+    backend: Backend,
+    phases: Tensor,
+    charges: Tensor,
+    table: Tensor,
+    reduce: Callable[[Tensor], Tensor] = lambda local: local,
 ) -> tuple[Tensor, Tensor]:
     """Energy of each structure and potential at each atom.
 
@@ -81,6 +86,8 @@ def quadratic_energy(
     charges : Tensor, shape (n_atoms, n_channels)
     table : Tensor
         The kernel on the backend's modes or pairs, in eV/e^2.
+    reduce : callable
+        Sum over the ranks that hold the atoms, if there are several.
 
     Returns
     -------
@@ -89,32 +96,55 @@ def quadratic_energy(
     potential : Tensor, shape (n_atoms, n_channels), in eV/e
         Once differentiable.
     """
-    state = _State(backend, phases.detach(), charges.detach(), table.detach())
-    energy: Tensor = _apply(_Energy, phases, charges, table, state)
+    state = _State(backend, phases.detach(), charges.detach(), table.detach(), reduce)
+    energy: Tensor = apply_function(_Energy, phases, charges, table, state)
     if table.requires_grad:
         # A node of its own, so that a force evaluation never computes the kernel gradient.
-        energy = energy + _apply(_TableEnergy, table, (phases, charges), state)
-    potential, _ = _apply(_Field, phases, charges, table, state)
+        energy = energy + apply_function(_TableEnergy, table, (phases, charges), state)
+    potential, _ = apply_function(_Field, phases, charges, table, state)
     return energy, potential
 
 
-def _apply(function: type[Function], *args: object) -> Any:  # noqa: ANN401
-    """Typed door to `Function.apply`, which PyTorch leaves untyped."""
+def apply_function(function: type[Function], *args: object) -> Any:  # noqa: ANN401
+    """Call `Function.apply`, which PyTorch leaves untyped.
+
+    Parameters
+    ----------
+    function : type of Function
+    *args : object
+        Its arguments.
+
+    Returns
+    -------
+    Any
+        What its forward returns.
+    """
     return function.apply(*args)
 
 
 class _State:
     """What the nodes of one evaluation share."""
 
-    def __init__(self, backend: Backend, phases: Tensor, charges: Tensor, table: Tensor) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        phases: Tensor,
+        charges: Tensor,
+        table: Tensor,
+        reduce: Callable[[Tensor], Tensor],
+    ) -> None:
         self.backend = backend
+        self.reduce = reduce
         backend.set_phases(phases)
-        self.spectrum = backend.spread(charges)
+        self.spectrum = self.spread(charges)
         self.potential, self.slope = backend.gather(backend.convolve(table, self.spectrum))
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
+        return self.reduce(self.backend.spread(charges, dipoles))
 
     def per_graph(self, per_atom: Tensor) -> Tensor:
         zeros = per_atom.new_zeros(self.backend.num_graphs)
-        return zeros.index_add_(0, self.backend.batch, per_atom)
+        return self.reduce(zeros.index_add_(0, self.backend.batch, per_atom))
 
 
 class _Energy(Function):
@@ -127,7 +157,7 @@ class _Energy(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         phases, charges, table = ctx.saved_tensors
-        potential, force = _apply(_Field, phases, charges, table, ctx.state)
+        potential, force = apply_function(_Field, phases, charges, table, ctx.state)
         weight = grad[ctx.state.backend.batch][:, None]
         return weight * force, weight * potential, None, None
 
@@ -147,7 +177,7 @@ class _Field(Function):
     @staticmethod
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Tensor | None, ...]:
         wants_table = ctx.needs_input_grad[2]
-        gradients = _apply(_FieldGradient, u, v, *ctx.saved_tensors, wants_table, ctx.state)
+        gradients = apply_function(_FieldGradient, u, v, *ctx.saved_tensors, wants_table, ctx.state)
         return (*gradients, None)
 
 
@@ -166,7 +196,7 @@ class _FieldGradient(Function):
         backend = state.backend
         u = torch.zeros_like(charges) if u is None else u
         v = torch.zeros_like(phases) if v is None else v
-        sources = backend.spread(u, charges[:, None] * v[:, :, None])
+        sources = state.spread(u, charges[:, None] * v[:, :, None])
         potential, slope = backend.gather(backend.convolve(table, sources))
         curvature = backend.gather_hessian(backend.convolve(table, state.spectrum), v)
         q = charges[:, None]
@@ -177,7 +207,7 @@ class _FieldGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        _refuse_third_derivatives()
+        refuse_third_derivatives()
 
 
 class _TableEnergy(Function):
@@ -197,7 +227,7 @@ class _TableEnergy(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
         weight = ctx.state.backend.per_table(grad)
-        gradient = _apply(_TableGradient, *ctx.atoms, table, ctx.state)
+        gradient = apply_function(_TableGradient, *ctx.atoms, table, ctx.state)
         return weight * gradient, None, None
 
 
@@ -210,7 +240,7 @@ class _TableGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _apply(_TableCurvature, grad, *ctx.saved_tensors, ctx.state)
+        gradients = apply_function(_TableCurvature, grad, *ctx.saved_tensors, ctx.state)
         return (*gradients, None, None)
 
 
@@ -225,10 +255,11 @@ class _TableCurvature(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        _refuse_third_derivatives()
+        refuse_third_derivatives()
 
 
-def _refuse_third_derivatives() -> None:
+def refuse_third_derivatives() -> None:
+    """Raise `DerivativeError`."""
     raise DerivativeError(
         "Third derivatives of the long-range energy, and second derivatives of its potential, "
         "are not available."

@@ -75,7 +75,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name(key, nearest):
 
 @pytest.mark.parametrize("key", ["sgima", "", 3])
 def test_an_unknown_option_without_a_near_name_is_refused_with_all_names(key):
-    with pytest.raises(ConfigError, match=f"one of kernel, .*, remove_self, got {key!r}"):
+    with pytest.raises(ConfigError, match=f"one of kernel, .*, accelerator, got {key!r}"):
         SOGConfig.from_dict({key: 1.0})
 
 

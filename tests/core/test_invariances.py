@@ -40,10 +40,12 @@ structures = st.builds(
 periodic_structures = structures.map(lambda s: s._replace(pbc=torch.ones(3, dtype=torch.bool)))
 MODELS = {
     "gaussians": LongRangeEnergy(
-        sum_of_gaussians(coulomb(), num_channels=2, num_gaussians=5), tolerance=1e-4
+        sum_of_gaussians(coulomb(), num_channels=2, num_gaussians=5),
+        tolerance=1e-4,
+        backend="direct",
     ),
-    "dispersion": LongRangeEnergy(all_kernels()["dispersion"], tolerance=1e-3),
-    "ewald": LongRangeEnergy(Ewald(1.1), tolerance=1e-4, remove_self=False),
+    "dispersion": LongRangeEnergy(all_kernels()["dispersion"], tolerance=1e-3, backend="direct"),
+    "ewald": LongRangeEnergy(Ewald(1.1), tolerance=1e-4, remove_self=False, backend="direct"),
 }
 every_model = pytest.mark.parametrize("energy", [energy_of(m) for m in MODELS.values()], ids=MODELS)
 
@@ -148,7 +150,9 @@ def test_energy_of_a_positive_kernel_is_never_negative_with_its_self_term(struct
 @given(structure=structures, seed=seeds)
 def test_the_whole_module_has_every_invariance(constraint, structure, seed):
     torch.manual_seed(seed)
-    config = SOGConfig(num_channels=2, charge_constraint=constraint, tolerance=1e-2)
+    config = SOGConfig(
+        num_channels=2, charge_constraint=constraint, tolerance=1e-2, backend="direct"
+    )
     module = SOGLongRange([2], config).double()
     assert_invariant(energy_of(module), structure, seed=seed)
 

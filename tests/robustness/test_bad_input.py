@@ -50,7 +50,7 @@ def put(value, *index):
 
 def energy(values, kernel=None, **options):
     kernel = sum_of_gaussians(coulomb()) if kernel is None else kernel
-    return LongRangeEnergy(kernel, tolerance=1e-2, **options)(**values)
+    return LongRangeEnergy(kernel, tolerance=1e-2, backend="direct", **options)(**values)
 
 
 def check_message(error, name, expected, got):
@@ -280,7 +280,7 @@ def test_too_many_structures_and_modes_are_refused_before_allocation():
         "batch": torch.arange(count),
     }
     with pytest.raises(SizeError, match="200 periodic structures of up to 1 atoms with .* modes"):
-        LongRangeEnergy(Ewald(0.4))(**values)
+        LongRangeEnergy(Ewald(0.4), backend="direct")(**values)
 
 
 def test_too_many_pairs_are_refused_before_allocation():

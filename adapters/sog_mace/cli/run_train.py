@@ -39,6 +39,8 @@ HELP = {
     "hidden_size": "width of the perceptron of the charge readout; 0 for none",
     "charge_constraint": "latent charges are free, neutral, or sum to the total_charge of the data",
     "tolerance": "relative accuracy of the reciprocal sum",
+    "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
+    "accelerator": "compiled code for the mesh: auto, none, numba or triton",
     "zero_mode": "keep k = 0 (default: as the kernel's start needs it)",
     "remove_self": "remove the interaction of each charge with itself",
     "lr_factor": "learning rate of the charge readout relative to --lr (stage two has one rate)",

@@ -1,0 +1,350 @@
+"""Adjoint sums by the FINUFFT library, cuFINUFFT on CUDA: any accuracy down to 1e-12."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sog_longrange.errors import ConfigError, SizeError, explain
+from sog_longrange.geometry import TAPER, reciprocal_cell, wave_number_onset, wrapped_phases
+from sog_longrange.kernels import Kernel
+from sog_longrange.validation import check_finite
+
+from .autograd import quadratic_energy
+from .mesh import MAX_NODES
+from .radial import (
+    ModeBoxes,
+    Sampler,
+    choose_intervals,
+    radial_table,
+    running_sum,
+    sample_kernel,
+)
+
+_MAX_IDLE = 4
+_ONE_THREAD = 4096
+_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def finufft_energy(
+    kernel: Kernel,
+    charges: Tensor,
+    positions: Tensor,
+    cell: Tensor,
+    batch: Tensor,
+    tolerance: float,
+    sampler: type[Sampler],
+) -> tuple[Tensor, Tensor]:
+    """Reciprocal-space energy of periodic structures by FINUFFT, self-interaction included.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    positions : Tensor, shape (n_atoms, 3), in Å
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+    batch : Tensor, shape (n_atoms,), sorted
+    tolerance : float
+        Sets the k cutoff as in the direct sum; the library works to a tenth of it.
+    sampler : type of Sampler
+        What evaluates the kernel on the modes.
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), in eV
+        1/(2V) sum_k Khat(k) |S(k)|^2.
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+
+    Raises
+    ------
+    ConfigError
+        If the library is not installed.
+    SizeError
+        If the modes fit into no memory.
+
+    References
+    ----------
+    Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
+    """
+    onset = wave_number_onset(kernel.min_width, tolerance)
+    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
+    shapes = _box_shapes(lengths, TAPER * onset)
+    axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
+    modes = torch.cat(axes)
+    boxes = ModeBoxes(shapes, modes, torch.ones_like(modes))
+    intervals = choose_intervals(max(map(max, lengths)), onset, cell.dtype)
+    reciprocal = reciprocal_cell(cell)
+    coefficients = sample_kernel(kernel, intervals, onset, cell.device)
+    table = radial_table(coefficients, reciprocal, sampler(intervals, boxes))
+    phases = wrapped_phases(positions, reciprocal, batch)
+    backend = FinufftBackend(boxes, batch, 0.1 * tolerance)
+    energy, potential = quadratic_energy(backend, phases, charges, table)
+    volume = torch.linalg.det(cell).abs()
+    return energy / volume, potential / volume[batch][:, None]
+
+
+def _box_shapes(lengths: list[list[float]], cutoff: float) -> tuple[tuple[int, int, int], ...]:
+    shapes = [[2 * math.floor(a * cutoff / (2.0 * math.pi)) + 1 for a in row] for row in lengths]
+    total = sum(math.prod(shape) for shape in shapes)
+    if total > MAX_NODES:
+        raise SizeError(
+            f"{len(lengths)} periodic structures have {total:.3g} modes at a k cutoff of "
+            f"{cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. Use a larger `min_width` or "
+            "`tolerance`, a smaller cell or a smaller batch."
+        )
+    return tuple(tuple(shape) for shape in shapes)  # type: ignore[misc]
+
+
+class FinufftBackend:
+    """Adjoint sums by plans of FINUFFT, one for each structure.
+
+    Spectra and tables are flat: (n_channels, modes of all structures). Two real fields
+    travel in one complex transform.
+
+    Parameters
+    ----------
+    boxes : ModeBoxes
+        Centred boxes of odd lengths.
+    batch : Tensor, shape (n_atoms,), sorted
+    accuracy : float
+        Relative accuracy asked of the library; rounding bounds it from below.
+    """
+
+    def __init__(self, boxes: ModeBoxes, batch: Tensor, accuracy: float) -> None:
+        self.boxes = boxes
+        self.batch = batch
+        self.num_graphs = len(boxes.shapes)
+        self.accuracy = accuracy
+        starts = boxes.starts
+        self._modes = [slice(*ends) for ends in zip(starts, starts[1:], strict=False)]
+        counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
+        ends = running_sum(counts)
+        self._atoms = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+
+    def set_phases(self, phases: Tensor) -> None:
+        """Take the phases of all atoms; native code never sees numbers that are not finite."""
+        check_finite("positions", phases)
+        self.transforms = [
+            None if atoms.start == atoms.stop else _Transform(phases[atoms], shape, self.accuracy)
+            for atoms, shape in zip(self._atoms, self.boxes.shapes, strict=True)
+        ]
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
+        """Structure factor sum_j (q_j + d_j.grad) exp(-i m.theta_j)."""
+        channels = charges.shape[1]
+        fields = charges[:, None] if dipoles is None else torch.cat((charges[:, None], dipoles), 1)
+        out = _complex(fields.new_zeros(channels, self.boxes.starts[-1]))
+        for g, transform in self._present():
+            spectra = transform.spread(fields[self._atoms[g]].flatten(1).T)
+            spectra = spectra.view(fields.shape[1], channels, *self.boxes.shapes[g])
+            total = spectra[0]
+            for axis, field in enumerate(spectra[1:]):
+                total = total - 1j * transform.modes[axis] * field
+            out[:, self._modes[g]] = total.flatten(1)
+        return out
+
+    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
+        """Multiply by the kernel."""
+        return table * spectrum
+
+    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential and its phase gradient at the atoms."""
+
+        def fields(psi: Tensor, m: list[Tensor]) -> list[Tensor]:
+            return [psi, *(1j * axis * psi for axis in m)]
+
+        values = self._gather(spectrum, fields, 4)
+        return values[:, 0], values[:, 1:]
+
+    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+        """Second phase derivatives of the potential, times a direction."""
+        pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+        def fields(psi: Tensor, m: list[Tensor]) -> list[Tensor]:
+            return [-(m[a] * m[b]) * psi for a, b in pairs]
+
+        xx, yy, zz, xy, xz, yz = self._gather(spectrum, fields, 6).unbind(1)
+        x, y, z = direction[:, :, None].unbind(1)
+        rows = (xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z)
+        return torch.stack(rows, 1)
+
+    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+        """Re(S* R) on the modes, summed over channels if they share a kernel."""
+        product = first.real * second.real + first.imag * second.imag
+        return product if len(table) > 1 else product.sum(0, keepdim=True)
+
+    def per_table(self, per_graph: Tensor) -> Tensor:
+        """One number per structure, repeated over its modes."""
+        sizes = torch.tensor(self.boxes.starts, device=per_graph.device).diff()
+        return per_graph.repeat_interleave(sizes, output_size=self.boxes.starts[-1])
+
+    def _gather(
+        self, spectrum: Tensor, fields: Callable[[Tensor, list[Tensor]], list[Tensor]], count: int
+    ) -> Tensor:
+        channels = len(spectrum)
+        out = spectrum.real.new_empty(len(self.batch), count, channels)
+        for g, transform in self._present():
+            psi = spectrum[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
+            spectra = torch.cat(fields(psi, transform.modes))
+            out[self._atoms[g]] = transform.gather(spectra).T.unflatten(1, (count, channels))
+        return out
+
+    def _present(self) -> list[tuple[int, _Transform]]:
+        return [(g, t) for g, t in enumerate(self.transforms) if t is not None]
+
+
+class _Transform:
+    """Transforms of real fields between the atoms of one structure and its modes."""
+
+    def __init__(self, phases: Tensor, shape: tuple[int, int, int], accuracy: float) -> None:
+        self.shape = shape
+        accuracy = max(accuracy, _FLOOR[phases.dtype])
+        few = len(phases) < _ONE_THREAD
+        threads = 1 if few else torch.get_num_threads()
+        key = PlanKey(shape, accuracy, phases.dtype, phases.device, threads)
+        self.plans = _POOL.borrow(key)
+        weakref.finalize(self, _POOL.give_back, key, self.plans)
+        self.plans.set_points(phases)
+        view = ((-1, 1, 1), (-1, 1), (-1,))
+        self.modes = [
+            torch.arange(-(n // 2), n // 2 + 1, device=phases.device).to(phases).view(v)
+            for n, v in zip(shape, view, strict=True)
+        ]
+
+    def spread(self, fields: Tensor) -> Tensor:
+        """Spectra (n, *shape) of real fields (n, n_atoms)."""
+        spectra = []
+        for pair in fields.split(2):
+            packed = torch.complex(pair[0], pair[1] if len(pair) > 1 else torch.zeros_like(pair[0]))
+            both = self.plans.type_1(packed.contiguous())
+            mirror = both.flip(0, 1, 2).conj()
+            spectra.append(0.5 * (both + mirror))
+            if len(pair) > 1:
+                spectra.append(-0.5j * (both - mirror))
+        return torch.stack(spectra)
+
+    def gather(self, spectra: Tensor) -> Tensor:
+        """Real fields (n, n_atoms) of spectra (n, *shape) with the symmetry of real fields."""
+        fields: list[Tensor] = []
+        for pair in spectra.split(2):
+            packed = pair[0] + 1j * pair[1] if len(pair) > 1 else pair[0]
+            both = self.plans.type_2(packed.contiguous())
+            fields.extend((both.real, both.imag)[: len(pair)])
+        return torch.stack(fields)
+
+
+class PlanKey(NamedTuple):
+    """What a plan is made for."""
+
+    shape: tuple[int, int, int]
+    accuracy: float
+    dtype: torch.dtype
+    device: torch.device
+    threads: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments that all plans share."""
+        name = "complex64" if self.dtype == torch.float32 else "complex128"
+        return {"n_modes": self.shape, "eps": self.accuracy, "dtype": name}
+
+
+class _CPUPlans:
+    """A sorted plan that serves both directions."""
+
+    def __init__(self, key: PlanKey) -> None:
+        options = {**key.options, "isign": -1, "nthreads": key.threads, "showwarn": 0}
+        # The small upsampling halves the FFT but reaches only nine digits.
+        options["upsampfac"] = 1.25 if key.accuracy > 1e-8 else 2.0
+        options["n_modes_or_dim"] = options.pop("n_modes")
+        self.plan = _library("finufft").Plan(1, **options)
+
+    def set_points(self, phases: Tensor) -> None:
+        # The library reads the points until the next call: they must stay alive.
+        self.points = phases.T.contiguous().numpy()
+        self.plan.setpts(*self.points)
+
+    def type_1(self, strengths: Tensor) -> Tensor:
+        return torch.from_numpy(self.plan.execute(strengths.numpy()))
+
+    def type_2(self, modes: Tensor) -> Tensor:
+        return torch.from_numpy(self.plan.execute_adjoint(modes.resolve_conj().numpy()))
+
+
+class _CUDAPlans:
+    """One plan for each direction, on the device and stream of the tensors."""
+
+    def __init__(self, key: PlanKey) -> None:
+        options = {**key.options, "gpu_device_id": key.device.index or 0}
+        plan = _library("cufinufft").Plan
+        self.device = key.device
+        self.forward = plan(1, isign=-1, **options)
+        self.backward = plan(2, isign=1, **options)
+        self.shape = key.shape
+
+    def set_points(self, phases: Tensor) -> None:
+        self.points = phases.T.contiguous()
+        torch.cuda.current_stream(self.device).synchronize()
+        self.forward.setpts(*self.points)
+        self.backward.setpts(*self.points)
+
+    def type_1(self, strengths: Tensor) -> Tensor:
+        out = strengths.new_empty(self.shape)
+        return self._execute(self.forward, strengths, out)
+
+    def type_2(self, modes: Tensor) -> Tensor:
+        out = modes.new_empty(self.points.shape[1])
+        return self._execute(self.backward, modes.resolve_conj(), out)
+
+    def _execute(self, plan: Any, source: Tensor, out: Tensor) -> Tensor:
+        # The plans have the default stream, which need not be PyTorch's.
+        torch.cuda.current_stream(self.device).synchronize()
+        plan.execute(source, out=out)
+        torch.cuda.synchronize(self.device)
+        return out
+
+
+class _Pool:
+    """Plans that nobody uses, a few for each key; planning costs more than a small transform."""
+
+    def __init__(self) -> None:
+        self.idle: dict[PlanKey, list[Any]] = defaultdict(list)
+        self.lock = Lock()
+
+    def borrow(self, key: PlanKey) -> Any:
+        with self.lock:
+            if self.idle[key]:
+                return self.idle[key].pop()
+        return _CUDAPlans(key) if key.device.type == "cuda" else _CPUPlans(key)
+
+    def give_back(self, key: PlanKey, plans: Any) -> None:
+        with self.lock:
+            if len(self.idle) > 64:
+                self.idle.clear()
+            if len(self.idle[key]) < _MAX_IDLE:
+                self.idle[key].append(plans)
+
+
+_POOL = _Pool()
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        remedy = f"Install it: pip install {name}"
+        raise ConfigError(
+            explain("backend", f"one whose library {name} is installed", '"finufft"', remedy)
+        ) from error
+
+
+def _complex(real: Tensor) -> Tensor:
+    return torch.complex(real, torch.zeros_like(real))

@@ -1,0 +1,352 @@
+"""Particle mesh: a non-uniform FFT of real densities whose forces are exact gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from sog_longrange.errors import SizeError
+from sog_longrange.geometry import (
+    MAX_ELEMENTS,
+    TAPER,
+    reciprocal_cell,
+    wave_number_onset,
+    wrapped_phases,
+)
+from sog_longrange.kernels import Kernel
+from sog_longrange.validation import check_finite
+
+from .autograd import quadratic_energy
+from .distributed import replicate, sum_over_ranks
+from .radial import (
+    ModeBoxes,
+    Sampler,
+    choose_intervals,
+    radial_table,
+    running_sum,
+    sample_kernel,
+)
+from .windows import influence, window_width
+
+
+class Meshes(NamedTuple):
+    """Meshes of a batch of structures, one after another in flat arrays.
+
+    Attributes
+    ----------
+    shapes : tuple of 3-tuples of int
+        Number of nodes of each structure's mesh along its three lattice vectors.
+    width : int
+        Number of nodes along each axis that an atom touches.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    width: int
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each mesh begins in a flat array, and where the last one ends."""
+        return running_sum([math.prod(shape) for shape in self.shapes])
+
+    @property
+    def half_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shapes of the spectra: a real density needs half of the last axis."""
+        return tuple((a, b, c // 2 + 1) for a, b, c in self.shapes)
+
+
+class Stencil(Protocol):
+    """What carries atoms to meshes and back; no argument ever requires a gradient.
+
+    Parameters
+    ----------
+    meshes : Meshes
+    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi]
+    batch : Tensor, shape (n_atoms,), sorted
+    """
+
+    def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None: ...
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None) -> Tensor:
+        """Densities (P, n_nodes) of charges (N, P) and phase-space dipoles (N, 3, P)."""
+        ...
+
+    def gather(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Value (N, P) and phase gradient (N, 3, P) of potentials (P, n_nodes)."""
+        ...
+
+    def gather_hessian(self, nodes: Tensor, direction: Tensor) -> Tensor:
+        """Second phase derivatives times a direction (N, 3); (N, 3, P)."""
+        ...
+
+
+class RealFFT(Protocol):
+    """Unnormalised transforms of real meshes; no argument ever requires a gradient."""
+
+    @staticmethod
+    def forward(nodes: Tensor) -> Tensor:
+        """Half spectra (P, a, b, c // 2 + 1) of meshes (P, a, b, c)."""
+        ...
+
+    @staticmethod
+    def backward(spectrum: Tensor, length: int) -> Tensor:
+        """Meshes of half spectra; `length` is that of the meshes' last axis."""
+        ...
+
+
+class TorchFFT:
+    """Transforms by PyTorch."""
+
+    @staticmethod
+    def forward(nodes: Tensor) -> Tensor:
+        """Implement :meth:`RealFFT.forward`."""
+        spectrum: Tensor = torch.fft.rfftn(nodes, dim=(1, 2, 3))
+        return spectrum
+
+    @staticmethod
+    def backward(spectrum: Tensor, length: int) -> Tensor:
+        """Implement :meth:`RealFFT.backward`."""
+        shape = (*spectrum.shape[1:3], length)
+        nodes: Tensor = torch.fft.irfftn(spectrum, s=shape, dim=(1, 2, 3), norm="forward")
+        return nodes
+
+
+class Accelerator(NamedTuple):
+    """Code that runs the inner loops of the mesh.
+
+    Attributes
+    ----------
+    name : str
+    stencil : type of Stencil
+    sampler : type of Sampler
+    fft : type of RealFFT
+    """
+
+    name: str
+    stencil: type[Stencil]
+    sampler: type[Sampler]
+    fft: type[RealFFT] = TorchFFT
+
+
+def mesh_energy(
+    kernel: Kernel,
+    charges: Tensor,
+    positions: Tensor,
+    cell: Tensor,
+    batch: Tensor,
+    tolerance: float,
+    accelerator: Accelerator,
+    meshes: Meshes | None = None,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Reciprocal-space energy of periodic structures on meshes, self-interaction included.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    positions : Tensor, shape (n_atoms, 3), in Å
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+    batch : Tensor, shape (n_atoms,), sorted
+    tolerance : float
+        Sets the k cutoff as in the direct sum, and with it the meshes and the window.
+    accelerator : Accelerator
+    meshes : Meshes, optional
+        Instead of those that :func:`choose_meshes` finds.
+    group : ProcessGroup, optional
+        Ranks over which the atoms are spread; each has the same cells.
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), in eV
+        1/(2V) sum_k Khat(k) |S(k)|^2; its gradient is exact for the energy as computed.
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+
+    Raises
+    ------
+    SizeError
+        If the meshes fit into no memory.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668 (the sum); Hockney, Eastwood, Computer Simulation
+    Using Particles (1988) (meshes); Barnett, arXiv:1808.06736 (the window).
+    """
+    onset = wave_number_onset(kernel.min_width, tolerance)
+    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
+    if meshes is None:
+        meshes = choose_meshes(lengths, TAPER * onset, window_width(tolerance))
+    intervals = choose_intervals(max(map(max, lengths)), onset, cell.dtype)
+    reciprocal = reciprocal_cell(cell)
+    sampler = accelerator.sampler(intervals, mode_boxes(meshes, cell))
+    coefficients = sample_kernel(kernel, intervals, onset, cell.device)
+    table = radial_table(coefficients, reciprocal, sampler)
+    phases = wrapped_phases(positions, replicate(reciprocal, group), batch)
+    backend = MeshBackend(meshes, batch, accelerator)
+    energy, potential = quadratic_energy(
+        backend, phases, charges, table, lambda local: sum_over_ranks(local, group)
+    )
+    volume = torch.linalg.det(cell).abs()
+    return energy / volume, potential / replicate(volume, group)[batch][:, None]
+
+
+def choose_meshes(lengths: list[list[float]], cutoff: float, width: int) -> Meshes:
+    """Smallest meshes with fast transforms that hold every |k| <= cutoff.
+
+    Parameters
+    ----------
+    lengths : list of 3 floats for each structure
+        Lengths of the lattice vectors, in Å.
+    cutoff : float
+        Largest wave number, in 1/Å.
+    width : int
+        Of the window, in nodes.
+
+    Returns
+    -------
+    Meshes
+
+    Raises
+    ------
+    SizeError
+        If the meshes have more nodes than any memory holds.
+    """
+    needed = [[2 * math.floor(a * cutoff / (2.0 * math.pi)) + 1 for a in row] for row in lengths]
+    total = sum(math.prod(row) for row in needed)
+    if total > MAX_NODES:
+        edges = ", ".join(f"{a:.3g}" for a in max(lengths, key=math.prod))
+        raise SizeError(
+            f"{len(lengths)} periodic structures with edges of up to {edges} Å need meshes of "
+            f"{total:.3g} nodes at a k cutoff of {cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. "
+            "Use a larger `min_width` or `tolerance`, a smaller cell or a smaller batch."
+        )
+    shapes = [tuple(fast_length(max(n, width + 1)) for n in row) for row in needed]
+    return Meshes(tuple(shapes), width)  # type: ignore[arg-type]
+
+
+MAX_NODES: int = 8 * MAX_ELEMENTS
+"""Largest number of mesh nodes that is attempted."""
+
+
+def fast_length(n: int) -> int:
+    """Smallest length of at least n whose prime factors are 2, 3, 5 and 7.
+
+    Parameters
+    ----------
+    n : int
+
+    Returns
+    -------
+    int
+    """
+    while True:
+        rest = n
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
+
+
+def mode_boxes(meshes: Meshes, like: Tensor) -> ModeBoxes:
+    """Modes of the meshes' spectra, with the factors that undo the window.
+
+    Parameters
+    ----------
+    meshes : Meshes
+    like : Tensor
+        Its dtype and device are used.
+
+    Returns
+    -------
+    ModeBoxes
+    """
+    modes, factors = [], []
+    for shape, half in zip(meshes.shapes, meshes.half_shapes, strict=True):
+        for full, n in zip(shape, half, strict=True):
+            numbers = torch.fft.fftfreq(full, 1.0 / full, dtype=like.dtype, device=like.device)
+            modes.append(numbers[:n])
+            factors.append(influence(meshes.width, full, like.dtype, like.device)[:n])
+    return ModeBoxes(meshes.half_shapes, torch.cat(modes), torch.cat(factors))
+
+
+class MeshBackend:
+    """Adjoint sums by spreading to meshes, real FFTs and gathering.
+
+    Spectra and tables are flat: (n_channels, modes of all structures).
+
+    Parameters
+    ----------
+    meshes : Meshes
+    batch : Tensor, shape (n_atoms,), sorted
+    accelerator : Accelerator
+    """
+
+    def __init__(self, meshes: Meshes, batch: Tensor, accelerator: Accelerator) -> None:
+        self.meshes = meshes
+        self.batch = batch
+        self.num_graphs = len(meshes.shapes)
+        self._stencil = accelerator.stencil
+        self._fft = accelerator.fft
+        self._starts = meshes.starts
+        self._mode_starts = running_sum([math.prod(shape) for shape in meshes.half_shapes])
+
+    def set_phases(self, phases: Tensor) -> None:
+        """Take the phases of all atoms, shape (n_atoms, 3)."""
+        check_finite("positions", phases)
+        self.stencil = self._stencil(self.meshes, phases, self.batch)
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
+        """Structure factor, still convolved with the window."""
+        nodes = self.stencil.spread(charges, dipoles)
+        boxes = [
+            self._fft.forward(nodes[:, real].view(-1, *shape)).flatten(1)
+            for shape, real, _ in self._boxes()
+        ]
+        return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
+
+    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
+        """Multiply by the kernel."""
+        return table * spectrum
+
+    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential and its phase gradient at the atoms."""
+        return self.stencil.gather(self._nodes(spectrum))
+
+    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+        """Second phase derivatives of the potential, times a direction."""
+        return self.stencil.gather_hessian(self._nodes(spectrum), direction)
+
+    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+        """Re(S* R) of each mode and its mirror image, summed over channels that share a kernel."""
+        product = first.real * second.real + first.imag * second.imag
+        product = product if len(table) > 1 else product.sum(0, keepdim=True)
+        for (a, b, c), _, half in self._boxes():
+            box = product[:, half].view(-1, a, b, c // 2 + 1)
+            box[..., 1:] *= 2.0
+        return product
+
+    def per_table(self, per_graph: Tensor) -> Tensor:
+        """One number per structure, repeated over its modes."""
+        if self.num_graphs == 1:
+            return per_graph
+        sizes = torch.tensor(self._mode_starts, device=per_graph.device).diff()
+        return per_graph.repeat_interleave(sizes, output_size=self._mode_starts[-1])
+
+    def _nodes(self, spectrum: Tensor) -> Tensor:
+        """Potentials on the nodes of all meshes."""
+        boxes = []
+        for (a, b, c), _, half in self._boxes():
+            box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
+            boxes.append(self._fft.backward(box, c).flatten(1))
+        return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
+
+    def _boxes(self) -> list[tuple[tuple[int, int, int], slice, slice]]:
+        """Shape of each mesh, and its places in the flat arrays of nodes and modes."""
+        real = [slice(*ends) for ends in zip(self._starts, self._starts[1:], strict=False)]
+        half = [slice(*e) for e in zip(self._mode_starts, self._mode_starts[1:], strict=False)]
+        return list(zip(self.meshes.shapes, real, half, strict=True))
