@@ -11,23 +11,29 @@ from .errors import (
     HostError,
     InputError,
     InputTypeError,
+    PerformanceWarning,
     SizeError,
     SOGError,
 )
+from .fixed import FixedMeshEnergy
 from .kernels import Ewald, SumOfGaussians, coulomb, power_law, yukawa
 from .module import SOGLongRange
+from .tuning import GridReport, find_tolerance, report_grid
 
 __all__ = [
     "BoundaryError",
     "ConfigError",
     "DerivativeError",
     "Ewald",
+    "FixedMeshEnergy",
+    "GridReport",
     "HostError",
     "InputError",
     "InputTypeError",
     "LatentCharges",
     "LongRangeEnergy",
     "LongRangeOutput",
+    "PerformanceWarning",
     "SOGConfig",
     "SOGError",
     "SOGLongRange",
@@ -35,7 +41,9 @@ __all__ = [
     "SumOfGaussians",
     "__version__",
     "coulomb",
+    "find_tolerance",
     "power_law",
     "project_total_charge",
+    "report_grid",
     "yukawa",
 ]

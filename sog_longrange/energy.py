@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .errors import BoundaryError, ConfigError, InputError, explain
-from .kernels import Kernel
+from .kernels import Ewald, FixedGaussians, Kernel, SumOfGaussians
 from .kspace.accelerators import check_accelerator, find_accelerator
 from .kspace.auto import Choice, Size, check_backend, choose_backend
 from .kspace.direct import direct_energy
 from .kspace.distributed import accumulate, replicate
 from .kspace.finufft import finufft_energy
 from .kspace.mesh import mesh_energy
+from .kspace.ops import Inputs, define_operators
 from .kspace.pairs import pairs_energy
 from .validation import Structures, check_charges, check_structures
 
@@ -78,6 +80,9 @@ class LongRangeEnergy(nn.Module):
         atoms, sorted by structure, and the same cells and `num_graphs`; energies come out
         equal on all ranks, potentials for a rank's own atoms. Structures are periodic and
         the mesh sums them. See :mod:`~sog_longrange.kspace.distributed` for the loss.
+    opaque : bool
+        Evaluate through the operators of :mod:`~sog_longrange.kspace.ops`, which tracers do not
+        look into. Under `torch.compile` this is so anyway; `make_fx` needs it said.
 
     Raises
     ------
@@ -109,6 +114,7 @@ class LongRangeEnergy(nn.Module):
         backend: str = "auto",
         accelerator: str = "auto",
         process_group: ProcessGroup | None = None,
+        opaque: bool = False,
     ) -> None:
         super().__init__()
         if not 1e-15 <= tolerance <= 0.1:
@@ -124,6 +130,19 @@ class LongRangeEnergy(nn.Module):
         self.backend = backend
         self.accelerator = accelerator
         self.process_group = process_group
+        if opaque and process_group is not None:
+            raise ConfigError(explain("opaque", "False with a process group", "True"))
+        self.opaque = opaque
+        options = {
+            "kernel": _describe(kernel),
+            "energy": {
+                "tolerance": self.tolerance,
+                "remove_self": remove_self,
+                "backend": backend,
+                "accelerator": accelerator,
+            },
+        }
+        self._options = json.dumps(options)
 
     def forward(
         self,
@@ -162,7 +181,43 @@ class LongRangeEnergy(nn.Module):
         SizeError
             If the evaluation fits into no memory.
         """
+        if torch.compiler.is_compiling() or self.opaque:
+            return self._evaluate_opaque(charges, positions, cell, pbc, batch, num_graphs)
         return self.evaluate(charges, check_structures(positions, cell, pbc, batch, num_graphs))
+
+    def _evaluate_opaque(
+        self,
+        charges: Tensor,
+        positions: Tensor,
+        cell: Tensor | None,
+        pbc: Tensor | None,
+        batch: Tensor | None,
+        num_graphs: int | None,
+    ) -> LongRangeOutput:
+        """Evaluate as one node of a graph; the inputs are checked when it runs."""
+        if cell is not None:
+            num_graphs = 1 if cell.dim() == 2 else cell.shape[0]
+        elif num_graphs is None:
+            if batch is not None:
+                expected = "given with `batch` and without `cell` in a compiled evaluation"
+                raise InputError(explain("num_graphs", expected, "None"))
+            num_graphs = 1
+        if batch is None:
+            batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
+        if pbc is None:
+            pbc = torch.zeros(num_graphs, 3, dtype=torch.bool, device=positions.device)
+        if cell is None:
+            cell = positions.new_zeros(num_graphs, 3, 3)
+        cell, pbc = cell.reshape(num_graphs, 3, 3), pbc.reshape(num_graphs, 3)
+        if isinstance(self.kernel, SumOfGaussians | FixedGaussians):
+            amplitudes, widths = self.kernel.amplitudes, self.kernel.widths
+        else:
+            amplitudes = widths = positions.new_empty(1, 0)
+        energy, potential, _ = _OPERATOR(
+            charges, positions, cell, amplitudes, widths, pbc, batch, self._options
+        )
+        atomic_energies = 0.5 * (charges * potential).sum(-1)
+        return LongRangeOutput(energy, atomic_energies, potential, charges)
 
     def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
         """Evaluate the energy of structures that are validated already.
@@ -310,6 +365,27 @@ class LongRangeEnergy(nn.Module):
         )
 
 
+def _describe(kernel: Kernel) -> dict[str, float]:
+    """Options that make a kernel again from its amplitudes and widths."""
+    if isinstance(kernel, Ewald):
+        return {"smearing": kernel.smearing}
+    return {"min_width": kernel.min_width, "zero_mode": kernel.zero_mode}
+
+
+def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Evaluate what an operator was called with."""
+    options = json.loads(inputs.options)
+    if "smearing" in options["kernel"]:
+        kernel: Kernel = Ewald(**options["kernel"])
+    else:
+        kernel = FixedGaussians(inputs.amplitudes, inputs.widths, **options["kernel"])
+    energy = LongRangeEnergy(kernel, **options["energy"])
+    tensors = (inputs.positions, inputs.cell, inputs.pbc, inputs.batch)
+    out = energy.evaluate(inputs.charges, check_structures(*tensors, len(inputs.cell)))
+    return out.energy, out.potential
+
+
+_OPERATOR = define_operators(_evaluate)
 _Evaluate = Callable[[Tensor, Structures], tuple[Tensor, Tensor]]
 
 

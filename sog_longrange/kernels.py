@@ -352,6 +352,36 @@ class SumOfGaussians(nn.Module):
         )
 
 
+class FixedGaussians:
+    """Sum of Gaussians with given amplitudes and widths.
+
+    Parameters
+    ----------
+    amplitudes, widths : Tensor, shape (num_channels, num_gaussians), in eV/e^2 and Å
+    min_width : float
+        Width in Å that every width exceeds.
+    zero_mode : bool
+        Whether k = 0 is kept.
+    """
+
+    def __init__(
+        self, amplitudes: Tensor, widths: Tensor, min_width: float, zero_mode: bool
+    ) -> None:
+        self.amplitudes = amplitudes
+        self.widths = widths
+        self.num_channels = len(amplitudes)
+        self.min_width = min_width
+        self.zero_mode = zero_mode
+
+    def fourier(self, k2: Tensor) -> Tensor:
+        """Khat(k); see :func:`gaussian_fourier`."""
+        return gaussian_fourier(k2, self.amplitudes, self.widths)
+
+    def radial(self, r2: Tensor) -> Tensor:
+        """K(r); see :func:`gaussian_radial`."""
+        return gaussian_radial(r2, self.amplitudes, self.widths)
+
+
 class Ewald(nn.Module):
     """Smeared Coulomb kernel K(r) = k_e erf(r / (sqrt(2) smearing)) / r, without parameters.
 

@@ -30,6 +30,8 @@ LAYERS = {
     "kspace": 3,
     "charges": 3,
     "energy": 4,
+    "fixed": 5,
+    "tuning": 5,
     "config": 5,
     "module": 6,
     "observables": 6,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -18,7 +19,6 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
-from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
 from .distributed import replicate, sum_over_ranks
@@ -268,10 +268,12 @@ def mode_boxes(meshes: Meshes, like: Tensor) -> ModeBoxes:
     modes, factors = [], []
     for shape, half in zip(meshes.shapes, meshes.half_shapes, strict=True):
         for full, n in zip(shape, half, strict=True):
-            numbers = torch.fft.fftfreq(full, 1.0 / full, dtype=like.dtype, device=like.device)
-            modes.append(numbers[:n])
-            factors.append(influence(meshes.width, full, like.dtype, like.device)[:n])
-    return ModeBoxes(meshes.half_shapes, torch.cat(modes), torch.cat(factors))
+            modes.append(np.fft.fftfreq(full, 1.0 / full)[:n])
+            factors.append(influence(meshes.width, full)[:n])
+    return ModeBoxes(
+        meshes.half_shapes,
+        *(torch.from_numpy(np.concatenate(parts)).to(like) for parts in (modes, factors)),
+    )
 
 
 class MeshBackend:
@@ -297,7 +299,6 @@ class MeshBackend:
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
-        check_finite("positions", phases)
         self.stencil = self._stencil(self.meshes, phases, self.batch)
 
     def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:

@@ -202,9 +202,12 @@ def _sample_points(
     matrix = np.linalg.inv(np.vander(t, increasing=True)).T
     edges = interval_edges(intervals)
     low, width = edges[:-1], np.diff(edges)
-    points = torch.as_tensor((low[:, None] + width[:, None] * (t + 0.5)).ravel(), device=device)
-    fade = fade_out(points, onset)
-    return points.to(dtype), torch.as_tensor(matrix, dtype=dtype, device=device), fade.to(dtype)
+    # Kept for later calls, which may be for training, whatever mode this one is in.
+    with torch.inference_mode(False):
+        points = torch.as_tensor((low[:, None] + width[:, None] * (t + 0.5)).ravel())
+        results = (points, torch.as_tensor(matrix), fade_out(points, onset))
+        first, second, third = (x.to(device, dtype) for x in results)
+        return first, second, third
 
 
 def interval_edges(intervals: Intervals) -> NDArray[np.float64]:

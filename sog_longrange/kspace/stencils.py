@@ -78,7 +78,7 @@ class TorchStencil:
 
     def _chunks(self) -> Iterator[slice]:
         step = max(1, _CHUNK // self.window.width**3)
-        for first in range(0, len(self.phases), step):
+        for first in range(0, max(1, len(self.phases)), step):
             yield slice(first, first + step)
 
     def _rows(self, nodes: Tensor) -> Tensor:

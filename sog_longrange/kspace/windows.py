@@ -7,10 +7,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
-from torch import Tensor
 
 SHAPE: float = 2.2
 """Exponent of the window per node of its width."""
@@ -128,7 +126,7 @@ def window_transform(window: Window, size: int, modes: NDArray[Any]) -> NDArray[
 
 
 @lru_cache(maxsize=1024)
-def influence(width: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def influence(width: int, size: int) -> NDArray[np.float64]:
     """Factor of one axis that undoes spreading and gathering, in the order of a real FFT's input.
 
     It minimises the mean square error of the energy over all places of the atoms relative
@@ -140,12 +138,10 @@ def influence(width: int, size: int, dtype: torch.dtype, device: torch.device) -
         Of the window.
     size : int
         Number of nodes.
-    dtype, device
-        Of the result.
 
     Returns
     -------
-    Tensor, shape (size,)
+    array, shape (size,)
         What(m)^2 / (sum_a What(m + a size)^2)^2 for m = 0, 1, ..., -2, -1.
 
     References
@@ -158,5 +154,5 @@ def influence(width: int, size: int, dtype: torch.dtype, device: torch.device) -
         window_transform(window, size, modes + a * size) for a in range(-_IMAGES, _IMAGES + 1)
     ]
     power = np.square(images)
-    factor = power[_IMAGES] / power.sum(0) ** 2
-    return torch.as_tensor(factor, dtype=dtype, device=device)
+    factor: NDArray[np.float64] = power[_IMAGES] / power.sum(0) ** 2
+    return factor

@@ -1,0 +1,148 @@
+"""The long-range energy on a mesh of fixed shape, in plain tensor operations.
+
+Exporters that run without Python (AOTInductor, `torch.export`) can neither call an opaque
+operator nor follow a mesh that depends on the cell. Here the mesh is sized once, from the
+largest cell that will come, and everything else is what autograd differentiates by itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .energy import LongRangeEnergy
+from .errors import ConfigError, explain
+from .geometry import (
+    TAPER,
+    Modes,
+    fade_out,
+    reciprocal_cell,
+    squared_wave_numbers,
+    wave_number_onset,
+    wrapped_phases,
+)
+from .kspace.mesh import choose_meshes, mode_boxes
+from .kspace.stencils import TorchStencil
+from .kspace.windows import window_width
+from .validation import check_finite, check_shape
+
+_MARGIN = 1.0 + 1e-6
+
+
+class FixedMeshEnergy(nn.Module):
+    """Long-range energy of one periodic structure for export to C++.
+
+    Energies and forces equal those of a :class:`~sog_longrange.LongRangeEnergy` with
+    backend "mesh" to its tolerance, for every cell whose lattice vectors are no longer
+    than the recorded ones; for a longer one they are NaN, because no graph can raise.
+
+    Parameters
+    ----------
+    energy : LongRangeEnergy
+        Its kernel, tolerance and self-interaction are used.
+    largest_cell : Tensor, shape (3, 3), in Å
+        Rows are the longest lattice vectors that will be evaluated. Allow for the
+        fluctuations of a simulation at constant pressure.
+
+    Raises
+    ------
+    InputError
+        If the cell is malformed.
+    SizeError
+        If its mesh fits into no memory.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668.
+    """
+
+    largest_lengths: Tensor
+    modes: Tensor
+    factors: Tensor
+
+    def __init__(self, energy: LongRangeEnergy, largest_cell: Tensor) -> None:
+        super().__init__()
+        check_shape("largest_cell", largest_cell, (3, 3), "(3, 3)")
+        check_finite("largest_cell", largest_cell)
+        if energy.process_group is not None:
+            raise ConfigError(explain("energy", "without a process group", "one with"))
+        self.kernel = energy.kernel
+        self.remove_self = energy.remove_self
+        self.onset = wave_number_onset(self.kernel.min_width, energy.tolerance)
+        lengths = torch.linalg.vector_norm(largest_cell.double(), dim=-1)
+        width = window_width(energy.tolerance)
+        self.meshes = choose_meshes([lengths.tolist()], TAPER * self.onset, width)
+        self.register_buffer("largest_lengths", lengths)
+        boxes = mode_boxes(self.meshes, lengths)
+        self.register_buffer("modes", boxes.modes, persistent=False)
+        self.register_buffer("factors", boxes.factors, persistent=False)
+
+    def forward(self, charges: Tensor, positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate one structure.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        positions : Tensor, shape (n_atoms, 3), in Å
+        cell : Tensor, shape (3, 3), in Å
+
+        Returns
+        -------
+        atomic_energies : Tensor, shape (n_atoms,), in eV
+            1/2 q_i phi_i; their sum is the energy and differentiable to any order.
+        potential : Tensor, shape (n_atoms, n_channels), in eV/e
+        """
+        reciprocal = reciprocal_cell(cell[None])
+        batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
+        stencil = _Stencil(self.meshes, wrapped_phases(positions, reciprocal, batch), batch)
+        shape = self.meshes.shapes[0]
+        density = stencil.scatter(charges).view(-1, *shape)
+        spectrum = torch.fft.rfftn(density, dim=(1, 2, 3)) * self._table(reciprocal)
+        nodes = torch.fft.irfftn(spectrum, s=shape, dim=(1, 2, 3), norm="forward")
+        potential = stencil.collect(nodes.flatten(1)) / torch.linalg.det(cell).abs()
+        if self.remove_self:
+            potential = potential - self.kernel.radial(charges.new_zeros(1)).T * charges
+        lengths = torch.linalg.vector_norm(cell.detach().to(self.largest_lengths), dim=-1)
+        fits = (lengths <= _MARGIN * self.largest_lengths).all()
+        potential = torch.where(fits, potential, torch.full_like(potential, math.nan))
+        return 0.5 * (charges * potential).sum(-1), potential
+
+    def _table(self, reciprocal: Tensor) -> Tensor:
+        """Kernel on the modes of the mesh, times what undoes the window."""
+        sizes = list(self.meshes.half_shapes[0])
+        x, y, z = self.modes.to(reciprocal).split(sizes)
+        a, b, c = self.factors.to(reciprocal).split(sizes)
+        k2 = squared_wave_numbers(Modes((x, y, z), torch.ones_like(x)), reciprocal)[0]
+        origin = (k2 == 0.0) if not self.kernel.zero_mode else torch.zeros_like(k2 == 0.0)
+        values = self.kernel.fourier(torch.where(origin, torch.ones_like(k2), k2))
+        kept = torch.where(origin, torch.zeros_like(k2), fade_out(k2, self.onset))
+        table: Tensor = values * kept * (a[:, None, None] * b[:, None] * c)
+        return table
+
+    def extra_repr(self) -> str:
+        """Summary shown by ``print(module)``."""
+        lengths = ", ".join(f"{length:.4g}" for length in self.largest_lengths.tolist())
+        return f"mesh={self.meshes.shapes[0]}, largest_lengths=({lengths}) Å"
+
+
+class _Stencil(TorchStencil):
+    """Stencil of all atoms at once, differentiated by autograd."""
+
+    def scatter(self, charges: Tensor) -> Tensor:
+        place, weights = self._all()
+        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
+        values = (charges.T[:, :, None, None, None] * weights).flatten(1)
+        return nodes.scatter_add(1, place.flatten().expand_as(values), values)
+
+    def collect(self, nodes: Tensor) -> Tensor:
+        place, weights = self._all()
+        values = nodes[:, place.flatten()].view(len(nodes), *place.shape)
+        return (values * weights).sum((2, 3, 4)).T
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        first, t = self._first_nodes(slice(None))
+        x, y, z = self._weights(slice(None), t, 0)[0].unbind(1)
+        weights = x[:, :, None, None] * (y[:, :, None] * z[:, None])[:, None]
+        return self._nodes(slice(None), first), weights

@@ -1,0 +1,311 @@
+"""Slabs, wires and large open structures on a mesh that is padded along their free axes.
+
+Every Gaussian is a product of one function for each axis. Along a free axis it is cut off
+by a smooth window, which is 1 wherever two atoms of the structure can be and 0 before the
+nearest image of the padded box. The edges of the window are Gaussians of the kernel's
+smallest width, so that the spectrum of the product ends where the kernel's own does, and
+the kernel on all modes of the mesh is a matrix product of few columns. Structures keep the
+law of the pair sum, and nothing of the box that was put around them remains but an error
+within the tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sog_longrange.errors import BoundaryError, InputTypeError, explain
+from sog_longrange.geometry import (
+    TAPER,
+    fade_out,
+    reciprocal_cell,
+    wave_number_onset,
+    wrapped_phases,
+)
+from sog_longrange.kernels import Kernel
+
+from .autograd import quadratic_energy
+from .mesh import MAX_NODES, Accelerator, MeshBackend, Meshes, choose_meshes, fast_length
+from .windows import influence, window_width
+
+_REACH = 9.0
+"""Widths from the centre of a Gaussian at which it is below the rounding error of float64."""
+
+
+class Resolution(NamedTuple):
+    """What the modes of all structures have in common.
+
+    Attributes
+    ----------
+    min_width : float
+        Smallest width of the kernel and width of the windows' edges, in Å.
+    onset : float
+        Wave number at which the kernel has decayed to the tolerance, in 1/Å.
+    width : int
+        Number of nodes along each axis that an atom touches.
+    """
+
+    min_width: float
+    onset: float
+    width: int
+
+    @property
+    def cutoff(self) -> float:
+        """Largest wave number, in 1/Å."""
+        return TAPER * self.onset
+
+    @property
+    def padding(self) -> float:
+        """Distance from the middle of an edge at which the edge is below the tolerance, in Å."""
+        return self.onset * self.min_width**2
+
+
+def padded_energy(
+    kernel: Kernel,
+    charges: Tensor,
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    batch: Tensor,
+    tolerance: float,
+    accelerator: Accelerator,
+) -> tuple[Tensor, Tensor]:
+    """Energy of structures with free axes on padded meshes, self-interaction included.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        A sum of Gaussians, with `amplitudes` and `widths` of shape (num_channels,
+        num_gaussians).
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    positions : Tensor, shape (n_atoms, 3), in Å
+        Any image along the periodic axes.
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+        Rows of free axes are never read: free axes are normal to the periodic ones.
+    pbc : Tensor, shape (n_graphs, 3), bool
+        At least one axis of each structure is free.
+    batch : Tensor, shape (n_atoms,), sorted
+    tolerance : float
+        Sets the k cutoff as in the direct sum, and with it meshes and padding.
+    accelerator : Accelerator
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), in eV
+        1/2 sum_ij q_i q_j sum_n K(|r_i - r_j - n|) over the images n along the periodic
+        axes, i = j included, whatever `zero_mode` is: with free axes the sum converges.
+        Twice differentiable; its gradient is exact for the energy as computed.
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+        Once differentiable.
+
+    Raises
+    ------
+    BoundaryError
+        If a structure has no free axis, or the kernel is no sum of Gaussians.
+    InputTypeError
+        If the kernel has another dtype than the positions.
+    SizeError
+        If the meshes fit into no memory.
+
+    References
+    ----------
+    Vico, Greengard, Ferrando, J. Comput. Phys. 323, 191 (2016) (kernels cut off beyond the
+    structure); Ji, Liang, Xu, arXiv:2502.04668 (sums of Gaussians).
+    """
+    amplitudes, widths = _gaussians(kernel, positions.dtype)
+    flags = [tuple(row) for row in pbc.tolist()]
+    onset = wave_number_onset(kernel.min_width, tolerance)
+    resolution = Resolution(kernel.min_width, onset, window_width(tolerance))
+    frames = torch.stack([_frame(rows, own) for rows, own in zip(cell, flags, strict=True)])
+    free = torch.arange(3, device=pbc.device) >= pbc.sum(-1, keepdim=True)
+    low, high = _extents(positions, frames, batch)
+    lengths = _lengths(frames, free, high - low, resolution)
+    meshes = choose_meshes(lengths.tolist(), resolution.cutoff, resolution.width)
+    padded = torch.where(free, lengths, torch.ones_like(lengths)).to(cell)[..., None] * frames
+    origins = _origins(0.5 * (low + high), lengths, free, meshes).to(cell)
+    table = _table(amplitudes, widths, padded, lengths, free, meshes, resolution)
+    centred = positions - (origins[..., None] * frames).sum(1)[batch]
+    phases = wrapped_phases(centred, reciprocal_cell(padded), batch)
+    return quadratic_energy(MeshBackend(meshes, batch, accelerator), phases, charges, table)
+
+
+def _gaussians(kernel: Kernel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Amplitudes and widths of a kernel that has them."""
+    if not (hasattr(kernel, "amplitudes") and hasattr(kernel, "widths")):
+        remedy = (
+            "Slabs, wires and padded meshes need the Gaussians of the kernel one by one; "
+            "open structures with other kernels are summed over pairs."
+        )
+        expected = "a sum of Gaussians for structures with free axes"
+        raise BoundaryError(explain("kernel", expected, type(kernel).__name__, remedy))
+    amplitudes: Tensor = kernel.amplitudes
+    widths: Tensor = kernel.widths
+    if amplitudes.dtype != dtype:
+        expected = f"{dtype} like `positions`"
+        remedy = "Use `kernel.to()`."
+        raise InputTypeError(explain("kernel", expected, str(amplitudes.dtype), remedy))
+    return amplitudes, widths
+
+
+def _frame(cell: Tensor, periodic: tuple[bool, ...]) -> Tensor:
+    """Periodic lattice vectors, then unit vectors normal to them and to each other."""
+    rows = [cell[axis] for axis in range(3) if periodic[axis]]
+    if len(rows) == 3:
+        remedy = "Structures without free axes belong to the other reciprocal sums."
+        raise BoundaryError(explain("pbc", "false for at least one axis", "all true", remedy))
+    if not rows:
+        return torch.eye(3, dtype=cell.dtype, device=cell.device)
+    if len(rows) == 1:
+        # The coordinate axis that is closest to normal cannot be parallel.
+        other = torch.zeros_like(rows[0])
+        other[int(rows[0].detach().abs().argmin())] = 1.0
+        rows.append(_normal(rows[0], other))
+        return torch.stack([*rows, _normal(*rows)])
+    return torch.stack([*rows, _normal(*rows)])
+
+
+def _normal(first: Tensor, second: Tensor) -> Tensor:
+    """Return the unit vector that is normal to two others."""
+    normal = torch.linalg.cross(first, second)
+    unit: Tensor = normal / torch.linalg.vector_norm(normal)
+    return unit
+
+
+def _extents(positions: Tensor, frames: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest coordinate of each structure along the rows of its frame."""
+    along = torch.einsum("nc,nac->na", positions.detach(), frames.detach()[batch]).double()
+    index = batch[:, None].expand(-1, 3)
+    zeros = along.new_zeros(len(frames), 3)
+    low = zeros.scatter_reduce(0, index, along, "amin", include_self=False)
+    return low, zeros.scatter_reduce(0, index, along, "amax", include_self=False)
+
+
+def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resolution) -> Tensor:
+    """Edges of the padded cells; shape (n_graphs, 3), in float64 and without gradients."""
+    own = torch.linalg.vector_norm(frames.detach().double(), dim=-1)
+    # An image must be `padding` beyond the edge, which is as far beyond the structure.
+    needed = 2.0 * (extents + resolution.padding)
+    boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
+    return torch.where(free, torch.tensor(boxes).to(needed), own)
+
+
+def _round_up(length: float, resolution: Resolution) -> float:
+    """Longest edge for which the nodes suffice that this one needs anyway.
+
+    So boxes and meshes stay the same while a structure changes its extent by a little.
+    """
+    unit = 2.0 * math.pi / resolution.cutoff
+    needed = 2 * math.floor(length / unit) + 1
+    if needed > MAX_NODES:
+        return length
+    nodes = fast_length(max(needed, resolution.width + 1))
+    return (1.0 - 1e-9) * unit * ((nodes + 1) // 2)
+
+
+def _origins(middles: Tensor, lengths: Tensor, free: Tensor, meshes: Meshes) -> Tensor:
+    """Where the boxes are along their free axes, close to the middle of the structure.
+
+    They move by whole nodes, which changes no energy, but keeps float32 coordinates small.
+    """
+    spacing = lengths / torch.tensor(meshes.shapes).to(lengths)
+    return torch.where(free, torch.round(middles / spacing) * spacing, torch.zeros_like(middles))
+
+
+def _table(
+    amplitudes: Tensor,
+    widths: Tensor,
+    padded: Tensor,
+    lengths: Tensor,
+    free: Tensor,
+    meshes: Meshes,
+    resolution: Resolution,
+) -> Tensor:
+    """Values of the kernel on all modes, times the window's influence, per volume.
+
+    Returns
+    -------
+    Tensor, shape (num_channels, modes of all structures), in eV/e^2
+    """
+    # One-dimensional factors cost nothing and hold the wide Gaussians' small values.
+    amplitudes, widths = amplitudes.double()[..., None], widths.double()
+    tables = []
+    for graph, (shape, own) in enumerate(zip(meshes.shapes, free.tolist(), strict=True)):
+        periodic = own.count(False)
+        factors = [
+            _free_factor(widths, float(lengths[graph, axis]), shape[axis], resolution)
+            for axis in range(periodic, 3)
+        ]
+        if periodic:
+            waves = _waves(padded[graph].double(), shape[:periodic])
+            factors.insert(0, _periodic_factor(widths, *waves, shape[:periodic], resolution))
+        left = amplitudes * factors[0]
+        for factor in factors[1:-1]:
+            left = (left[..., None] * factor[:, :, None]).flatten(2)
+        right = factors[-1][..., : shape[2] // 2 + 1]
+        product = left.transpose(1, 2).to(padded.dtype) @ right.to(padded.dtype)
+        tables.append(product.flatten(1))
+    return tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+
+
+def _waves(padded: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Squared wave numbers along the periodic axes, and the length or area of the cell there."""
+    reciprocal = reciprocal_cell(padded)
+    waves = padded.new_zeros(1, 3)
+    for row, n in zip(reciprocal, shape, strict=False):
+        modes = torch.fft.fftfreq(n, 1.0 / n, dtype=row.dtype, device=row.device)
+        waves = (waves[:, None] + modes[:, None] * row).flatten(0, 1)
+    # The free rows of the reciprocal cell are normal to the others and to each other.
+    heights = torch.linalg.vector_norm(reciprocal[len(shape) :], dim=-1) / (2.0 * math.pi)
+    return waves.square().sum(-1), torch.linalg.det(padded).abs() * heights.prod()
+
+
+def _periodic_factor(
+    widths: Tensor, k2: Tensor, measure: Tensor, shape: tuple[int, ...], resolution: Resolution
+) -> Tensor:
+    """Gaussians along all periodic axes; (num_channels, num_gaussians, modes)."""
+    s2 = widths.square()[..., None]
+    peak = (2.0 * math.pi * s2) ** (0.5 * len(shape)) / measure
+    undo = np.ones(1)
+    for n in shape:
+        undo = np.outer(undo, influence(resolution.width, n)).ravel()
+    factor = fade_out(k2, resolution.onset) * torch.from_numpy(undo).to(k2)
+    return peak * torch.exp(-0.5 * s2 * k2) * factor
+
+
+def _free_factor(widths: Tensor, length: float, nodes: int, resolution: Resolution) -> Tensor:
+    """Gaussians in the window along a free axis; (num_channels, num_gaussians, nodes)."""
+    points, transform = _window_transform(length, nodes, resolution, widths.device)
+    values = torch.exp(-0.5 * (points / widths[..., None]).square())
+    return values @ transform
+
+
+@lru_cache(maxsize=32)
+def _window_transform(
+    length: float, nodes: int, resolution: Resolution, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Points z, and the matrix from values f(z) of an even function to its modes.
+
+    The matrix holds window, trapezoidal rule, cosines, influence and 1 / length. The rule
+    is exact to rounding: all spectra end before its spacing resolves no more.
+    """
+    edge, w = 0.5 * length, resolution.min_width
+    reach = edge + _REACH * w
+    count = math.ceil(reach * (resolution.cutoff + _REACH / w) / (2.0 * math.pi))
+    weights = np.full(count + 1, 2.0 * reach / (count * length))
+    weights[0] *= 0.5
+    k = (2.0 * math.pi / length) * np.fft.fftfreq(nodes, 1.0 / nodes)
+    # Without the unpaired mode of even meshes, which has no mirror image.
+    kept = (np.abs(k) <= resolution.cutoff) * influence(resolution.width, nodes)
+    # Kept for later calls, which may be for training, whatever mode this one is in.
+    with torch.inference_mode(False):
+        z = torch.linspace(0.0, reach, count + 1, dtype=torch.float64)
+        root = math.sqrt(2.0) * w
+        window = 0.5 * (torch.erfc((z - edge) / root) - torch.erfc((z + edge) / root))
+        rows = (window * torch.from_numpy(weights))[:, None]
+        transform = rows * torch.cos(z[:, None] * torch.from_numpy(k)) * torch.from_numpy(kept)
+        return z.to(device), transform.to(device)
