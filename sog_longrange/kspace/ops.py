@@ -92,7 +92,8 @@ def _define_evaluate(evaluate: Evaluate, backward: Any) -> Any:
         options: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
-        return _aside(lambda: _forward(evaluate, _leaves(inputs, (1,))), charges)
+        results = _aside(lambda: _forward(evaluate, _leaves(inputs, (1,))), charges)
+        return results
 
     @operator.register_fake
     def _(
@@ -108,8 +109,8 @@ def _define_evaluate(evaluate: Evaluate, backward: Any) -> Any:
         by_gradient: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         *tensors, potential, gradient = ctx.saved_tensors
-        only_energy = by_energy is not None and by_potential is None and by_gradient is None
-        if only_energy and not any(ctx.needs_input_grad[2:5]):
+        only_energy = by_potential is None and by_gradient is None
+        if by_energy is not None and only_energy and not any(ctx.needs_input_grad[2:5]):
             weight = by_energy[tensors[6]][:, None]
             return weight * potential, weight * gradient, *[None] * 6
         gradients = backward(*tensors, ctx.options, by_energy, by_potential, by_gradient)
@@ -141,7 +142,8 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
         weights = (by_energy, by_potential, by_gradient)
-        return _aside(lambda: _backward(evaluate, _leaves(inputs), weights), charges)
+        results = _aside(lambda: _backward(evaluate, _leaves(inputs), weights), charges)
+        return results
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -190,9 +192,10 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
         weights = (by_energy, by_potential, by_gradient)
         cotangents = (for_charges, for_positions, for_cell, for_amplitudes, for_widths)
-        return _aside(
+        results = _aside(
             lambda: _double_backward(evaluate, _leaves(inputs), weights, cotangents), charges
         )
+        return results
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -257,13 +260,15 @@ def _gradients(total: Tensor, inputs: list[Tensor], create_graph: bool) -> tuple
 
 def _leaves(inputs: Inputs, which: Sequence[int] = range(N_DIFFERENTIABLE)) -> Inputs:
     """Ordinary copies of the tensors, those wanted with gradients."""
-    tensors = [x.detach().clone() for x in (*inputs.differentiable, inputs.pbc, inputs.batch)]
+    leaves = [x.detach().clone() for x in inputs.differentiable]
     for i in which:
-        tensors[i].requires_grad_()
-    return Inputs(*tensors, options=inputs.options)
+        leaves[i].requires_grad_()
+    charges, positions, cell, amplitudes, widths = leaves
+    pbc, batch = inputs.pbc.clone(), inputs.batch.clone()
+    return Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, inputs.options)
 
 
-def _aside(job: Callable[[], tuple[Tensor, ...]], like: Tensor) -> Any:
+def _aside(job: Callable[[], tuple[Any, ...]], like: Tensor) -> tuple[Any, ...]:
     """Run a job in another thread, on the device and stream of this one."""
 
     def run() -> tuple[Tensor, ...]:
