@@ -41,7 +41,13 @@ def env_core(session: nox.Session) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_mace(session: nox.Session) -> None:
     """Environment of the MACE adapter."""
-    install_project(session, "mace", "mace,plot,demo,test")
+    install_project(session, "mace", "mace,fast,plot,demo,test")
+
+
+@nox.session(reuse_venv=True, default=False)
+def env_bench(session: nox.Session) -> None:
+    """Environment with every peer that the speed benchmark knows."""
+    install_project(session, "core", "fast,finufft,bench")
 
 
 @nox.session(venv_backend="none", requires=["env_core"])
@@ -82,6 +88,12 @@ def demo(session: nox.Session) -> None:
 def benchmark_mace(session: nox.Session) -> None:
     """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
     run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_bench"])
+def bench(session: nox.Session) -> None:
+    """Time all backends and peers, by default in about three minutes."""
+    run_in(session, "bench", "benchmarks/speed.py", *(session.posargs or ["--short"]))
 
 
 @nox.session(default=False)

@@ -240,6 +240,9 @@ class LongRangeEnergy(nn.Module):
         check_charges(charges, structures)
         self._check_channels(charges)
         periodic = _periodic_graphs(structures.pbc)
+        if self.process_group is not None and not bool(periodic.all()):
+            expected = "all true for structures that are spread over a process group"
+            raise BoundaryError(explain("pbc", expected, str(structures.pbc.tolist())))
         energy, potential = self._interaction(charges, structures, periodic)
         energy, potential = self._self_interaction(charges, structures, periodic, energy, potential)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
@@ -350,6 +353,8 @@ class LongRangeEnergy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Remove the self term where a backend holds it, or add it where it does not."""
         sign = torch.where(periodic, -1.0, 0.0) if self.remove_self else (~periodic).double()
+        if not bool(sign.any()):
+            return energy, potential
         own = replicate(self.kernel.radial(charges.new_zeros(1)), self.process_group).T * charges
         own = own * sign.to(charges)[structures.batch][:, None]
         per_atom = 0.5 * (charges * own).sum(-1)

@@ -17,6 +17,7 @@ from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
     Modes,
+    cell_volume,
     fade_out,
     reciprocal_cell,
     squared_wave_numbers,
@@ -101,7 +102,7 @@ class FixedMeshEnergy(nn.Module):
         density = stencil.scatter(charges).view(-1, *shape)
         spectrum = torch.fft.rfftn(density, dim=(1, 2, 3)) * self._table(reciprocal)
         nodes = torch.fft.irfftn(spectrum, s=shape, dim=(1, 2, 3), norm="forward")
-        potential = stencil.collect(nodes.flatten(1)) / torch.linalg.det(cell).abs()
+        potential = stencil.collect(nodes.flatten(1)) / cell_volume(cell[None])
         if self.remove_self:
             potential = potential - self.kernel.radial(charges.new_zeros(1)).T * charges
         lengths = torch.linalg.vector_norm(cell.detach().to(self.largest_lengths), dim=-1)

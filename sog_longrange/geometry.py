@@ -93,8 +93,27 @@ def reciprocal_cell(cell: Tensor) -> Tensor:
     Tensor, shape (n_graphs, 3, 3), in 1/Å
         Rows b_i with a_i . b_j = 2 pi delta_ij.
     """
-    inverse: Tensor = torch.linalg.inv(cell)
-    return 2.0 * math.pi * inverse.transpose(-1, -2)
+    # Closed form: libraries for general matrices take longer to call than to compute.
+    products = torch.linalg.cross(cell[:, [1, 2, 0]], cell[:, [2, 0, 1]])
+    volume = (cell[:, 0] * products[:, 0]).sum(-1)
+    reciprocal: Tensor = 2.0 * math.pi * products / volume[:, None, None]
+    return reciprocal
+
+
+def cell_volume(cell: Tensor) -> Tensor:
+    """Volumes of cells of either handedness.
+
+    Parameters
+    ----------
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+
+    Returns
+    -------
+    Tensor, shape (n_graphs,), in Å^3
+    """
+    a, b, c = cell.unbind(1)
+    volume: Tensor = (a * torch.linalg.cross(b, c)).sum(-1).abs()
+    return volume
 
 
 def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tensor:

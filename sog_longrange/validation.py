@@ -291,7 +291,8 @@ def _check_cell(positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs:
 def _check_not_singular(cell: Tensor, pbc: Tensor) -> None:
     limits = torch.finfo(cell.dtype)
     exact = cell.double()
-    volume = torch.linalg.det(exact).abs()
+    a, b, c = exact.unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()
     lengths = torch.linalg.vector_norm(exact, dim=-1).prod(-1)
     flat = volume < max(SINGULAR_CELL, 16.0 * limits.eps) * lengths
     singular = pbc.any(-1) & (flat | (volume < limits.tiny))

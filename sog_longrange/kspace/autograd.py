@@ -87,7 +87,7 @@ def quadratic_energy(
     table : Tensor
         The kernel on the backend's modes or pairs, in eV/e^2.
     reduce : callable
-        Sum over the ranks that hold the atoms, if there are several.
+        Differentiable sum over the ranks that hold the atoms, if there are several.
 
     Returns
     -------
@@ -97,7 +97,9 @@ def quadratic_energy(
         Once differentiable.
     """
     state = _State(backend, phases.detach(), charges.detach(), table.detach(), reduce)
-    energy: Tensor = apply_function(_Energy, phases, charges, table, state)
+    # Local atoms are weighted by the replicated gradient of the energy, whose own gradient
+    # needs the sum over ranks: `reduce` brings both.
+    energy: Tensor = reduce(apply_function(_Energy, phases, charges, table, state))
     if table.requires_grad:
         # A node of its own, so that a force evaluation never computes the kernel gradient.
         energy = energy + apply_function(_TableEnergy, table, (phases, charges), state)
@@ -144,7 +146,7 @@ class _State:
 
     def per_graph(self, per_atom: Tensor) -> Tensor:
         zeros = per_atom.new_zeros(self.backend.num_graphs)
-        return self.reduce(zeros.index_add_(0, self.backend.batch, per_atom))
+        return zeros.index_add_(0, self.backend.batch, per_atom)
 
 
 class _Energy(Function):

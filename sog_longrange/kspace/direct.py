@@ -10,6 +10,7 @@ from sog_longrange.geometry import (
     MAX_ELEMENTS,
     TAPER,
     Modes,
+    cell_volume,
     choose_modes,
     fade_out,
     reciprocal_cell,
@@ -92,7 +93,7 @@ def kernel_table(
         away[origin] = 0.0
         kept = kept * away
         k2 = torch.where(away > 0, k2, torch.ones_like(k2))
-    volume = torch.linalg.det(cell).abs()[:, None, None, None]
+    volume = cell_volume(cell)[:, None, None, None]
     factor = kept * modes.weights[:, None, None] / volume
     values: Tensor = kernel.fourier(k2) * factor
     return values.transpose(0, 1)

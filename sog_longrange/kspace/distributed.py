@@ -3,7 +3,9 @@
 A loss is meant as the sum of its replicated terms (of energies and what derives from them,
 equal on every rank, counted once) and of the local terms of all ranks (of forces,
 potentials, charges). Gradients in atoms are then right on their own rank, and gradients
-in cells and kernels are right, and equal, on all.
+in cells and kernels are right, and equal, on all. Where other replicated numbers act on
+local ones (a strain on positions, the weights of a network on features), pass them through
+:func:`replicate` first; otherwise each rank finds its own part of their gradient.
 """
 
 from __future__ import annotations

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import ConfigError, SizeError, explain
-from sog_longrange.geometry import TAPER, reciprocal_cell, wave_number_onset, wrapped_phases
+from sog_longrange.geometry import (
+    TAPER,
+    cell_volume,
+    reciprocal_cell,
+    wave_number_onset,
+    wrapped_phases,
+)
 from sog_longrange.kernels import Kernel
 from sog_longrange.validation import check_finite
 
@@ -87,7 +93,7 @@ def finufft_energy(
     phases = wrapped_phases(positions, reciprocal, batch)
     backend = FinufftBackend(boxes, batch, 0.1 * tolerance)
     energy, potential = quadratic_energy(backend, phases, charges, table)
-    volume = torch.linalg.det(cell).abs()
+    volume = cell_volume(cell)
     return energy / volume, potential / volume[batch][:, None]
 
 

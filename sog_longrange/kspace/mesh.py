@@ -14,6 +14,7 @@ from sog_longrange.errors import SizeError
 from sog_longrange.geometry import (
     MAX_ELEMENTS,
     TAPER,
+    cell_volume,
     reciprocal_cell,
     wave_number_onset,
     wrapped_phases,
@@ -21,7 +22,7 @@ from sog_longrange.geometry import (
 from sog_longrange.kernels import Kernel
 
 from .autograd import quadratic_energy
-from .distributed import replicate, sum_over_ranks
+from .distributed import accumulate, replicate
 from .radial import (
     ModeBoxes,
     Sampler,
@@ -187,9 +188,9 @@ def mesh_energy(
     phases = wrapped_phases(positions, replicate(reciprocal, group), batch)
     backend = MeshBackend(meshes, batch, accelerator)
     energy, potential = quadratic_energy(
-        backend, phases, charges, table, lambda local: sum_over_ranks(local, group)
+        backend, phases, charges, table, lambda local: accumulate(local, group)
     )
-    volume = torch.linalg.det(cell).abs()
+    volume = cell_volume(cell)
     return energy / volume, potential / replicate(volume, group)[batch][:, None]
 
 

@@ -26,12 +26,35 @@ _OPTIONS: dict[str, Any] = {
     "boundscheck": False,
 }
 _jit = numba.njit(cache=True, **_OPTIONS)
-_inlined = numba.njit(forceinline=True, **_OPTIONS)
+
+
+def _inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function into its callers, under a name that is the same in every process.
+
+    Numba gives random identities to functions, which would spoil the cache of their callers.
+    """
+    compiled = numba.njit(forceinline=True, **_OPTIONS)(function)
+    constants = [cell.cell_contents for cell in function.__closure__ or ()]
+    names = [getattr(value, "_uuid", None) or repr(value) for value in constants]
+    compiled._set_uuid(f"{function.__module__}.{function.__qualname__}{names}")
+    return compiled
+
+
+def _intrinsic(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Define an intrinsic, under a name that is the same in every process."""
+    if function is None:
+        return lambda function: _intrinsic(function, **options)
+    defined = intrinsic(**options)(function) if options else intrinsic(function)
+    defined._set_uuid(f"{function.__module__}.{function.__qualname__}")
+    return defined
+
+
 _TURN = 2.0 * np.pi
 _BLOCK = 8
 _ROW = 16
 _THREE_ROWS, _SIX_ROWS, _NINE_ROWS = 3 * _ROW, 6 * _ROW, 9 * _ROW
 _ALIGNMENT = 64
+_FAST = ("fast",)
 
 
 class MeshLoops(NamedTuple):
@@ -43,10 +66,7 @@ class MeshLoops(NamedTuple):
     gather_hessian: Callable[..., None]
 
 
-_FAST = ("fast",)
-
-
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def _scratch(typing_context: Any, length: Any, like: Any) -> Any:
     """Pointer to an aligned array on the stack, of constant length and the type of `like`."""
     kind = like.literal_type if isinstance(like, types.Literal) else like
@@ -60,7 +80,7 @@ def _scratch(typing_context: Any, length: Any, like: Any) -> Any:
     return types.CPointer(kind)(length, like), codegen
 
 
-@intrinsic
+@_intrinsic
 def _address(typing_context: Any, array: Any, index: Any) -> Any:
     """Pointer to an element of a contiguous one-dimensional array."""
 
@@ -71,7 +91,7 @@ def _address(typing_context: Any, array: Any, index: Any) -> Any:
     return types.CPointer(array.dtype)(array, types.int64), codegen
 
 
-@intrinsic
+@_intrinsic
 def _row(typing_context: Any, pointer: Any, number: Any) -> Any:
     """Pointer to a row of scratch memory."""
 
@@ -98,7 +118,7 @@ def _splat(builder: Any, value: Any, length: int) -> Any:
     return builder.shuffle_vector(vector, vector, mask)
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def _fill(typing_context: Any, length: Any, y: Any, a: Any) -> Any:
     """Set a vector to a number: y = a."""
     n = length.literal_value
@@ -112,7 +132,7 @@ def _fill(typing_context: Any, length: Any, y: Any, a: Any) -> Any:
     return types.void(length, y, kind), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def _axpy(typing_context: Any, length: Any, y: Any, a: Any, x: Any) -> Any:
     """Add a multiple of a vector to another: y += a x."""
     n = length.literal_value
@@ -128,7 +148,7 @@ def _axpy(typing_context: Any, length: Any, y: Any, a: Any, x: Any) -> Any:
     return types.void(length, y, y.dtype, x), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def _horner(typing_context: Any, length: Any, y: Any, t: Any, x: Any) -> Any:
     """One step of Horner's rule: y = y t + x."""
     n = length.literal_value
@@ -143,7 +163,7 @@ def _horner(typing_context: Any, length: Any, y: Any, t: Any, x: Any) -> Any:
     return types.void(length, y, y.dtype, x), codegen
 
 
-@intrinsic(prefer_literal=True)
+@_intrinsic(prefer_literal=True)
 def _dot(typing_context: Any, length: Any, x: Any, y: Any) -> Any:
     """Inner product of two vectors."""
     n = length.literal_value
@@ -167,7 +187,7 @@ def _dot(typing_context: Any, length: Any, x: Any, y: Any) -> Any:
     return x.dtype(length, x, y), codegen
 
 
-@intrinsic
+@_intrinsic
 def _reinterpret(typing_context: Any, value: Any, like: Any) -> Any:
     """Read the bits of a number as a number of another type of the same size."""
 

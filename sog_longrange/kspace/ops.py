@@ -92,8 +92,7 @@ def _define_evaluate(evaluate: Evaluate, backward: Any) -> Any:
         options: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
-        results = _aside(lambda: _forward(evaluate, _leaves(inputs, (1,))), charges)
-        return results
+        return _aside(lambda: _forward(evaluate, _leaves(inputs, (1,))), charges)
 
     @operator.register_fake
     def _(
@@ -142,8 +141,7 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
         weights = (by_energy, by_potential, by_gradient)
-        results = _aside(lambda: _backward(evaluate, _leaves(inputs), weights), charges)
-        return results
+        return _aside(lambda: _backward(evaluate, _leaves(inputs), weights), charges)
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -192,10 +190,9 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
         weights = (by_energy, by_potential, by_gradient)
         cotangents = (for_charges, for_positions, for_cell, for_amplitudes, for_widths)
-        results = _aside(
+        return _aside(
             lambda: _double_backward(evaluate, _leaves(inputs), weights, cotangents), charges
         )
-        return results
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
