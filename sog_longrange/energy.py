@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .errors import BoundaryError, ConfigError, InputError, explain
+from .geometry import reduced_cell
 from .kernels import Ewald, FixedGaussians, Kernel, SumOfGaussians
 from .kspace.accelerators import check_accelerator, find_accelerator
 from .kspace.auto import Choice, Size, check_backend, choose_backend
@@ -243,6 +244,8 @@ class LongRangeEnergy(nn.Module):
         if self.process_group is not None and not bool(periodic.all()):
             expected = "all true for structures that are spread over a process group"
             raise BoundaryError(explain("pbc", expected, str(structures.pbc.tolist())))
+        cell = reduced_cell(structures.cell, periodic.tolist())
+        structures = structures._replace(cell=cell)
         energy, potential = self._interaction(charges, structures, periodic)
         energy, potential = self._self_interaction(charges, structures, periodic, energy, potential)
         atomic_energies = 0.5 * (charges * potential).sum(-1)

@@ -17,6 +17,9 @@ MAX_ELEMENTS: int = 2**26
 """Largest number of modes or pairs that is attempted; some arrays are a dozen times larger."""
 
 
+_MAX_REDUCTIONS = 64
+
+
 class Modes(NamedTuple):
     """The box of integer modes shared by a batch of periodic structures.
 
@@ -98,6 +101,52 @@ def reciprocal_cell(cell: Tensor) -> Tensor:
     volume = (cell[:, 0] * products[:, 0]).sum(-1)
     reciprocal: Tensor = 2.0 * math.pi * products / volume[:, None, None]
     return reciprocal
+
+
+def reduced_cell(cell: Tensor, periodic: list[bool]) -> Tensor:
+    """Shortest lattice vectors that pairwise steps find, for each periodic structure.
+
+    Meshes of a sheared cell are large and their windows stretched; those of a compact
+    cell of the same lattice are neither.
+
+    Parameters
+    ----------
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+    periodic : list of bool
+        Which structures are periodic along all axes; the others stay as they are.
+
+    Returns
+    -------
+    Tensor, shape (n_graphs, 3, 3), in Å
+        An integer combination of the rows of `cell`, of either handedness.
+    """
+    rows = cell.detach().tolist()
+    changes = [_reduction(rows[g]) if periodic[g] else None for g in range(len(rows))]
+    if all(change is None for change in changes):
+        return cell
+    unchanged = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    return cell.new_tensor([change or unchanged for change in changes]) @ cell
+
+
+def _reduction(rows: list[list[float]]) -> list[list[float]] | None:
+    """Integer matrix that shortens three vectors, or None if they are short already."""
+    rows = [list(row) for row in rows]
+    steps = [[float(i == j) for j in range(3)] for i in range(3)]
+    changed = False
+    for _ in range(_MAX_REDUCTIONS):
+        shorter = False
+        for i, j in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)):
+            overlap = sum(x * y for x, y in zip(rows[i], rows[j], strict=True))
+            ratio = overlap / sum(x * x for x in rows[j])
+            # A margin, so that lattices at the border (hexagonal ones) stay as they are.
+            if math.isfinite(ratio) and abs(ratio) > 0.5 + 1e-3:
+                n = float(round(ratio))
+                for table in (rows, steps):
+                    table[i] = [x - n * y for x, y in zip(table[i], table[j], strict=True)]
+                shorter = changed = True
+        if not shorter:
+            break
+    return steps if changed else None
 
 
 def cell_volume(cell: Tensor) -> Tensor:

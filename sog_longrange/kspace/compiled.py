@@ -13,8 +13,6 @@ import scipy.fft
 import torch
 from torch import Tensor
 
-from sog_longrange.validation import check_finite
-
 from .mesh import Accelerator, Meshes, TorchFFT
 from .numba_kernels import SamplerLoops, mesh_loops, padded_width, sampler_loops, sort_atoms
 from .radial import Intervals, ModeBoxes
@@ -35,8 +33,6 @@ class NumbaStencil:
     """
 
     def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None:
-        # A number that is not finite would lead native code out of its arrays.
-        check_finite("positions", phases)
         self.meshes = meshes
         self.phases = phases.contiguous().numpy()
         self.batch = batch.contiguous().numpy()

@@ -19,6 +19,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
+from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
 
@@ -64,6 +65,7 @@ def direct_energy(
     reciprocal = reciprocal_cell(cell)
     table = kernel_table(kernel, modes, reciprocal, cell, onset)
     phases = wrapped_phases(positions, reciprocal, batch)
+    check_finite("positions", phases)
     return quadratic_energy(backend, phases, charges, table)
 
 

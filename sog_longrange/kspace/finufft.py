@@ -91,6 +91,8 @@ def finufft_energy(
     coefficients = sample_kernel(kernel, intervals, onset, cell.device)
     table = radial_table(coefficients, reciprocal, sampler(intervals, boxes))
     phases = wrapped_phases(positions, reciprocal, batch)
+    # A number that is not finite would lead native code out of its arrays.
+    check_finite("positions", phases)
     backend = FinufftBackend(boxes, batch, 0.1 * tolerance)
     energy, potential = quadratic_energy(backend, phases, charges, table)
     volume = cell_volume(cell)
@@ -136,8 +138,7 @@ class FinufftBackend:
         self._atoms = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
 
     def set_phases(self, phases: Tensor) -> None:
-        """Take the phases of all atoms; native code never sees numbers that are not finite."""
-        check_finite("positions", phases)
+        """Take the phases of all atoms, shape (n_atoms, 3)."""
         self.transforms = [
             None if atoms.start == atoms.stop else _Transform(phases[atoms], shape, self.accuracy)
             for atoms, shape in zip(self._atoms, self.boxes.shapes, strict=True)

@@ -20,6 +20,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
+from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
 from .distributed import accumulate, replicate
@@ -186,6 +187,8 @@ def mesh_energy(
     coefficients = sample_kernel(kernel, intervals, onset, cell.device)
     table = radial_table(coefficients, reciprocal, sampler)
     phases = wrapped_phases(positions, replicate(reciprocal, group), batch)
+    # A number that is not finite would lead native code out of its arrays.
+    check_finite("positions", phases)
     backend = MeshBackend(meshes, batch, accelerator)
     energy, potential = quadratic_energy(
         backend, phases, charges, table, lambda local: accumulate(local, group)

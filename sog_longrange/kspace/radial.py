@@ -60,7 +60,7 @@ class Intervals(NamedTuple):
     @property
     def degree(self) -> int:
         """Degree of the polynomials: exact to a few rounding errors."""
-        return 3 if self.dtype == torch.float32 else 7
+        return 4 if self.dtype == torch.float32 else 7
 
 
 class ModeBoxes(NamedTuple):

@@ -67,9 +67,9 @@ def window_width(tolerance: float) -> int:
     Returns
     -------
     int
-        Three nodes and about 1.1 for each digit, at least 4 and at most `MAX_WINDOW`.
+        About three nodes and 1.2 for each digit, at least 7 and at most `MAX_WINDOW`.
     """
-    return min(MAX_WINDOW, max(4, math.ceil(-1.1 * math.log10(tolerance) - 0.5) + 3))
+    return min(MAX_WINDOW, max(7, math.ceil(-1.2 * math.log10(tolerance) - 0.5) + 3))
 
 
 @lru_cache(maxsize=32)

@@ -23,7 +23,7 @@ def test_a_report_says_grid_error_and_choice():
     for part in (
         "tolerance 0.0001",
         "k cutoff",
-        "window of 7 nodes",
+        "window of 8 nodes",
         "measured",
         "structure 0: mesh",
     ):
