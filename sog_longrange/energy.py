@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .errors import BoundaryError, ConfigError, InputError, explain
-from .geometry import reduced_cell
+from .errors import ConfigError, InputError, explain
+from .interaction import Interaction
 from .kernels import Ewald, FixedGaussians, Kernel, SumOfGaussians
-from .kspace.accelerators import check_accelerator, find_accelerator
-from .kspace.auto import Choice, Size, check_backend, choose_backend
-from .kspace.direct import direct_energy
-from .kspace.distributed import accumulate, replicate
-from .kspace.finufft import finufft_energy
-from .kspace.mesh import mesh_energy
+from .kspace.accelerators import check_accelerator
+from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
-from .kspace.pairs import pairs_energy
 from .validation import Structures, check_charges, check_structures
 
 
@@ -48,9 +42,11 @@ class LongRangeOutput(NamedTuple):
 class LongRangeEnergy(nn.Module):
     """Energy of charges that interact through a kernel, in any boundary.
 
-    Structures that are periodic along all three axes are summed in reciprocal
-    space, open ones over all pairs; one batch may hold both. Several backends do the
-    reciprocal sum, to the same tolerance:
+    Structures that are periodic along all three axes are summed in reciprocal space, open
+    ones of up to 500 atoms over all pairs. Larger ones, slabs and wires are summed on a
+    padded mesh, by the same law K(r) between all atoms and all images along the periodic
+    axes; the Ewald kernel has open structures only as pairs, and no slabs. One batch may
+    hold all of these. Several backends do the reciprocal sum, to the same tolerance:
 
     ========= ====================================================== ====================
     direct    dense sum over all modes, exact for what it sums       small structures
@@ -164,7 +160,7 @@ class LongRangeEnergy(nn.Module):
         cell : Tensor, shape (n_graphs, 3, 3), in Å, optional
             Rows are lattice vectors, of either handedness.
         pbc : Tensor, shape (n_graphs, 3), bool, optional
-            Required with `cell`. All true or all false for each structure.
+            Required with `cell`. Cell vectors of axes that are not periodic are never read.
         batch : Tensor, shape (n_atoms,), int64, sorted, optional
         num_graphs : int, optional
             Needed only if structures may be empty.
@@ -178,7 +174,7 @@ class LongRangeEnergy(nn.Module):
         InputError, InputTypeError
             If an argument is malformed, not finite, or a periodic cell is singular.
         BoundaryError
-            If a structure is periodic along one or two axes.
+            If a structure is periodic along one or two axes and the kernel is `Ewald`.
         SizeError
             If the evaluation fits into no memory.
         """
@@ -240,14 +236,8 @@ class LongRangeEnergy(nn.Module):
         """
         check_charges(charges, structures)
         self._check_channels(charges)
-        periodic = _periodic_graphs(structures.pbc)
-        if self.process_group is not None and not bool(periodic.all()):
-            expected = "all true for structures that are spread over a process group"
-            raise BoundaryError(explain("pbc", expected, str(structures.pbc.tolist())))
-        cell = reduced_cell(structures.cell, periodic.tolist())
-        structures = structures._replace(cell=cell)
-        energy, potential = self._interaction(charges, structures, periodic)
-        energy, potential = self._self_interaction(charges, structures, periodic, energy, potential)
+        interaction = self._interaction(self.kernel.snapshot())
+        energy, potential = interaction.evaluate(charges, structures, self.remove_self)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
@@ -271,99 +261,11 @@ class LongRangeEnergy(nn.Module):
         dict of int to Choice
             One for each structure that is periodic.
         """
-        name = find_accelerator(self.accelerator, charges.device).name
-        counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
-        lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
-        common = (self.kernel.min_width, self.tolerance, charges.dtype, name != "torch")
-        return {
-            graph: choose_backend(Size(counts[graph], charges.shape[1], lengths[graph], *common))
-            for graph in structures.pbc.all(-1).nonzero().flatten().tolist()
-        }
+        return self._interaction(self.kernel).choices(charges.shape[1], structures)
 
-    def _interaction(
-        self, charges: Tensor, structures: Structures, periodic: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Energy and potential, each structure by the backend that is meant for it."""
-        parts = self._parts(charges, structures, periodic)
-        if len(parts) == 1:
-            return parts[0][1](charges, structures)
-        energy = charges.new_zeros(structures.num_graphs)
-        potential = torch.zeros_like(charges)
-        for mask, evaluate in parts:
-            graphs, atoms, part = _select(structures, mask)
-            part_energy, part_potential = evaluate(charges[atoms], part)
-            energy = energy.index_copy(0, graphs, part_energy)
-            potential = potential.index_copy(0, atoms, part_potential)
-        return energy, potential
-
-    def _parts(
-        self, charges: Tensor, structures: Structures, periodic: Tensor
-    ) -> list[tuple[Tensor, _Evaluate]]:
-        """Masks of structures that are not empty, with what evaluates them."""
-        backends: dict[str, _Evaluate] = {
-            "direct": self._direct,
-            "mesh": self._mesh,
-            "finufft": self._finufft,
-        }
-        name = self.backend if self.process_group is None else "mesh"
-        parts: list[tuple[Tensor, _Evaluate]] = [(~periodic, self._pairs)]
-        if name == "auto":
-            choices = self.choices(charges, structures)
-            for own, evaluate in backends.items():
-                mask = torch.zeros_like(periodic)
-                mask[[graph for graph, choice in choices.items() if choice.backend == own]] = True
-                parts.append((mask, evaluate))
-        else:
-            parts.append((periodic, backends[name]))
-        if self.process_group is not None:
-            return parts[1:]
-        counts = torch.bincount(structures.batch, minlength=structures.num_graphs)
-        return [part for part in parts if bool(counts[part[0]].any())]
-
-    def _direct(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
-        return direct_energy(
-            self.kernel, charges, part.positions, part.cell, part.batch, self.tolerance
-        )
-
-    def _mesh(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
-        return mesh_energy(
-            self.kernel,
-            charges,
-            part.positions,
-            part.cell,
-            part.batch,
-            self.tolerance,
-            find_accelerator(self.accelerator, charges.device),
-            group=self.process_group,
-        )
-
-    def _finufft(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
-        sampler = find_accelerator(self.accelerator, charges.device).sampler
-        return finufft_energy(
-            self.kernel, charges, part.positions, part.cell, part.batch, self.tolerance, sampler
-        )
-
-    def _pairs(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
-        return pairs_energy(self.kernel, charges, part.positions, part.batch, part.num_graphs)
-
-    def _self_interaction(
-        self,
-        charges: Tensor,
-        structures: Structures,
-        periodic: Tensor,
-        energy: Tensor,
-        potential: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Remove the self term where a backend holds it, or add it where it does not."""
-        sign = torch.where(periodic, -1.0, 0.0) if self.remove_self else (~periodic).double()
-        if not bool(sign.any()):
-            return energy, potential
-        own = replicate(self.kernel.radial(charges.new_zeros(1)), self.process_group).T * charges
-        own = own * sign.to(charges)[structures.batch][:, None]
-        per_atom = 0.5 * (charges * own).sum(-1)
-        zeros = energy.new_zeros(structures.num_graphs)
-        own_energy = accumulate(zeros.index_add(0, structures.batch, per_atom), self.process_group)
-        return energy + own_energy, potential + own
+    def _interaction(self, kernel: Kernel) -> Interaction:
+        how = (self.tolerance, self.backend, self.accelerator, self.process_group)
+        return Interaction(kernel, *how)
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
@@ -394,35 +296,3 @@ def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor]:
 
 
 _OPERATOR = define_operators(_evaluate)
-_Evaluate = Callable[[Tensor, Structures], tuple[Tensor, Tensor]]
-
-
-def _periodic_graphs(pbc: Tensor) -> Tensor:
-    mixed = pbc.any(-1) & ~pbc.all(-1)
-    if bool(mixed.any()):
-        index = int(mixed.nonzero()[0])
-        raise BoundaryError(
-            explain(
-                "pbc",
-                "all true or all false for each structure",
-                f"{pbc[index].tolist()} for structure {index}",
-                "Slabs and wires are not supported yet: pad the free axes with vacuum and "
-                "make the structure periodic, or make it open.",
-            )
-        )
-    return pbc.all(-1)
-
-
-def _select(structures: Structures, graphs: Tensor) -> tuple[Tensor, Tensor, Structures]:
-    """Make the structures of a mask a batch of their own, and say where they came from."""
-    atoms = graphs[structures.batch].nonzero().squeeze(-1)
-    index = graphs.nonzero().squeeze(-1)
-    renumbered = (graphs.cumsum(0) - 1)[structures.batch[atoms]]
-    part = Structures(
-        structures.positions[atoms],
-        structures.cell[index],
-        structures.pbc[index],
-        renumbered,
-        len(index),
-    )
-    return index, atoms, part

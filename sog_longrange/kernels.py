@@ -44,6 +44,10 @@ class Kernel(Protocol):
         """K(r) in eV/e^2 of squared distances; shape (num_channels, *r2.shape)."""
         ...
 
+    def snapshot(self) -> Kernel:
+        """Return the kernel for one evaluation, with all that depends on parameters computed."""
+        ...
+
 
 class Start(Protocol):
     """A power law or another target that a sum of Gaussians begins as."""
@@ -326,6 +330,10 @@ class SumOfGaussians(nn.Module):
         """K(r); see :func:`gaussian_radial`."""
         return gaussian_radial(r2, self.amplitudes, self.widths)
 
+    def snapshot(self) -> FixedGaussians:
+        """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
+        return FixedGaussians(self.amplitudes, self.widths, self.min_width, self.zero_mode)
+
     def start_error(self, r_min: float, r_max: float) -> float:
         """Largest relative deviation of the kernel, as it is now, from its start's law.
 
@@ -381,6 +389,10 @@ class FixedGaussians:
         """K(r); see :func:`gaussian_radial`."""
         return gaussian_radial(r2, self.amplitudes, self.widths)
 
+    def snapshot(self) -> FixedGaussians:
+        """Return the kernel itself."""
+        return self
+
 
 class Ewald(nn.Module):
     """Smeared Coulomb kernel K(r) = k_e erf(r / (sqrt(2) smearing)) / r, without parameters.
@@ -419,6 +431,10 @@ class Ewald(nn.Module):
         """K(r) = k_e erf(r / (sqrt(2) sigma)) / r, finite and smooth at r = 0."""
         scale = COULOMB_CONSTANT * math.sqrt(2.0 / math.pi) / self.smearing
         return scale * boys_zero(0.5 * r2 / self.smearing**2)[None]
+
+    def snapshot(self) -> Ewald:
+        """Return the kernel itself."""
+        return self
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""

@@ -294,6 +294,12 @@ def _check_not_singular(cell: Tensor, pbc: Tensor) -> None:
     a, b, c = exact.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()
     lengths = torch.linalg.vector_norm(exact, dim=-1).prod(-1)
+    for graph in (pbc.any(-1) & ~pbc.all(-1)).nonzero().flatten().tolist():
+        # Of a slab or a wire, the rows of its periodic axes count.
+        rows = exact[graph, pbc[graph]]
+        area = rows[0] if len(rows) == 1 else torch.linalg.cross(rows[0], rows[1])
+        volume[graph] = torch.linalg.vector_norm(area)
+        lengths[graph] = torch.linalg.vector_norm(rows, dim=-1).prod()
     flat = volume < max(SINGULAR_CELL, 16.0 * limits.eps) * lengths
     singular = pbc.any(-1) & (flat | (volume < limits.tiny))
     if bool(singular.any()):

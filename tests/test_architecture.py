@@ -29,14 +29,15 @@ LAYERS = {
     "kernels": 2,
     "kspace": 3,
     "charges": 3,
-    "energy": 4,
-    "fixed": 5,
-    "tuning": 5,
-    "config": 5,
-    "module": 6,
-    "observables": 6,
-    "io": 5,
-    "testing": 6,
+    "interaction": 4,
+    "energy": 5,
+    "fixed": 6,
+    "tuning": 6,
+    "config": 6,
+    "io": 6,
+    "module": 7,
+    "observables": 7,
+    "testing": 7,
 }
 """A module of the core imports only from layers below its own."""
 

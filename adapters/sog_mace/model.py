@@ -107,7 +107,7 @@ class SOGMACE(nn.Module):
         Parameters
         ----------
         data : dict
-            A MACE batch. `pbc` must be all true or all false for each structure.
+            A MACE batch. Structures may be periodic along any axes.
         training : bool
             Keep the graph of forces and stress for the derivative of a loss.
         compute_force, compute_virials, compute_stress, compute_displacement, compute_hessian

@@ -2,12 +2,12 @@
 
 Every backend computes, for each structure g, the quadratic form
 
-    E_g = 1/2 sum_(i in g) q_i . phi_i,        phi = gather(table * spread(q)),
+    E_g = 1/2 sum_(i in g) q_i . phi_i,        phi = gather(field(table * spread(q))),
 
-where `table` is the kernel on the backend's modes (or pairs) and `spread` and
-`gather` are adjoint sums over atoms with phases theta. Backends never see autograd:
-the gradients of E in theta, q and table, and the gradients of those, are written
-out here once. With u and v the cotangents of phi = dE/dq and G = dE/dtheta,
+where `table` is the kernel on the backend's modes (or pairs), `spread` and `gather` are
+adjoint sums over atoms with phases theta, and `field` is the Fourier transform of a mesh.
+Backends never see autograd: the gradients of E in theta, q and table, and the gradients of
+those, are written out here once. With u and v the cotangents of phi = dE/dq and G = dE/dtheta,
 
     R = spread(u, q v)      charges u and dipoles q v
     psi' = table * R
@@ -52,11 +52,15 @@ class Backend(Protocol):
         """Multiply the spectrum by the kernel."""
         ...
 
-    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    def field(self, spectrum: Tensor) -> Tensor:
+        """Turn a spectrum into what atoms gather from; the spectrum is not used again."""
+        ...
+
+    def gather(self, field: Tensor) -> tuple[Tensor, Tensor]:
         """Potential (n_atoms, P) and its phase gradient (n_atoms, n_dim, P)."""
         ...
 
-    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+    def gather_hessian(self, field: Tensor, direction: Tensor) -> Tensor:
         """Second phase derivatives times a direction (n_atoms, n_dim); (n_atoms, n_dim, P)."""
         ...
 
@@ -139,7 +143,8 @@ class _State:
         self.reduce = reduce
         backend.set_phases(phases)
         self.spectrum = self.spread(charges)
-        self.potential, self.slope = backend.gather(backend.convolve(table, self.spectrum))
+        self.field = backend.field(backend.convolve(table, self.spectrum))
+        self.potential, self.slope = backend.gather(self.field)
 
     def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
         return self.reduce(self.backend.spread(charges, dipoles))
@@ -199,12 +204,12 @@ class _FieldGradient(Function):
         u = torch.zeros_like(charges) if u is None else u
         v = torch.zeros_like(phases) if v is None else v
         sources = state.spread(u, charges[:, None] * v[:, :, None])
-        potential, slope = backend.gather(backend.convolve(table, sources))
-        curvature = backend.gather_hessian(backend.convolve(table, state.spectrum), v)
+        grad_table = backend.correlate(state.spectrum, sources, table) if wants_table else None
+        potential, slope = backend.gather(backend.field(backend.convolve(table, sources)))
+        curvature = backend.gather_hessian(state.field, v)
         q = charges[:, None]
         grad_phases = (q * (slope + curvature) + u[:, None] * state.slope).sum(-1)
         grad_charges = potential + (v[:, :, None] * state.slope).sum(1)
-        grad_table = backend.correlate(state.spectrum, sources, table) if wants_table else None
         return grad_phases, grad_charges, grad_table
 
     @staticmethod
@@ -252,7 +257,7 @@ class _TableCurvature(Function):
         ctx: Any, grad: Tensor, phases: Tensor, charges: Tensor, state: _State
     ) -> tuple[Tensor, Tensor]:
         backend = state.backend
-        potential, slope = backend.gather(backend.convolve(grad, state.spectrum))
+        potential, slope = backend.gather(backend.field(backend.convolve(grad, state.spectrum)))
         return (charges[:, None] * slope).sum(-1), potential
 
     @staticmethod

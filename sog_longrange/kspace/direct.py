@@ -152,6 +152,10 @@ class DirectBackend:
         """Multiply by the kernel."""
         return table * spectrum
 
+    def field(self, spectrum: Tensor) -> Tensor:
+        """Return the spectrum: atoms gather from it directly."""
+        return spectrum
+
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential and its phase gradient at the atoms."""
         d = self._derivatives(spectrum, 1)

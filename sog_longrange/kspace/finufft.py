@@ -162,6 +162,10 @@ class FinufftBackend:
         """Multiply by the kernel."""
         return table * spectrum
 
+    def field(self, spectrum: Tensor) -> Tensor:
+        """Return the spectrum: atoms gather from it directly."""
+        return spectrum
+
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential and its phase gradient at the atoms."""
 

@@ -318,13 +318,21 @@ class MeshBackend:
         """Multiply by the kernel."""
         return table * spectrum
 
-    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """Potential and its phase gradient at the atoms."""
-        return self.stencil.gather(self._nodes(spectrum))
+    def field(self, spectrum: Tensor) -> Tensor:
+        """Return the potentials on the nodes of all meshes."""
+        boxes = []
+        for (a, b, c), _, half in self._boxes():
+            box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
+            boxes.append(self._fft.backward(box, c).flatten(1))
+        return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
 
-    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+    def gather(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential and its phase gradient at the atoms."""
+        return self.stencil.gather(field)
+
+    def gather_hessian(self, field: Tensor, direction: Tensor) -> Tensor:
         """Second phase derivatives of the potential, times a direction."""
-        return self.stencil.gather_hessian(self._nodes(spectrum), direction)
+        return self.stencil.gather_hessian(field, direction)
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
         """Re(S* R) of each mode and its mirror image, summed over channels that share a kernel."""
@@ -341,14 +349,6 @@ class MeshBackend:
             return per_graph
         sizes = torch.tensor(self._mode_starts, device=per_graph.device).diff()
         return per_graph.repeat_interleave(sizes, output_size=self._mode_starts[-1])
-
-    def _nodes(self, spectrum: Tensor) -> Tensor:
-        """Potentials on the nodes of all meshes."""
-        boxes = []
-        for (a, b, c), _, half in self._boxes():
-            box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
-            boxes.append(self._fft.backward(box, c).flatten(1))
-        return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
 
     def _boxes(self) -> list[tuple[tuple[int, int, int], slice, slice]]:
         """Shape of each mesh, and its places in the flat arrays of nodes and modes."""

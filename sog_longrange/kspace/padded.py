@@ -24,6 +24,7 @@ from sog_longrange.geometry import (
     TAPER,
     fade_out,
     reciprocal_cell,
+    reduced_cell,
     wave_number_onset,
     wrapped_phases,
 )
@@ -121,17 +122,21 @@ def padded_energy(
     flags = [tuple(row) for row in pbc.tolist()]
     onset = wave_number_onset(kernel.min_width, tolerance)
     resolution = Resolution(kernel.min_width, onset, window_width(tolerance))
-    frames = torch.stack([_frame(rows, own) for rows, own in zip(cell, flags, strict=True)])
+    frames = _frames(positions.detach(), cell, flags, batch, resolution)
     free = torch.arange(3, device=pbc.device) >= pbc.sum(-1, keepdim=True)
     low, high = _extents(positions, frames, batch)
     lengths = _lengths(frames, free, high - low, resolution)
     meshes = choose_meshes(lengths.tolist(), resolution.cutoff, resolution.width)
     padded = torch.where(free, lengths, torch.ones_like(lengths)).to(cell)[..., None] * frames
     origins = _origins(0.5 * (low + high), lengths, free, meshes).to(cell)
-    table = _table(amplitudes, widths, padded, lengths, free, meshes, resolution)
+    table, means = _table(amplitudes, widths, padded, lengths, free, meshes, resolution)
     centred = positions - (origins[..., None] * frames).sum(1)[batch]
     phases = wrapped_phases(centred, reciprocal_cell(padded), batch)
-    return quadratic_energy(MeshBackend(meshes, batch, accelerator), phases, charges, table)
+    backend = MeshBackend(meshes, batch, accelerator)
+    energy, potential = quadratic_energy(backend, phases, charges, table)
+    total = charges.new_zeros(len(cell), charges.shape[1]).index_add(0, batch, charges)
+    shift = means * total
+    return energy + 0.5 * (shift * total).sum(-1), potential + shift[batch]
 
 
 def _gaussians(kernel: Kernel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -152,20 +157,52 @@ def _gaussians(kernel: Kernel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return amplitudes, widths
 
 
-def _frame(cell: Tensor, periodic: tuple[bool, ...]) -> Tensor:
+def _frames(
+    positions: Tensor,
+    cell: Tensor,
+    flags: list[tuple[bool, ...]],
+    batch: Tensor,
+    resolution: Resolution,
+) -> Tensor:
+    """Periodic lattice vectors, then unit vectors of the free axes; (n_graphs, 3, 3)."""
+    counts = torch.bincount(batch, minlength=len(cell)).tolist()
+    frames = [
+        _partly_periodic_frame(rows, own) if any(own) else _open_frame(points, resolution)
+        for rows, own, points in zip(cell, flags, positions.split(counts), strict=True)
+    ]
+    # Free axes are normal to all others, so that only lattice vectors of slabs change.
+    return reduced_cell(torch.stack(frames), [True] * len(frames))
+
+
+def _open_frame(positions: Tensor, resolution: Resolution) -> Tensor:
+    """Coordinate axes, or axes along the structure if its box is much smaller with them."""
+    plain = torch.eye(3, dtype=positions.dtype, device=positions.device)
+    if len(positions) < 2:
+        return plain
+    points = (positions - positions.mean(0)).double()
+    scaled = points / points.abs().max().clamp_min(resolution.min_width)
+    axes = torch.linalg.eigh(scaled.T @ scaled)[1]
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    # Rounded, so that they mostly stay the same while the atoms move a little.
+    turned = torch.linalg.qr(torch.round(8.0 * axes) / 8.0)[0].T
+    sizes = [
+        (along.amax(0) - along.amin(0) + resolution.padding).prod()
+        for along in (points, points @ turned.T)
+    ]
+    return turned.to(plain) if bool(sizes[1] < 0.5 * sizes[0]) else plain
+
+
+def _partly_periodic_frame(cell: Tensor, periodic: tuple[bool, ...]) -> Tensor:
     """Periodic lattice vectors, then unit vectors normal to them and to each other."""
     rows = [cell[axis] for axis in range(3) if periodic[axis]]
     if len(rows) == 3:
         remedy = "Structures without free axes belong to the other reciprocal sums."
         raise BoundaryError(explain("pbc", "false for at least one axis", "all true", remedy))
-    if not rows:
-        return torch.eye(3, dtype=cell.dtype, device=cell.device)
     if len(rows) == 1:
         # The coordinate axis that is closest to normal cannot be parallel.
         other = torch.zeros_like(rows[0])
         other[int(rows[0].detach().abs().argmin())] = 1.0
         rows.append(_normal(rows[0], other))
-        return torch.stack([*rows, _normal(*rows)])
     return torch.stack([*rows, _normal(*rows)])
 
 
@@ -191,7 +228,7 @@ def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resoluti
     # An image must be `padding` beyond the edge, which is as far beyond the structure.
     needed = 2.0 * (extents + resolution.padding)
     boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
-    return torch.where(free, torch.tensor(boxes).to(needed), own)
+    return torch.where(free, needed.new_tensor(boxes), own)
 
 
 def _round_up(length: float, resolution: Resolution) -> float:
@@ -224,37 +261,57 @@ def _table(
     free: Tensor,
     meshes: Meshes,
     resolution: Resolution,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Values of the kernel on all modes, times the window's influence, per volume.
 
     Returns
     -------
-    Tensor, shape (num_channels, modes of all structures), in eV/e^2
+    table : Tensor, shape (num_channels, modes of all structures), in eV/e^2
+        Without k = 0: the potential that a net charge has there is large and exerts no
+        force, but on a mesh its rounding errors would.
+    means : Tensor, shape (n_graphs, num_channels), in eV/e^2
+        The kernel at k = 0, without the window's influence.
     """
     # One-dimensional factors cost nothing and hold the wide Gaussians' small values.
     amplitudes, widths = amplitudes.double()[..., None], widths.double()
-    tables = []
-    for graph, (shape, own) in enumerate(zip(meshes.shapes, free.tolist(), strict=True)):
-        periodic = own.count(False)
-        factors = [
-            _free_factor(widths, float(lengths[graph, axis]), shape[axis], resolution)
-            for axis in range(periodic, 3)
-        ]
-        if periodic:
-            waves = _waves(padded[graph].double(), shape[:periodic])
-            factors.insert(0, _periodic_factor(widths, *waves, shape[:periodic], resolution))
-        left = amplitudes * factors[0]
-        for factor in factors[1:-1]:
+    tables, means = [], []
+    counts = (~free).sum(-1).tolist()
+    boxes = zip(padded.double(), lengths.tolist(), meshes.shapes, counts, strict=True)
+    for box, edges, shape, periodic in boxes:
+        first, *others, last = _factors(widths, box, edges, shape, periodic, resolution)
+        left, right = amplitudes * first, last[..., : shape[2] // 2 + 1]
+        for factor in others:
             left = (left[..., None] * factor[:, :, None]).flatten(2)
-        right = factors[-1][..., : shape[2] // 2 + 1]
         product = left.transpose(1, 2).to(padded.dtype) @ right.to(padded.dtype)
+        product[:, 0, 0] = 0.0
         tables.append(product.flatten(1))
-    return tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+        undo = math.prod(float(influence(meshes.width, n)[0]) for n in shape)
+        means.append((left[..., 0] * right[..., 0]).sum(-1) / undo)
+    table = tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+    return table, torch.stack(means).to(padded.dtype)
+
+
+def _factors(
+    widths: Tensor,
+    padded: Tensor,
+    lengths: list[float],
+    shape: tuple[int, int, int],
+    periodic: int,
+    resolution: Resolution,
+) -> list[Tensor]:
+    """Gaussians on the modes of all periodic axes together, and of each free axis."""
+    factors = [
+        _free_factor(widths, lengths[axis], shape[axis], resolution) for axis in range(periodic, 3)
+    ]
+    if periodic:
+        waves = _waves(padded, shape[:periodic])
+        factors.insert(0, _periodic_factor(widths, *waves, shape[:periodic], resolution))
+    return factors
 
 
 def _waves(padded: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Squared wave numbers along the periodic axes, and the length or area of the cell there."""
-    reciprocal = reciprocal_cell(padded)
+    (reciprocal,) = reciprocal_cell(padded[None])
     waves = padded.new_zeros(1, 3)
     for row, n in zip(reciprocal, shape, strict=False):
         modes = torch.fft.fftfreq(n, 1.0 / n, dtype=row.dtype, device=row.device)

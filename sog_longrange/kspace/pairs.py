@@ -72,6 +72,10 @@ class PairsBackend:
         potential.index_add_(0, self.first, table * spectrum[self.second])
         return potential.index_add_(0, self.second, table * spectrum[self.first])
 
+    def field(self, spectrum: Tensor) -> Tensor:
+        """Return the spectrum: atoms gather from it directly."""
+        return spectrum
+
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential, and a gradient in no phases."""
         return spectrum, spectrum.new_zeros(len(spectrum), 0, spectrum.shape[1])

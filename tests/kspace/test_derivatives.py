@@ -11,29 +11,13 @@ from sog_longrange.geometry import (
     squared_wave_numbers,
     wave_number_onset,
 )
-from sog_longrange.kernels import gaussian_fourier, gaussian_radial
+from sog_longrange.kernels import FixedGaussians, gaussian_fourier, gaussian_radial
 from sog_longrange.testing import assert_twice_differentiable, join
 
 # Few modes, but some of them along no axis, so that every mixed derivative counts.
 TOLERANCE, EDGE = 0.05, 5.0
 BOUNDARIES = ("right_handed", "left_handed", "open", "mixed")
 KERNELS = ("shared", "per_channel", "ewald")
-
-
-class GivenKernel:
-    """Sum of Gaussians whose amplitudes and widths are inputs."""
-
-    min_width = 1.0
-
-    def __init__(self, amplitudes, widths, zero_mode=False):
-        self.amplitudes, self.widths, self.zero_mode = amplitudes, widths, zero_mode
-        self.num_channels = len(amplitudes)
-
-    def fourier(self, k2):
-        return gaussian_fourier(k2, self.amplitudes, self.widths)
-
-    def radial(self, r2):
-        return gaussian_radial(r2, self.amplitudes, self.widths)
 
 
 def make_kernel(name, num_channels=2, **options):
@@ -99,7 +83,7 @@ def test_energy_is_twice_differentiable_in_amplitudes_and_widths(boundary, own_c
     batch = make_batch(boundary, n_atoms=2)
 
     def energy(q, r, a, s):
-        model = LongRangeEnergy(GivenKernel(a, s, zero_mode), tolerance=TOLERANCE)
+        model = LongRangeEnergy(FixedGaussians(a, s, 1.0, zero_mode), tolerance=TOLERANCE)
         return model(q, r, *batch[2:]).energy
 
     assert_twice_differentiable(energy, (*batch[:2], amplitudes, widths))

@@ -244,11 +244,30 @@ def test_a_flat_but_regular_cell_is_accepted(dtype):
 
 
 @pytest.mark.parametrize("pbc", [[True, True, False], [False, True, False], [False, False, True]])
-def test_slabs_and_wires_are_refused(pbc):
-    with pytest.raises(BoundaryError, match="not supported yet") as caught:
-        energy(altered("pbc", put(torch.tensor(pbc), 1)))
-    expected = "all true or all false for each structure"
+def test_slabs_and_wires_of_the_ewald_kernel_are_refused(pbc):
+    with pytest.raises(BoundaryError, match="need a sum of Gaussians") as caught:
+        energy(altered("pbc", put(torch.tensor(pbc), 1)), Ewald())
+    expected = "all true or all false for each structure with the Ewald kernel"
     check_message(caught.value, "pbc", expected, re.escape(f"{pbc} for structure 1"))
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+def test_cell_vectors_of_free_axes_are_never_read(free):
+    pbc = PERIODIC.clone()
+    pbc[free] = False
+    values = altered("pbc", put(pbc, 1))
+    expected = energy(values).energy
+    values["cell"] = values["cell"].clone()
+    values["cell"][1, free] = 0.0
+    assert torch.equal(energy(values).energy, expected)
+
+
+def test_a_slab_whose_periodic_rows_are_parallel_is_named():
+    values = altered("pbc", put(torch.tensor([True, True, False]), 1))
+    values["cell"] = values["cell"].clone()
+    values["cell"][1, 1] = -2.0 * values["cell"][1, 0]
+    with pytest.raises(InputError, match="of non-zero volume .* for structure 1"):
+        energy(values)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -28,13 +28,13 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
         If positions, cell or a label is not finite, or a total charge is missing where
         `charge_constraint` is "total".
     BoundaryError
-        If a frame is periodic along one or two axes.
+        If a frame is periodic along one or two axes and the kernel is "ewald".
     """
     for where, frame in _all_frames(head_configs):
         _check_finite(where, frame)
-        if any(frame.pbc) and not all(frame.pbc):
-            expected = "all true or all false in each frame"
-            remedy = "Slabs and wires are not supported yet: leave them out, or fill the free axes."
+        if config.kernel == "ewald" and any(frame.pbc) and not all(frame.pbc):
+            expected = "all true or all false in each frame with the Ewald kernel"
+            remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."
             raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
         if config.charge_constraint == "total" and frame.properties.get("total_charge") is None:
             expected = "in every frame with charge_constraint='total'"

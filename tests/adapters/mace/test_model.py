@@ -237,11 +237,21 @@ def test_torchscript_export_is_refused(tmp_path):
             torch.jit.save(compiled, target)
 
 
-def test_slab_is_refused():
+def test_slab_does_not_see_its_vacuum():
+    energies = []
+    for height in (12.0, 40.0):
+        slab = water_box()
+        slab.pbc = (True, True, False)
+        slab.cell[2] = (0.0, 0.0, height)
+        energies.append(make_sogmace()(make_batch([slab]))["energy"])
+    torch.testing.assert_close(energies[0], energies[1], rtol=1e-9, atol=1e-9)
+
+
+def test_slab_is_refused_by_the_ewald_kernel():
     slab = water_box()
     slab.pbc = (True, True, False)
     with pytest.raises(BoundaryError, match="`pbc` must be all true or all false"):
-        make_sogmace()(make_batch([slab]))
+        make_sogmace(SOGConfig(kernel="ewald"))(make_batch([slab]))
 
 
 def test_batch_without_pbc_is_refused():

@@ -267,7 +267,7 @@ def test_bad_frame_is_named_before_any_training(training_folder, what):
     ase.io.write("bad.xyz", frames)
     error = BoundaryError if what == "pbc" else InputError
     with pytest.raises(error, match=f"`{what}` must be .* in frame 4 of the set 'train'"):
-        main(arguments(train_file="bad.xyz", valid_file="train.xyz"))
+        main(arguments(train_file="bad.xyz", valid_file="train.xyz", sog_kernel="ewald"))
 
 
 def test_total_charge_missing_in_the_data_is_refused(training_folder):
