@@ -14,7 +14,7 @@ ADAPTERS = ("sog_mace", "sog_nequip", "sog_pyg")
 HOSTS = ("mace", "nequip", "torch_geometric", "e3nn", "ase")
 ALLOWED_IN_CORE = {"torch", "numpy", "finufft", "cufinufft", *sys.stdlib_module_names}
 ACCELERATORS = {
-    "compiled.py": {"scipy"},
+    "compiled.py": set(),
     "numba_kernels.py": {"numba", "llvmlite"},
     "triton_kernels.py": {"triton"},
 }

@@ -9,17 +9,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.fft
 import torch
 from torch import Tensor
 
-from .mesh import Accelerator, Meshes, TorchFFT
+from .mesh import Accelerator, Meshes
 from .numba_kernels import SamplerLoops, mesh_loops, padded_width, sampler_loops, sort_atoms
 from .radial import Intervals, ModeBoxes
 from .windows import make_window
 
 _WORTH_A_THREAD = 2**17
-_LARGE_FFT = 2**18
 
 
 class NumbaStencil:
@@ -167,34 +165,6 @@ class NumbaSampler:
         return tuple(x.detach().contiguous().numpy() for x in (reciprocal, u, c, v))
 
 
-class ScipyFFT:
-    """Transforms by SciPy where they are large: faster there than PyTorch's on CPUs."""
-
-    @staticmethod
-    def forward(nodes: Tensor) -> Tensor:
-        """Implement :meth:`RealFFT.forward`."""
-        if nodes[0].numel() < _LARGE_FFT:
-            return TorchFFT.forward(nodes)
-        threads = torch.get_num_threads()
-        return torch.from_numpy(scipy.fft.rfftn(nodes.numpy(), axes=(1, 2, 3), workers=threads))
-
-    @staticmethod
-    def backward(spectrum: Tensor, length: int) -> Tensor:
-        """Implement :meth:`RealFFT.backward`."""
-        if spectrum[0].numel() < _LARGE_FFT // 2:
-            return TorchFFT.backward(spectrum, length)
-        shape = (*spectrum.shape[1:3], length)
-        nodes = scipy.fft.irfftn(
-            spectrum.numpy(),
-            shape,
-            axes=(1, 2, 3),
-            norm="forward",
-            overwrite_x=True,
-            workers=torch.get_num_threads(),
-        )
-        return torch.from_numpy(nodes)
-
-
 @lru_cache(maxsize=32)
 def _padded_coefficients(width: int, dtype: str) -> np.ndarray:
     """Rows of rising powers, each as long as the loops' vectors."""
@@ -231,4 +201,4 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "sog-longrange")
 
 
-NUMBA = Accelerator("numba", NumbaStencil, NumbaSampler, ScipyFFT)
+NUMBA = Accelerator("numba", NumbaStencil, NumbaSampler)

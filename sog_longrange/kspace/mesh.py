@@ -85,37 +85,6 @@ class Stencil(Protocol):
         ...
 
 
-class RealFFT(Protocol):
-    """Unnormalised transforms of real meshes; no argument ever requires a gradient."""
-
-    @staticmethod
-    def forward(nodes: Tensor) -> Tensor:
-        """Half spectra (P, a, b, c // 2 + 1) of meshes (P, a, b, c)."""
-        ...
-
-    @staticmethod
-    def backward(spectrum: Tensor, length: int) -> Tensor:
-        """Meshes of half spectra; `length` is that of the meshes' last axis."""
-        ...
-
-
-class TorchFFT:
-    """Transforms by PyTorch."""
-
-    @staticmethod
-    def forward(nodes: Tensor) -> Tensor:
-        """Implement :meth:`RealFFT.forward`."""
-        spectrum: Tensor = torch.fft.rfftn(nodes, dim=(1, 2, 3))
-        return spectrum
-
-    @staticmethod
-    def backward(spectrum: Tensor, length: int) -> Tensor:
-        """Implement :meth:`RealFFT.backward`."""
-        shape = (*spectrum.shape[1:3], length)
-        nodes: Tensor = torch.fft.irfftn(spectrum, s=shape, dim=(1, 2, 3), norm="forward")
-        return nodes
-
-
 class Accelerator(NamedTuple):
     """Code that runs the inner loops of the mesh.
 
@@ -124,13 +93,11 @@ class Accelerator(NamedTuple):
     name : str
     stencil : type of Stencil
     sampler : type of Sampler
-    fft : type of RealFFT
     """
 
     name: str
     stencil: type[Stencil]
     sampler: type[Sampler]
-    fft: type[RealFFT] = TorchFFT
 
 
 def mesh_energy(
@@ -297,7 +264,6 @@ class MeshBackend:
         self.batch = batch
         self.num_graphs = len(meshes.shapes)
         self._stencil = accelerator.stencil
-        self._fft = accelerator.fft
         self._starts = meshes.starts
         self._mode_starts = running_sum([math.prod(shape) for shape in meshes.half_shapes])
 
@@ -309,7 +275,7 @@ class MeshBackend:
         """Structure factor, still convolved with the window."""
         nodes = self.stencil.spread(charges, dipoles)
         boxes = [
-            self._fft.forward(nodes[:, real].view(-1, *shape)).flatten(1)
+            torch.fft.rfftn(nodes[:, real].view(-1, *shape), dim=(1, 2, 3)).flatten(1)
             for shape, real, _ in self._boxes()
         ]
         return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
@@ -323,7 +289,8 @@ class MeshBackend:
         boxes = []
         for (a, b, c), _, half in self._boxes():
             box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
-            boxes.append(self._fft.backward(box, c).flatten(1))
+            nodes = torch.fft.irfftn(box, s=(a, b, c), dim=(1, 2, 3), norm="forward")
+            boxes.append(nodes.flatten(1))
         return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
 
     def gather(self, field: Tensor) -> tuple[Tensor, Tensor]:
