@@ -24,7 +24,7 @@ from sog_longrange import Ewald, LongRangeEnergy, SumOfGaussians
 from sog_longrange.units import COULOMB_CONSTANT
 
 ACCURACY = 1e-4
-TOLERANCE = 2e-4  # of this package: its measured error is the smaller one
+TOLERANCE = 1e-4  # of this package; its measured error is in the tables
 # Settings with which the relative l2 error of forces is about ACCURACY, in float32 unless
 # said, found on 343 to 1,000 atoms; lengths are multiples of the kernel's width.
 CUTOFF = math.sqrt(-2.0 * math.log(ACCURACY))  # k_max times width of sums over modes

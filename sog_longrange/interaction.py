@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,14 +68,19 @@ class Interaction(NamedTuple):
         SizeError
             If the evaluation fits into no memory.
         """
-        self._check_boundaries(structures)
-        periodic = structures.pbc.all(-1)
-        cell = reduced_cell(structures.cell, periodic.tolist())
+        # Decided in Python: a tensor operation takes longer than the whole loop.
+        flags = [tuple(row) for row in structures.pbc.tolist()]
+        self._check_boundaries(flags)
+        cell = reduced_cell(structures.cell, [all(own) for own in flags])
         structures = structures._replace(cell=cell)
-        paired = self._paired(structures)
-        energy, potential = self._sum(charges, structures, periodic, paired)
-        sign = torch.where(paired, 0.0, -1.0) if remove_self else paired.double()
-        return self._add_self(charges, structures, sign, energy, potential)
+        counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
+        kinds = self._kinds(charges.shape[1], structures, flags, counts)
+        energy, potential = self._sum(charges, structures, kinds, counts)
+        if remove_self:
+            signs = [0.0 if kind == "pairs" else -1.0 for kind in kinds]
+        else:
+            signs = [1.0 if kind == "pairs" else 0.0 for kind in kinds]
+        return self._add_self(charges, structures, signs, energy, potential)
 
     def choices(self, n_channels: int, structures: Structures) -> dict[int, Choice]:
         """Choose the backend of each periodic structure.
@@ -95,77 +101,70 @@ class Interaction(NamedTuple):
         common = (self.kernel.min_width, self.tolerance, positions.dtype, name != "torch")
         return {
             graph: choose_backend(Size(counts[graph], n_channels, lengths[graph], *common))
-            for graph in structures.pbc.all(-1).nonzero().flatten().tolist()
+            for graph, own in enumerate(structures.pbc.tolist())
+            if all(own)
         }
 
-    def _check_boundaries(self, structures: Structures) -> None:
-        periodic, open_ = structures.pbc.all(-1), ~structures.pbc.any(-1)
-        if self.process_group is not None and not bool(periodic.all()):
+    def _check_boundaries(self, flags: list[tuple[bool, ...]]) -> None:
+        if self.process_group is not None and not all(all(own) for own in flags):
             expected = "all true for structures that are spread over a process group"
-            raise BoundaryError(explain("pbc", expected, str(structures.pbc.tolist())))
-        mixed = ~(periodic | open_)
-        if isinstance(self.kernel, Ewald) and bool(mixed.any()):
-            index = int(mixed.nonzero()[0])
-            raise BoundaryError(
-                explain(
-                    "pbc",
-                    "all true or all false for each structure with the Ewald kernel",
-                    f"{structures.pbc[index].tolist()} for structure {index}",
-                    "Slabs and wires need a sum of Gaussians.",
+            raise BoundaryError(explain("pbc", expected, str([list(own) for own in flags])))
+        for graph, own in enumerate(flags):
+            if isinstance(self.kernel, Ewald) and any(own) and not all(own):
+                raise BoundaryError(
+                    explain(
+                        "pbc",
+                        "all true or all false for each structure with the Ewald kernel",
+                        f"{list(own)} for structure {graph}",
+                        "Slabs and wires need a sum of Gaussians.",
+                    )
                 )
-            )
 
-    def _paired(self, structures: Structures) -> Tensor:
-        """Tell which structures are summed over pairs, which hold no self-interaction."""
-        open_ = ~structures.pbc.any(-1)
-        if isinstance(self.kernel, Ewald):
-            return open_
-        counts = torch.bincount(structures.batch, minlength=structures.num_graphs)
-        return open_ & (counts <= MOST_PAIRED)
+    def _kinds(
+        self,
+        n_channels: int,
+        structures: Structures,
+        flags: list[tuple[bool, ...]],
+        counts: list[int],
+    ) -> list[str]:
+        """Name the sum of each structure."""
+        most_paired = math.inf if isinstance(self.kernel, Ewald) else MOST_PAIRED
+        kinds = [
+            "padded" if any(own) or count > most_paired else "pairs"
+            for own, count in zip(flags, counts, strict=True)
+        ]
+        periodic = [graph for graph, own in enumerate(flags) if all(own)]
+        name = self.backend if self.process_group is None else "mesh"
+        choices = self.choices(n_channels, structures) if name == "auto" and periodic else {}
+        for graph in periodic:
+            kinds[graph] = choices[graph].backend if name == "auto" else name
+        return kinds
 
     def _sum(
-        self, charges: Tensor, structures: Structures, periodic: Tensor, paired: Tensor
+        self, charges: Tensor, structures: Structures, kinds: list[str], counts: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Energy and potential, each structure by the sum that is meant for it."""
-        parts = [
-            *self._periodic_parts(charges, structures, periodic),
-            (paired, self._pairs),
-            (~periodic & ~paired, self._padded),
-        ]
-        if self.process_group is None:
-            counts = torch.bincount(structures.batch, minlength=structures.num_graphs)
-            parts = [part for part in parts if bool(counts[part[0]].any())]
-        for mask, evaluate in parts:
-            if bool(mask.all()):
-                return evaluate(charges, structures)
-        energy = charges.new_zeros(structures.num_graphs)
-        potential = torch.zeros_like(charges)
-        for mask, evaluate in parts:
-            graphs, atoms, part = _select(structures, mask)
-            part_energy, part_potential = evaluate(charges[atoms], part)
-            energy = energy.index_copy(0, graphs, part_energy)
-            potential = potential.index_copy(0, atoms, part_potential)
-        return energy, potential
-
-    def _periodic_parts(
-        self, charges: Tensor, structures: Structures, periodic: Tensor
-    ) -> list[tuple[Tensor, Evaluate]]:
-        """Masks of periodic structures, with what evaluates them."""
-        backends: dict[str, Evaluate] = {
+        sums: dict[str, Evaluate] = {
             "direct": self._direct,
             "mesh": self._mesh,
             "finufft": self._finufft,
+            "pairs": self._pairs,
+            "padded": self._padded,
         }
-        name = self.backend if self.process_group is None else "mesh"
-        if name != "auto":
-            return [(periodic, backends[name])]
-        choices = self.choices(charges.shape[1], structures)
-        parts: list[tuple[Tensor, Evaluate]] = []
-        for own, evaluate in backends.items():
-            mask = torch.zeros_like(periodic)
-            mask[[graph for graph, choice in choices.items() if choice.backend == own]] = True
-            parts.append((mask, evaluate))
-        return parts
+        # A rank without atoms still takes part in the sums over ranks.
+        everywhere = self.process_group is not None
+        present = {k for k, n in zip(kinds, counts, strict=True) if n > 0 or everywhere}
+        if len(present) == 1 and len(set(kinds)) == 1:
+            return sums[kinds[0]](charges, structures)
+        energy = charges.new_zeros(structures.num_graphs)
+        potential = torch.zeros_like(charges)
+        for kind in sorted(present):
+            mask = torch.tensor([own == kind for own in kinds], device=charges.device)
+            graphs, atoms, part = _select(structures, mask)
+            part_energy, part_potential = sums[kind](charges[atoms], part)
+            energy = energy.index_copy(0, graphs, part_energy)
+            potential = potential.index_copy(0, atoms, part_potential)
+        return energy, potential
 
     def _direct(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
         return direct_energy(
@@ -209,16 +208,19 @@ class Interaction(NamedTuple):
         self,
         charges: Tensor,
         structures: Structures,
-        sign: Tensor,
+        signs: list[float],
         energy: Tensor,
         potential: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Remove the self term where a sum holds it (-1), or add it where it does not (1)."""
-        if not bool(sign.any()):
+        if not any(signs):
             return energy, potential
         origin = self.kernel.radial(charges.new_zeros(1))
         own = replicate(origin, self.process_group).T * charges
-        own = own * sign.to(charges)[structures.batch][:, None]
+        if len(set(signs)) == 1:
+            own = signs[0] * own
+        else:
+            own = own * charges.new_tensor(signs)[structures.batch][:, None]
         per_atom = 0.5 * (charges * own).sum(-1)
         zeros = energy.new_zeros(structures.num_graphs)
         own_energy = accumulate(zeros.index_add(0, structures.batch, per_atom), self.process_group)

@@ -135,7 +135,7 @@ def _mesh_cost(size: Size) -> float:
     touched = size.n_atoms * size.n_channels * size.window**3
     nodes = size.nodes * size.n_channels
     if size.accelerated:
-        return factor * (0.05 + 4.0e-7 * touched + 6.0e-6 * nodes)
+        return factor * (0.05 + 1.7e-6 * touched + 7.0e-6 * nodes)
     return factor * (0.6 + 8.0e-6 * touched + 1.5e-5 * nodes)
 
 
@@ -146,7 +146,7 @@ def _finufft_cost(size: Size) -> float:
     factor = 1.0 if size.dtype == torch.float32 else 1.7
     digits = -math.log10(size.tolerance)
     touched = size.n_atoms * size.n_channels * (digits + 2) ** 3
-    return factor * (0.5 + 2.5e-6 * touched + 5.0e-5 * size.half_modes * size.n_channels)
+    return factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * size.half_modes * size.n_channels)
 
 
 _COSTS: dict[str, Callable[[Size], float]] = {
