@@ -60,10 +60,10 @@ class LongRangeEnergy(nn.Module):
     kernel : SumOfGaussians or Ewald
         Law of interaction.
     tolerance : float
-        Relative size of the kernel's Gaussian factor at which the reciprocal sum
-        ends. The relative l2 error of forces is below 3 times this for kernels as they
-        start, and below 20 times where training drove all widths to `min_width`, save
-        for a few atoms in a tiny cell.
+        Relative size of the kernel's Gaussian factor at which the reciprocal sum ends. The
+        relative l2 error of forces is below 5 times this for kernels as they start, and
+        below 35 times where training drove all widths to `min_width`; float32 adds about
+        1e-5. :func:`~sog_longrange.report_grid` measures it.
     remove_self : bool
         Whether the interaction of each charge with itself, 1/2 K(0) q^2, is removed.
     backend : {"auto", "direct", "mesh", "finufft"}
@@ -130,16 +130,17 @@ class LongRangeEnergy(nn.Module):
         if opaque and process_group is not None:
             raise ConfigError(explain("opaque", "False with a process group", "True"))
         self.opaque = opaque
-        options = {
-            "kernel": _describe(kernel),
-            "energy": {
-                "tolerance": self.tolerance,
-                "remove_self": remove_self,
-                "backend": backend,
-                "accelerator": accelerator,
-            },
-        }
-        self._options = json.dumps(options)
+
+    # Models that were pickled before there was a choice have none of these.
+    backend: str = "auto"
+    accelerator: str = "auto"
+    process_group: ProcessGroup | None = None
+    opaque: bool = False
+
+    @property
+    def traced(self) -> bool:
+        """Whether evaluations go through an operator, in which nothing is looked at yet."""
+        return self.opaque or torch.compiler.is_compiling()
 
     def forward(
         self,
@@ -178,43 +179,10 @@ class LongRangeEnergy(nn.Module):
         SizeError
             If the evaluation fits into no memory.
         """
-        if torch.compiler.is_compiling() or self.opaque:
-            return self._evaluate_opaque(charges, positions, cell, pbc, batch, num_graphs)
-        return self.evaluate(charges, check_structures(positions, cell, pbc, batch, num_graphs))
-
-    def _evaluate_opaque(
-        self,
-        charges: Tensor,
-        positions: Tensor,
-        cell: Tensor | None,
-        pbc: Tensor | None,
-        batch: Tensor | None,
-        num_graphs: int | None,
-    ) -> LongRangeOutput:
-        """Evaluate as one node of a graph; the inputs are checked when it runs."""
-        if cell is not None:
-            num_graphs = 1 if cell.dim() == 2 else cell.shape[0]
-        elif num_graphs is None:
-            if batch is not None:
-                expected = "given with `batch` and without `cell` in a compiled evaluation"
-                raise InputError(explain("num_graphs", expected, "None"))
-            num_graphs = 1
-        if batch is None:
-            batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
-        if pbc is None:
-            pbc = torch.zeros(num_graphs, 3, dtype=torch.bool, device=positions.device)
-        if cell is None:
-            cell = positions.new_zeros(num_graphs, 3, 3)
-        cell, pbc = cell.reshape(num_graphs, 3, 3), pbc.reshape(num_graphs, 3)
-        if isinstance(self.kernel, SumOfGaussians | FixedGaussians):
-            amplitudes, widths = self.kernel.amplitudes, self.kernel.widths
-        else:
-            amplitudes = widths = positions.new_empty(1, 0)
-        energy, potential, _ = _OPERATOR(
-            charges, positions, cell, amplitudes, widths, pbc, batch, self._options
+        structures = check_structures(
+            positions, cell, pbc, batch, num_graphs, values=not self.traced
         )
-        atomic_energies = 0.5 * (charges * potential).sum(-1)
-        return LongRangeOutput(energy, atomic_energies, potential, charges)
+        return self.evaluate(charges, structures)
 
     def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
         """Evaluate the energy of structures that are validated already.
@@ -234,12 +202,42 @@ class LongRangeEnergy(nn.Module):
         InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`forward`.
         """
-        check_charges(charges, structures)
+        check_charges(charges, structures, values=not self.traced)
         self._check_channels(charges)
+        if self.traced:
+            energy, potential = self._operate(charges, structures)
+            atomic_energies = 0.5 * (charges * potential).sum(-1)
+            return LongRangeOutput(energy, atomic_energies, potential, charges)
         interaction = self._interaction(self.kernel.snapshot())
         energy, potential = interaction.evaluate(charges, structures, self.remove_self)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
+
+    def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
+        """Evaluate as one node of a graph; numbers are checked when it runs."""
+        if isinstance(self.kernel, SumOfGaussians | FixedGaussians):
+            amplitudes, widths = self.kernel.amplitudes, self.kernel.widths
+        else:
+            amplitudes = widths = charges.new_empty(1, 0)
+        positions, cell, pbc, batch, _ = structures
+        energy, potential, _ = _OPERATOR(
+            charges, positions, cell, amplitudes, widths, pbc, batch, self._options
+        )
+        return energy, potential
+
+    @property
+    def _options(self) -> str:
+        """Everything but tensors, as JSON, written so that tracers can follow."""
+        kernel = self.kernel
+        if isinstance(kernel, Ewald):
+            law = f'{{"smearing": {kernel.smearing}}}'
+        else:
+            zero = "true" if kernel.zero_mode else "false"
+            law = f'{{"min_width": {kernel.min_width}, "zero_mode": {zero}}}'
+        remove = "true" if self.remove_self else "false"
+        how = f'"backend": "{self.backend}", "accelerator": "{self.accelerator}"'
+        how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'
+        return f'{{"kernel": {law}, "energy": {how}}}'
 
     def _check_channels(self, charges: Tensor) -> None:
         own = self.kernel.num_channels
@@ -271,15 +269,8 @@ class LongRangeEnergy(nn.Module):
         """Summary shown by ``print(module)``."""
         return (
             f"tolerance={self.tolerance}, remove_self={self.remove_self}, "
-            f"backend={self.backend!r}, accelerator={self.accelerator!r}"
+            f"backend={self.backend!r}, accelerator={self.accelerator!r}, opaque={self.opaque}"
         )
-
-
-def _describe(kernel: Kernel) -> dict[str, float]:
-    """Options that make a kernel again from its amplitudes and widths."""
-    if isinstance(kernel, Ewald):
-        return {"smearing": kernel.smearing}
-    return {"min_width": kernel.min_width, "zero_mode": kernel.zero_mode}
 
 
 def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ class FixedMeshEnergy(nn.Module):
     Energies and forces equal those of a :class:`~sog_longrange.LongRangeEnergy` with
     backend "mesh" to its tolerance, for every cell whose lattice vectors are no longer
     than the recorded ones; for a longer one they are NaN, because no graph can raise.
+    Sheared cells are not reduced here: give lattice vectors that are short and nearly
+    orthogonal, or errors are larger.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ class FixedMeshEnergy(nn.Module):
         lengths = torch.linalg.vector_norm(largest_cell.double(), dim=-1)
         width = window_width(energy.tolerance)
         self.meshes = choose_meshes([lengths.tolist()], TAPER * self.onset, width)
-        self.register_buffer("largest_lengths", lengths)
+        self.register_buffer("largest_lengths", lengths, persistent=False)
         boxes = mode_boxes(self.meshes, lengths)
         self.register_buffer("modes", boxes.modes, persistent=False)
         self.register_buffer("factors", boxes.factors, persistent=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .errors import BoundaryError, explain
-from .geometry import reduced_cell
+from .geometry import reduced_cell, wave_number_onset
 from .kernels import Ewald, Kernel
 from .kspace.accelerators import find_accelerator
-from .kspace.auto import Choice, Size, choose_backend
+from .kspace.auto import Choice, Size, choose_backend, pairs_are_faster
 from .kspace.direct import direct_energy
 from .kspace.distributed import accumulate, replicate
 from .kspace.finufft import finufft_energy
@@ -24,7 +23,9 @@ from .kspace.pairs import pairs_energy
 from .validation import Structures
 
 MOST_PAIRED: int = 500
-"""Open structures with more atoms are summed on a padded mesh, which is faster there."""
+"""Open structures with more atoms are summed on a padded mesh where that is faster."""
+
+_WASTE = 4.0
 
 Evaluate = Callable[[Tensor, Structures], tuple[Tensor, Tensor]]
 
@@ -80,7 +81,8 @@ class Interaction(NamedTuple):
             signs = [0.0 if kind == "pairs" else -1.0 for kind in kinds]
         else:
             signs = [1.0 if kind == "pairs" else 0.0 for kind in kinds]
-        return self._add_self(charges, structures, signs, energy, potential)
+        energy, potential = self._add_self(charges, structures, signs, energy, potential)
+        return energy.to(charges.dtype), potential
 
     def choices(self, n_channels: int, structures: Structures) -> dict[int, Choice]:
         """Choose the backend of each periodic structure.
@@ -94,16 +96,27 @@ class Interaction(NamedTuple):
         -------
         dict of int to Choice
         """
-        positions = structures.positions
-        name = find_accelerator(self.accelerator, positions.device).name
+        flags = structures.pbc.tolist()
+        cell = reduced_cell(structures.cell.detach(), [all(own) for own in flags])
         counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
-        lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
-        common = (self.kernel.min_width, self.tolerance, positions.dtype, name != "torch")
-        return {
-            graph: choose_backend(Size(counts[graph], n_channels, lengths[graph], *common))
-            for graph, own in enumerate(structures.pbc.tolist())
+        lengths = torch.linalg.vector_norm(cell, dim=-1).tolist()
+        size = self._sizes(n_channels, structures.positions)
+        choices = {
+            graph: choose_backend(size(counts[graph], lengths[graph]))
+            for graph, own in enumerate(flags)
             if all(own)
         }
+        name = self.backend if self.process_group is None else "mesh"
+        if name == "auto":
+            return choices
+        return {graph: choice._replace(backend=name) for graph, choice in choices.items()}
+
+    def _sizes(self, n_channels: int, positions: Tensor) -> Callable[[int, Sequence[float]], Size]:
+        """Complete what the cost of a structure depends on."""
+        device = positions.device
+        accelerated = find_accelerator(self.accelerator, device).name != "torch"
+        how = (self.kernel.min_width, self.tolerance, positions.dtype, accelerated, device.type)
+        return lambda n_atoms, lengths: Size(n_atoms, n_channels, lengths, *how)
 
     def _check_boundaries(self, flags: list[tuple[bool, ...]]) -> None:
         if self.process_group is not None and not all(all(own) for own in flags):
@@ -128,17 +141,31 @@ class Interaction(NamedTuple):
         counts: list[int],
     ) -> list[str]:
         """Name the sum of each structure."""
-        most_paired = math.inf if isinstance(self.kernel, Ewald) else MOST_PAIRED
-        kinds = [
-            "padded" if any(own) or count > most_paired else "pairs"
-            for own, count in zip(flags, counts, strict=True)
-        ]
-        periodic = [graph for graph, own in enumerate(flags) if all(own)]
-        name = self.backend if self.process_group is None else "mesh"
-        choices = self.choices(n_channels, structures) if name == "auto" and periodic else {}
-        for graph in periodic:
-            kinds[graph] = choices[graph].backend if name == "auto" else name
+        choices = {}
+        if any(all(own) for own in flags):
+            choices = self.choices(n_channels, structures)
+        kinds = []
+        for graph, (own, count) in enumerate(zip(flags, counts, strict=True)):
+            if graph in choices:
+                kinds.append(choices[graph].backend)
+            elif any(own) or self._is_worth_padding(n_channels, structures, graph, count):
+                kinds.append("padded")
+            else:
+                kinds.append("pairs")
         return kinds
+
+    def _is_worth_padding(
+        self, n_channels: int, structures: Structures, graph: int, count: int
+    ) -> bool:
+        """Tell whether an open structure is large and dense enough for a padded mesh."""
+        if count <= MOST_PAIRED or isinstance(self.kernel, Ewald):
+            return False
+        positions = structures.positions.detach()[structures.batch == graph]
+        padding = self.kernel.min_width**2 * wave_number_onset(
+            self.kernel.min_width, self.tolerance
+        )
+        lengths = (2.0 * (positions.amax(0) - positions.amin(0) + padding)).tolist()
+        return not pairs_are_faster(self._sizes(n_channels, positions)(count, lengths))
 
     def _sum(
         self, charges: Tensor, structures: Structures, kinds: list[str], counts: list[int]
@@ -156,7 +183,8 @@ class Interaction(NamedTuple):
         present = {k for k, n in zip(kinds, counts, strict=True) if n > 0 or everywhere}
         if len(present) == 1 and len(set(kinds)) == 1:
             return sums[kinds[0]](charges, structures)
-        energy = charges.new_zeros(structures.num_graphs)
+        energy = charges.new_zeros(structures.num_graphs, dtype=torch.float64)
+        energy = energy + 0.0 * structures.positions.sum()
         potential = torch.zeros_like(charges)
         for kind in sorted(present):
             mask = torch.tensor([own == kind for own in kinds], device=charges.device)
@@ -167,6 +195,14 @@ class Interaction(NamedTuple):
         return energy, potential
 
     def _direct(self, charges: Tensor, part: Structures) -> tuple[Tensor, Tensor]:
+        if _waste_of_padding(part) > _WASTE:
+            singles = torch.eye(part.num_graphs, dtype=torch.bool, device=charges.device)
+            results = []
+            for mask in singles:
+                _, atoms, single = _select(part, mask)
+                results.append(self._direct(charges[atoms], single))
+            energies, potentials = zip(*results, strict=True)
+            return torch.cat(energies), torch.cat(potentials)
         return direct_energy(
             self.kernel, charges, part.positions, part.cell, part.batch, self.tolerance
         )
@@ -223,8 +259,17 @@ class Interaction(NamedTuple):
             own = own * charges.new_tensor(signs)[structures.batch][:, None]
         per_atom = 0.5 * (charges * own).sum(-1)
         zeros = energy.new_zeros(structures.num_graphs)
-        own_energy = accumulate(zeros.index_add(0, structures.batch, per_atom), self.process_group)
-        return energy + own_energy, potential + own
+        own_energy = zeros.index_add(0, structures.batch, per_atom.to(zeros))
+        return energy + accumulate(own_energy, self.process_group), potential + own
+
+
+def _waste_of_padding(structures: Structures) -> float:
+    """Work of a dense batch, padded to its largest atom count and cell, over that of its parts."""
+    lengths = torch.linalg.vector_norm(structures.cell.detach().double(), dim=-1) + 1.0
+    counts = torch.bincount(structures.batch, minlength=structures.num_graphs).clamp(min=1)
+    own = (counts * lengths.prod(-1)).sum()
+    padded = structures.num_graphs * counts.max() * lengths.amax(0).prod()
+    return float(padded / own)
 
 
 def _select(structures: Structures, graphs: Tensor) -> tuple[Tensor, Tensor, Structures]:

@@ -1,7 +1,7 @@
 """Interaction kernels in reciprocal and in real space.
 
 A kernel is one function K(r) with its three-dimensional Fourier transform
-Khat(k); periodic structures use the second, open structures the first, so both
+Khat(k); sums over wave numbers use the second, sums over pairs the first, so all
 boundaries follow the same law.
 """
 

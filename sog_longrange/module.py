@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .charges import LatentCharges, project_total_charge
-from .config import SOGConfig
+from .config import HOW, SOGConfig
 from .energy import LongRangeOutput
 from .errors import ConfigError, InputError, explain
 from .validation import (
@@ -105,7 +105,8 @@ class SOGLongRange(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the options, which the state dict keeps beside the weights."""
-        return {"format": FORMAT, "config": self.config.to_dict()}
+        config = self.config.to_dict()
+        return {"format": FORMAT, "config": {k: v for k, v in config.items() if k not in HOW}}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuse weights that were trained with other options.
@@ -123,7 +124,9 @@ class SOGLongRange(nn.Module):
         if state["format"] > FORMAT:
             remedy = "Update sog-longrange."
             raise ConfigError(explain("format", f"at most {FORMAT}", str(state["format"]), remedy))
-        differences = self.config.differences(SOGConfig.from_dict(state["config"]))
+        # How the numbers are computed may need a library that is not installed here.
+        stored = {key: value for key, value in state["config"].items() if key not in HOW}
+        differences = self.config.differences(SOGConfig.from_dict(stored))
         if differences:
             raise ConfigError(f"The state was trained with other options: {differences}.")
 
@@ -159,7 +162,9 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`LongRangeEnergy.forward`; also if a total charge is missing.
         """
-        structures = check_structures(positions, cell, pbc, batch, num_graphs)
+        structures = check_structures(
+            positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
+        )
         check_float("features", features)
         n_atoms, width = len(positions), sum(self.readout.layer_sizes)
         check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")

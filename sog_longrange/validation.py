@@ -46,6 +46,8 @@ def check_structures(
     pbc: Tensor | None = None,
     batch: Tensor | None = None,
     num_graphs: int | None = None,
+    *,
+    values: bool = True,
 ) -> Structures:
     """Validate a batch of structures and fill in what may be left out.
 
@@ -61,6 +63,10 @@ def check_structures(
         Index of each atom's structure, sorted. Left out, there is one structure.
     num_graphs : int, optional
         Number of structures. With it, structures may be empty.
+    values : bool
+        Whether numbers are looked at, besides shapes and types. A tracer cannot: what it
+        makes checks them when it runs. It must be told the number of structures by `cell`
+        or `num_graphs` where there is a `batch`.
 
     Returns
     -------
@@ -73,20 +79,28 @@ def check_structures(
     """
     check_float("positions", positions)
     check_shape("positions", positions, (None, 3), "(n_atoms, 3)")
-    check_finite("positions", positions)
-    batch, num_graphs = _check_batch(positions, batch, num_graphs)
+    if not values and batch is not None and num_graphs is None:
+        if cell is None:
+            expected = "given with `batch` and without `cell` in a traced evaluation"
+            raise InputError(explain("num_graphs", expected, "None"))
+        num_graphs = 1 if cell.dim() == 2 else len(cell)
+    if values:
+        check_finite("positions", positions)
+    batch, num_graphs = _check_batch(positions, batch, num_graphs, values)
     pbc = _check_pbc(positions, cell, pbc, num_graphs)
-    cell = _check_cell(positions, cell, pbc, num_graphs)
+    cell = _check_cell(positions, cell, pbc, num_graphs, values)
     return Structures(positions, cell, pbc, batch, num_graphs)
 
 
-def check_charges(charges: Tensor, structures: Structures) -> None:
+def check_charges(charges: Tensor, structures: Structures, *, values: bool = True) -> None:
     """Check that latent charges fit the structures they belong to.
 
     Parameters
     ----------
     charges : Tensor, shape (n_atoms, n_channels), in e
     structures : Structures
+    values : bool
+        Whether numbers are looked at, besides shapes and types.
 
     Raises
     ------
@@ -99,7 +113,8 @@ def check_charges(charges: Tensor, structures: Structures) -> None:
     if charges.shape[1] == 0:
         raise InputError(explain("charges", "of at least one channel", "none"))
     check_like("charges", charges, structures.positions)
-    check_finite("charges", charges)
+    if values:
+        check_finite("charges", charges)
 
 
 def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
@@ -216,6 +231,8 @@ def check_finite(name: str, value: Tensor) -> None:
     value : Tensor
         The argument.
     """
+    if torch.compiler.is_compiling():
+        return  # The operators check again, when the graph runs.
     finite = torch.isfinite(value.detach())
     if not bool(finite.all()):
         where = tuple((~finite).nonzero()[0].tolist())
@@ -223,19 +240,21 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def _check_batch(
-    positions: Tensor, batch: Tensor | None, num_graphs: int | None
+    positions: Tensor, batch: Tensor | None, num_graphs: int | None, values: bool
 ) -> tuple[Tensor, int]:
     n_atoms = positions.shape[0]
     if batch is None:
         if num_graphs not in (None, 1):
             raise InputError(explain("batch", f"given for num_graphs={num_graphs}", "None"))
-        return positions.new_zeros(n_atoms, dtype=torch.int64), 1
+        return torch.zeros_like(positions[:, 0], dtype=torch.int64), 1
     check_tensor("batch", batch)
     if batch.dtype != torch.int64:
         raise InputTypeError(explain("batch", "int64", str(batch.dtype)))
     if batch.device != positions.device:
         raise InputTypeError(explain("batch", f"on {positions.device}", f"{batch.device}"))
     check_shape("batch", batch, (n_atoms,), f"(n_atoms={n_atoms},)")
+    if not values and num_graphs is not None:
+        return batch, num_graphs
     return batch, _count_graphs(batch, num_graphs)
 
 
@@ -273,9 +292,11 @@ def _check_pbc(
     return pbc.to(positions.device)
 
 
-def _check_cell(positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs: int) -> Tensor:
+def _check_cell(
+    positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs: int, values: bool
+) -> Tensor:
     if cell is None:
-        if bool(pbc.any()):
+        if values and bool(pbc.any()):
             raise InputError(explain("cell", "given for periodic structures", "None"))
         return positions.new_zeros(num_graphs, 3, 3)
     check_float("cell", cell)
@@ -283,8 +304,9 @@ def _check_cell(positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs:
         cell = cell[None]
     check_shape("cell", cell, (num_graphs, 3, 3), f"(n_graphs={num_graphs}, 3, 3)")
     check_like("cell", cell, positions)
-    check_finite("cell", cell)
-    _check_not_singular(cell.detach(), pbc)
+    if values:
+        check_finite("cell", cell)
+        _check_not_singular(cell.detach(), pbc)
     return cell
 
 

@@ -128,7 +128,8 @@ class SOGMACE(nn.Module):
         HostError
             If something is asked that a long-range model cannot give.
         InputError, BoundaryError
-            If a structure is malformed or periodic along one or two axes only.
+            If a structure is malformed, or periodic along one or two axes only and the
+            kernel is Ewald's.
         """
         _refuse(compute_edge_forces or compute_atomic_stresses, lammps_mliap)
         strained = compute_virials or compute_stress or compute_displacement

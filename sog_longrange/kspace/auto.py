@@ -16,6 +16,7 @@ from sog_longrange.geometry import MAX_ELEMENTS, TAPER, wave_number_onset
 from .mesh import MAX_NODES
 from .windows import window_width
 
+_ABSURD = 1e15
 BACKENDS = ("auto", "direct", "mesh", "finufft")
 
 
@@ -33,6 +34,8 @@ class Size(NamedTuple):
     dtype : torch.dtype
     accelerated : bool
         Whether compiled code runs the inner loops of the mesh.
+    device : str
+        Type of the device.
     """
 
     n_atoms: int
@@ -42,12 +45,13 @@ class Size(NamedTuple):
     tolerance: float
     dtype: torch.dtype
     accelerated: bool
+    device: str = "cpu"
 
     @property
     def half_widths(self) -> tuple[int, ...]:
         """Largest mode number along each axis."""
         cutoff = TAPER * wave_number_onset(self.min_width, self.tolerance)
-        return tuple(math.floor(a * cutoff / (2.0 * math.pi)) for a in self.lengths)
+        return tuple(math.floor(min(a, _ABSURD) * cutoff / (2.0 * math.pi)) for a in self.lengths)
 
     @property
     def half_modes(self) -> int:
@@ -94,7 +98,7 @@ def check_backend(name: str) -> None:
     """
     if name not in BACKENDS:
         raise ConfigError(explain("backend", "one of " + ", ".join(BACKENDS), repr(name)))
-    if name == "finufft" and not _has_finufft():
+    if name == "finufft" and not (_has_finufft("cpu") or _has_finufft("cuda")):
         expected = "one whose library is installed"
         raise ConfigError(explain("backend", expected, repr(name), "pip install finufft"))
 
@@ -117,6 +121,24 @@ def choose_backend(size: Size) -> Choice:
     return Choice(min(costs, key=lambda name: costs[name]), costs)
 
 
+def pairs_are_faster(size: Size) -> bool:
+    """Tell whether the pair sum of an open structure beats its padded mesh.
+
+    Parameters
+    ----------
+    size : Size
+        With the lengths of the padded mesh.
+
+    Returns
+    -------
+    bool
+    """
+    n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
+    if n_pairs > MAX_ELEMENTS:
+        return False
+    return 1.7e-4 * n_pairs * size.n_channels <= 1.5 + _mesh_cost(size)
+
+
 def _direct_cost(size: Size) -> float:
     a, b, c = size.half_widths
     plane = (2 * b + 1) * (2 * c + 1)
@@ -129,7 +151,8 @@ def _direct_cost(size: Size) -> float:
 
 
 def _mesh_cost(size: Size) -> float:
-    if size.nodes > MAX_NODES:
+    # Below this the window runs out of digits.
+    if size.nodes > MAX_NODES or size.tolerance < 1e-13:
         return math.inf
     factor = 1.0 if size.dtype == torch.float32 else 1.7
     touched = size.n_atoms * size.n_channels * size.window**3
@@ -140,9 +163,8 @@ def _mesh_cost(size: Size) -> float:
 
 
 def _finufft_cost(size: Size) -> float:
-    if not _has_finufft() or 8 * size.half_modes > MAX_NODES:
+    if not _has_finufft(size.device) or 8 * size.half_modes > MAX_NODES:
         return math.inf
-    # Below its floor the mesh's window runs out of digits.
     factor = 1.0 if size.dtype == torch.float32 else 1.7
     digits = -math.log10(size.tolerance)
     touched = size.n_atoms * size.n_channels * (digits + 2) ** 3
@@ -156,6 +178,7 @@ _COSTS: dict[str, Callable[[Size], float]] = {
 }
 
 
-@lru_cache(maxsize=1)
-def _has_finufft() -> bool:
-    return importlib.util.find_spec("finufft") is not None
+@lru_cache(maxsize=8)
+def _has_finufft(device: str) -> bool:
+    library = "cufinufft" if device == "cuda" else "finufft"
+    return importlib.util.find_spec(library) is not None

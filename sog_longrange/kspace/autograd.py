@@ -95,7 +95,7 @@ def quadratic_energy(
 
     Returns
     -------
-    energy : Tensor, shape (n_graphs,), in eV
+    energy : Tensor, shape (n_graphs,), float64, in eV
         Twice differentiable in phases, charges and table.
     potential : Tensor, shape (n_atoms, n_channels), in eV/e
         Once differentiable.
@@ -150,8 +150,9 @@ class _State:
         return self.reduce(self.backend.spread(charges, dipoles))
 
     def per_graph(self, per_atom: Tensor) -> Tensor:
-        zeros = per_atom.new_zeros(self.backend.num_graphs)
-        return zeros.index_add_(0, self.backend.batch, per_atom)
+        # In float32 a million terms would lose meV per atom.
+        zeros = per_atom.new_zeros(self.backend.num_graphs, dtype=torch.float64)
+        return zeros.index_add_(0, self.backend.batch, per_atom.double())
 
 
 class _Energy(Function):
@@ -165,7 +166,7 @@ class _Energy(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         phases, charges, table = ctx.saved_tensors
         potential, force = apply_function(_Field, phases, charges, table, ctx.state)
-        weight = grad[ctx.state.backend.batch][:, None]
+        weight = grad.to(charges.dtype)[ctx.state.backend.batch][:, None]
         return weight * force, weight * potential, None, None
 
 
@@ -228,12 +229,12 @@ class _TableEnergy(Function):
     def forward(ctx: Any, table: Tensor, atoms: tuple[Tensor, Tensor], state: _State) -> Tensor:
         ctx.save_for_backward(table)
         ctx.atoms, ctx.state = atoms, state
-        return table.new_zeros(state.backend.num_graphs)
+        return table.new_zeros(state.backend.num_graphs, dtype=torch.float64)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (table,) = ctx.saved_tensors
-        weight = ctx.state.backend.per_table(grad)
+        weight = ctx.state.backend.per_table(grad.to(table.dtype))
         gradient = apply_function(_TableGradient, *ctx.atoms, table, ctx.state)
         return weight * gradient, None, None
 

@@ -189,16 +189,16 @@ def _split(tasks: np.ndarray, sizes: np.ndarray, parts: int) -> list[np.ndarray]
 
 def _run(loop: Callable[..., None], jobs: list[tuple[Any, ...]]) -> None:
     """Call a loop with several sets of arguments at the same time, the last in this thread."""
-    waiting = [_pool(os.getpid()).submit(loop, *job) for job in jobs[:-1]]
+    waiting = [_pool(os.getpid(), torch.get_num_threads()).submit(loop, *job) for job in jobs[:-1]]
     loop(*jobs[-1])
     for job in waiting:
         job.result()
 
 
-@lru_cache(maxsize=1)
-def _pool(process: int) -> ThreadPoolExecutor:
+@lru_cache(maxsize=8)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """Threads of this process; a forked one makes its own."""
-    return ThreadPoolExecutor(max(1, torch.get_num_threads() - 1), "sog-longrange")
+    return ThreadPoolExecutor(max(1, threads - 1), "sog-longrange")
 
 
 NUMBA = Accelerator("numba", NumbaStencil, NumbaSampler)

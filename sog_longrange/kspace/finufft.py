@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import weakref
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable
 from threading import Lock
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from .radial import (
     sample_kernel,
 )
 
-_MAX_IDLE = 4
+_MAX_IDLE = 32
 _ONE_THREAD = 4096
 _FLOOR = {torch.float32: 1e-6, torch.float64: 1e-14}
 
@@ -324,24 +324,31 @@ class _CUDAPlans:
 
 
 class _Pool:
-    """Plans that nobody uses, a few for each key; planning costs more than a small transform."""
+    """Plans that nobody uses, the latest few; planning costs more than a small transform.
+
+    Plans come back when their transform is collected, perhaps in the middle of `borrow`:
+    they wait in a queue, which needs no lock, until somebody borrows.
+    """
 
     def __init__(self) -> None:
-        self.idle: dict[PlanKey, list[Any]] = defaultdict(list)
+        self.idle: list[tuple[PlanKey, Any]] = []
+        self.returned: deque[tuple[PlanKey, Any]] = deque()
         self.lock = Lock()
 
     def borrow(self, key: PlanKey) -> Any:
         with self.lock:
-            if self.idle[key]:
-                return self.idle[key].pop()
+            while self.returned:
+                self.idle.append(self.returned.popleft())
+            del self.idle[: max(0, len(self.idle) - _MAX_IDLE)]
+            for place, (own, plans) in enumerate(self.idle):
+                if own == key:
+                    del self.idle[place]
+                    return plans
         return _CUDAPlans(key) if key.device.type == "cuda" else _CPUPlans(key)
 
     def give_back(self, key: PlanKey, plans: Any) -> None:
-        with self.lock:
-            if len(self.idle) > 64:
-                self.idle.clear()
-            if len(self.idle[key]) < _MAX_IDLE:
-                self.idle[key].append(plans)
+        plans.points = None
+        self.returned.append((key, plans))
 
 
 _POOL = _Pool()

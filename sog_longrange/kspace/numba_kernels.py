@@ -25,7 +25,14 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "boundscheck": False,
 }
-_jit = numba.njit(cache=True, **_OPTIONS)
+
+
+def _jit(function: Callable[..., Any]) -> Any:
+    """Compile a function, once for all processes where there is a place to keep it."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # no folder can be written to
+        return numba.njit(**_OPTIONS)(function)
 
 
 def _inlined(function: Callable[..., Any]) -> Any:

@@ -99,7 +99,7 @@ def _define_evaluate(evaluate: Evaluate, backward: Any) -> Any:
         charges: Tensor, positions: Tensor, cell: Tensor, *rest: object
     ) -> tuple[Tensor, Tensor, Tensor]:
         energy = charges.new_empty(cell.shape[0])
-        return energy, torch.empty_like(charges), torch.empty_like(positions)
+        return energy, charges.new_empty(charges.shape), positions.new_empty(positions.shape)
 
     def differentiate(
         ctx: Any,
@@ -145,7 +145,7 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(x) for x in arguments[:N_DIFFERENTIABLE])
+        return tuple(x.new_empty(x.shape) for x in arguments[:N_DIFFERENTIABLE])
 
     def differentiate(ctx: Any, *by_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
@@ -198,7 +198,7 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
     def _(*arguments: Any) -> tuple[Tensor, ...]:
         charges, positions, cell = arguments[:3]
         outputs = (charges.new_empty(cell.shape[0]), charges, positions)
-        return tuple(torch.empty_like(x) for x in (*arguments[:N_DIFFERENTIABLE], *outputs))
+        return tuple(x.new_empty(x.shape) for x in (*arguments[:N_DIFFERENTIABLE], *outputs))
 
     return operator
 
@@ -276,7 +276,7 @@ def _aside(job: Callable[[], tuple[Any, ...]], like: Tensor) -> tuple[Any, ...]:
 
     stream = torch.cuda.current_stream(like.device) if like.is_cuda else None
     result = _pool(os.getpid()).submit(run).result()
-    return tuple(x.detach() for x in result)
+    return tuple(x.detach().contiguous() for x in result)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,6 @@ within the tolerance.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ from .mesh import MAX_NODES, Accelerator, MeshBackend, Meshes, choose_meshes, fa
 from .windows import influence, window_width
 
 _REACH = 9.0
+_BLOCK = 2**20
 """Widths from the centre of a Gaussian at which it is below the rounding error of float64."""
 
 
@@ -336,33 +336,29 @@ def _periodic_factor(
 
 def _free_factor(widths: Tensor, length: float, nodes: int, resolution: Resolution) -> Tensor:
     """Gaussians in the window along a free axis; (num_channels, num_gaussians, nodes)."""
-    points, transform = _window_transform(length, nodes, resolution, widths.device)
-    values = torch.exp(-0.5 * (points / widths[..., None]).square())
-    return values @ transform
+    points, rows = _window_points(length, resolution)
+    points, rows = points.to(widths.device), rows.to(widths.device)
+    k = 2.0 * math.pi / length * torch.from_numpy(np.fft.fftfreq(nodes, 1.0 / nodes))
+    # Without the unpaired mode of even meshes, which has no mirror image.
+    kept = (k.abs() <= resolution.cutoff) * torch.from_numpy(influence(resolution.width, nodes))
+    k, kept = k.to(widths.device), kept.to(widths.device)
+    values = rows * torch.exp(-0.5 * (points / widths[..., None]).square())
+    block = max(1, _BLOCK // len(points))
+    parts = [values @ torch.cos(points[:, None] * part) for part in k.split(block)]
+    return torch.cat(parts, -1) * kept
 
 
-@lru_cache(maxsize=32)
-def _window_transform(
-    length: float, nodes: int, resolution: Resolution, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Points z, and the matrix from values f(z) of an even function to its modes.
+def _window_points(length: float, resolution: Resolution) -> tuple[Tensor, Tensor]:
+    """Points z of the trapezoidal rule, and the window there times the rule's weights.
 
-    The matrix holds window, trapezoidal rule, cosines, influence and 1 / length. The rule
-    is exact to rounding: all spectra end before its spacing resolves no more.
+    The rule is exact to rounding: all spectra end before its spacing resolves no more.
     """
     edge, w = 0.5 * length, resolution.min_width
     reach = edge + _REACH * w
     count = math.ceil(reach * (resolution.cutoff + _REACH / w) / (2.0 * math.pi))
     weights = np.full(count + 1, 2.0 * reach / (count * length))
     weights[0] *= 0.5
-    k = (2.0 * math.pi / length) * np.fft.fftfreq(nodes, 1.0 / nodes)
-    # Without the unpaired mode of even meshes, which has no mirror image.
-    kept = (np.abs(k) <= resolution.cutoff) * influence(resolution.width, nodes)
-    # Kept for later calls, which may be for training, whatever mode this one is in.
-    with torch.inference_mode(False):
-        z = torch.linspace(0.0, reach, count + 1, dtype=torch.float64)
-        root = math.sqrt(2.0) * w
-        window = 0.5 * (torch.erfc((z - edge) / root) - torch.erfc((z + edge) / root))
-        rows = (window * torch.from_numpy(weights))[:, None]
-        transform = rows * torch.cos(z[:, None] * torch.from_numpy(k)) * torch.from_numpy(kept)
-        return z.to(device), transform.to(device)
+    z = torch.linspace(0.0, reach, count + 1, dtype=torch.float64, device="cpu")
+    root = math.sqrt(2.0) * w
+    window = 0.5 * (torch.erfc((z - edge) / root) - torch.erfc((z + edge) / root))
+    return z, window * torch.from_numpy(weights)

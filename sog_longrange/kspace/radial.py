@@ -204,8 +204,8 @@ def _sample_points(
     low, width = edges[:-1], np.diff(edges)
     # Kept for later calls, which may be for training, whatever mode this one is in.
     with torch.inference_mode(False):
-        points = torch.as_tensor((low[:, None] + width[:, None] * (t + 0.5)).ravel())
-        results = (points, torch.as_tensor(matrix), fade_out(points, onset))
+        points = torch.from_numpy((low[:, None] + width[:, None] * (t + 0.5)).ravel())
+        results = (points, torch.from_numpy(matrix.copy()), fade_out(points, onset))
         first, second, third = (x.to(device, dtype) for x in results)
         return first, second, third
 

@@ -76,7 +76,7 @@ def test_what_fits_into_no_memory_is_never_chosen():
 
 
 def test_a_library_that_is_missing_is_never_chosen(monkeypatch):
-    monkeypatch.setattr(auto, "_has_finufft", lambda: False)
+    monkeypatch.setattr(auto, "_has_finufft", lambda *_: False)
     for tolerance in (1e-2, 1e-12):
         choice = choose_backend(size_of(*LARGE, tolerance=tolerance))
         assert math.isinf(choice.costs["finufft"])

@@ -206,7 +206,7 @@ def test_a_thousand_evaluations_leave_no_memory_behind(name):
 
 
 def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setattr(auto, "_has_finufft", lambda: False)
+    monkeypatch.setattr(auto, "_has_finufft", lambda *_: False)
     with pytest.raises(ConfigError, match="pip install finufft"):
         LongRangeEnergy(Ewald(1.0), backend="finufft")
 

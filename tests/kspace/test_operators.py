@@ -8,6 +8,8 @@ from sog_longrange import (
     Ewald,
     InputError,
     LongRangeEnergy,
+    SOGConfig,
+    SOGLongRange,
     SumOfGaussians,
     coulomb,
 )
@@ -161,3 +163,37 @@ def test_float32_goes_through_operators():
     expected = LongRangeEnergy(Ewald(), tolerance=1e-4)(q, r, cell, pbc, batch, n).energy
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.to(DOUBLE), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_operators_follow_options_that_are_changed_later():
+    q, r, cell, pbc, batch, n = structures()
+    energies = [LongRangeEnergy(Ewald(1.0), tolerance=1e-6, opaque=own) for own in (False, True)]
+    for energy in energies:
+        energy.tolerance, energy.kernel, energy.remove_self = 0.05, Ewald(2.0), False
+    eager, opaque = (energy(q, r, cell, pbc, batch, n).energy for energy in energies)
+    assert torch.equal(eager, opaque)
+
+
+def test_operators_never_guess_the_boundary():
+    q, r, cell, _, batch, n = structures()
+    with pytest.raises(InputError, match="never guessed"):
+        model("ewald", opaque=True)(q, r, cell, None, batch, n)
+
+
+def test_operators_take_tensors_in_any_memory_order():
+    q, r, cell, pbc, batch, n = structures()
+    turned = [x.T.contiguous().T.clone(memory_format=torch.preserve_format) for x in (q, r)]
+    assert not turned[0].is_contiguous()
+    options = model("ewald", backend="mesh")._options
+    none = q.new_empty(1, 0)
+    operator = torch.ops.sog_longrange.evaluate.default
+    torch.library.opcheck(operator, (*turned, cell, none, none, pbc, batch, options))
+
+
+def test_the_whole_module_compiles():
+    q, r, cell, pbc, batch, n = structures()
+    module = SOGLongRange([2], SOGConfig(num_channels=2, tolerance=1e-3)).double()
+    module.requires_grad_(False)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    expected = module(q, r, cell, pbc, batch, n).energy
+    torch.testing.assert_close(compiled(q, r, cell, pbc, batch, n).energy, expected)

@@ -404,7 +404,6 @@ def test_accelerators_agree():
 
 
 def test_training_after_inference():
-    padded._window_transform.cache_clear()
     charges, positions, *rest = join([partly_periodic(SLAB, 11)])
     kernel = make_kernel()
     with torch.inference_mode():
