@@ -241,7 +241,7 @@ class LongRangeEnergy(nn.Module):
 
     def _check_channels(self, charges: Tensor) -> None:
         own = self.kernel.num_channels
-        if own not in (1, charges.shape[1]):
+        if own != 1 and own != charges.shape[1]:  # `in` is more than tracers follow
             expected = f"of {own} channels, as many as the kernel has"
             raise InputError(explain("charges", expected, str(charges.shape[1])))
 
