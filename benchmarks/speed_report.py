@@ -225,7 +225,7 @@ def _error_order(results: dict) -> Callable[[tuple], tuple]:
 def _memory_tables(results: dict) -> list[str]:
     lines = []
     for task, width in _places(results["memory"]):
-        lines += ["", f"## Peak memory of a {task}, min_width {width:g} Å: GiB", ""]
+        lines += ["", f"## Peak memory of {task}, min_width {width:g} Å: GiB", ""]
         rows = _select(results["memory"], task, width)
         lines += _table(
             results, rows, lambda row: "-" if row["gib"] is None else f"{row['gib']:.2f}"

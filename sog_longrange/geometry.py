@@ -20,6 +20,10 @@ MAX_ELEMENTS: int = 2**26
 _MAX_REDUCTIONS = 64
 
 
+MAX_NODES: int = 8 * MAX_ELEMENTS
+"""Largest number of modes or nodes of all meshes that is attempted."""
+
+
 class Modes(NamedTuple):
     """The box of integer modes shared by a batch of periodic structures.
 
@@ -217,6 +221,37 @@ def choose_modes(cell: Tensor, cutoff: float) -> Modes:
         torch.arange(-third, third + 1).to(cell),
     )
     return Modes(axes, 2.0 - (axes[0] == 0).to(cell.dtype))
+
+
+def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:
+    """Numbers of modes along each axis that hold every |k| <= cutoff, all odd.
+
+    Parameters
+    ----------
+    lengths : list of 3 floats for each structure
+        Lengths of the lattice vectors, in Å.
+    cutoff : float
+        Largest wave number, in 1/Å.
+
+    Returns
+    -------
+    list of 3 ints for each structure
+
+    Raises
+    ------
+    SizeError
+        If there are more than any memory holds.
+    """
+    shapes = [[2 * math.floor(a * cutoff / (2.0 * math.pi)) + 1 for a in row] for row in lengths]
+    total = sum(math.prod(shape) for shape in shapes)
+    if total > MAX_NODES:
+        edges = ", ".join(f"{a:.3g}" for a in max(lengths, key=math.prod))
+        raise SizeError(
+            f"{len(lengths)} structures in boxes with edges of up to {edges} Å need "
+            f"{total:.3g} modes at a k cutoff of {cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. "
+            "Use a larger `min_width` or `tolerance`, a smaller box or a smaller batch."
+        )
+    return shapes
 
 
 def squared_wave_numbers(modes: Modes, reciprocal: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 
 from sog_longrange.errors import ConfigError, explain
-from sog_longrange.geometry import MAX_ELEMENTS, TAPER, wave_number_onset
+from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES, TAPER, wave_number_onset
 
-from .mesh import MAX_NODES
 from .windows import window_width
 
 _ABSURD = 1e15

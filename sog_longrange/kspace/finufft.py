@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sog_longrange.errors import ConfigError, SizeError, explain
+from sog_longrange.errors import ConfigError, explain
 from sog_longrange.geometry import (
     TAPER,
+    box_shapes,
     cell_volume,
     reciprocal_cell,
     wave_number_onset,
@@ -25,14 +25,11 @@ from sog_longrange.kernels import Kernel
 from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
-from .mesh import MAX_NODES
 from .radial import (
     ModeBoxes,
     Sampler,
-    choose_intervals,
-    radial_table,
+    kernel_on_modes,
     running_sum,
-    sample_kernel,
 )
 
 _MAX_IDLE = 32
@@ -82,14 +79,12 @@ def finufft_energy(
     """
     onset = wave_number_onset(kernel.min_width, tolerance)
     lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
-    shapes = _box_shapes(lengths, TAPER * onset)
+    shapes = box_shapes(lengths, TAPER * onset)
     axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
     modes = torch.cat(axes)
-    boxes = ModeBoxes(shapes, modes, torch.ones_like(modes))
-    intervals = choose_intervals(max(map(max, lengths)), onset, cell.dtype)
+    boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
     reciprocal = reciprocal_cell(cell)
-    coefficients = sample_kernel(kernel, intervals, onset, cell.device)
-    table = radial_table(coefficients, reciprocal, sampler(intervals, boxes))
+    table = kernel_on_modes(kernel, boxes, reciprocal, onset, max(map(max, lengths)), sampler)
     phases = wrapped_phases(positions, reciprocal, batch)
     # A number that is not finite would lead native code out of its arrays.
     check_finite("positions", phases)
@@ -97,18 +92,6 @@ def finufft_energy(
     energy, potential = quadratic_energy(backend, phases, charges, table)
     volume = cell_volume(cell)
     return energy / volume, potential / volume[batch][:, None]
-
-
-def _box_shapes(lengths: list[list[float]], cutoff: float) -> tuple[tuple[int, int, int], ...]:
-    shapes = [[2 * math.floor(a * cutoff / (2.0 * math.pi)) + 1 for a in row] for row in lengths]
-    total = sum(math.prod(shape) for shape in shapes)
-    if total > MAX_NODES:
-        raise SizeError(
-            f"{len(lengths)} periodic structures have {total:.3g} modes at a k cutoff of "
-            f"{cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. Use a larger `min_width` or "
-            "`tolerance`, a smaller cell or a smaller batch."
-        )
-    return tuple(tuple(shape) for shape in shapes)  # type: ignore[misc]
 
 
 class FinufftBackend:

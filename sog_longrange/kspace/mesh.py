@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sog_longrange.errors import SizeError
 from sog_longrange.geometry import (
-    MAX_ELEMENTS,
     TAPER,
+    box_shapes,
     cell_volume,
     reciprocal_cell,
     wave_number_onset,
@@ -27,10 +26,8 @@ from .distributed import accumulate, replicate
 from .radial import (
     ModeBoxes,
     Sampler,
-    choose_intervals,
-    radial_table,
+    kernel_on_modes,
     running_sum,
-    sample_kernel,
 )
 from .windows import influence, window_width
 
@@ -148,11 +145,9 @@ def mesh_energy(
     lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
     if meshes is None:
         meshes = choose_meshes(lengths, TAPER * onset, window_width(tolerance))
-    intervals = choose_intervals(max(map(max, lengths)), onset, cell.dtype)
     reciprocal = reciprocal_cell(cell)
-    sampler = accelerator.sampler(intervals, mode_boxes(meshes, cell))
-    coefficients = sample_kernel(kernel, intervals, onset, cell.device)
-    table = radial_table(coefficients, reciprocal, sampler)
+    boxes, longest = mode_boxes(meshes, cell), max(map(max, lengths))
+    table = kernel_on_modes(kernel, boxes, reciprocal, onset, longest, accelerator.sampler)
     phases = wrapped_phases(positions, replicate(reciprocal, group), batch)
     # A number that is not finite would lead native code out of its arrays.
     check_finite("positions", phases)
@@ -185,21 +180,10 @@ def choose_meshes(lengths: list[list[float]], cutoff: float, width: int) -> Mesh
     SizeError
         If the meshes have more nodes than any memory holds.
     """
-    needed = [[2 * math.floor(a * cutoff / (2.0 * math.pi)) + 1 for a in row] for row in lengths]
-    total = sum(math.prod(row) for row in needed)
-    if total > MAX_NODES:
-        edges = ", ".join(f"{a:.3g}" for a in max(lengths, key=math.prod))
-        raise SizeError(
-            f"{len(lengths)} periodic structures with edges of up to {edges} Å need meshes of "
-            f"{total:.3g} nodes at a k cutoff of {cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. "
-            "Use a larger `min_width` or `tolerance`, a smaller cell or a smaller batch."
-        )
-    shapes = [tuple(fast_length(max(n, width + 1)) for n in row) for row in needed]
+    shapes = [
+        tuple(fast_length(max(n, width + 1)) for n in row) for row in box_shapes(lengths, cutoff)
+    ]
     return Meshes(tuple(shapes), width)  # type: ignore[arg-type]
-
-
-MAX_NODES: int = 8 * MAX_ELEMENTS
-"""Largest number of mesh nodes that is attempted."""
 
 
 def fast_length(n: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sog_longrange.errors import BoundaryError, InputTypeError, explain
 from sog_longrange.geometry import (
+    MAX_NODES,
     TAPER,
     fade_out,
     reciprocal_cell,
@@ -30,12 +31,13 @@ from sog_longrange.geometry import (
 from sog_longrange.kernels import Kernel
 
 from .autograd import quadratic_energy
-from .mesh import MAX_NODES, Accelerator, MeshBackend, Meshes, choose_meshes, fast_length
+from .mesh import Accelerator, MeshBackend, Meshes, choose_meshes, fast_length
 from .windows import influence, window_width
 
 _REACH = 9.0
-_BLOCK = 2**20
 """Widths from the centre of a Gaussian at which it is below the rounding error of float64."""
+
+_BLOCK = 2**20
 
 
 class Resolution(NamedTuple):

@@ -228,6 +228,37 @@ def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
     return edges
 
 
+def kernel_on_modes(
+    kernel: Kernel,
+    boxes: ModeBoxes,
+    reciprocal: Tensor,
+    onset: float,
+    longest: float,
+    sampler: type[Sampler],
+) -> Tensor:
+    """Khat(k) on all modes, faded out at the cutoff, times the factors of their axes.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    boxes : ModeBoxes
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+    onset : float
+        Wave number at which the fade begins, in 1/Å.
+    longest : float
+        Length of the longest lattice vector, in Å.
+    sampler : type of Sampler
+
+    Returns
+    -------
+    Tensor, shape (n_channels, n_modes), in eV Å^3/e^2
+        Twice differentiable in the kernel's parameters and the reciprocal cell.
+    """
+    intervals = choose_intervals(longest, onset, reciprocal.dtype)
+    coefficients = sample_kernel(kernel, intervals, onset, reciprocal.device)
+    return radial_table(coefficients, reciprocal, sampler(intervals, boxes))
+
+
 def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> Tensor:
     """Values of the sampled function on all modes, times the factors of their axes.
 

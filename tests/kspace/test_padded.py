@@ -432,7 +432,7 @@ def test_kernels_of_another_dtype_are_refused():
 def test_meshes_that_fit_nowhere_are_refused(extent):
     structure = open_structure("compact", n_atoms=10)
     structure.positions[0] = extent
-    with pytest.raises(SizeError, match="nodes"):
+    with pytest.raises(SizeError, match="modes"):
         solve(make_kernel(), structure, 1e-5)
 
 
