@@ -43,7 +43,7 @@ class LongRangeEnergy(nn.Module):
     """Energy of charges that interact through a kernel, in any boundary.
 
     Structures that are periodic along all three axes are summed in reciprocal space, open
-    ones of up to 500 atoms over all pairs. Larger ones, slabs and wires are summed on a
+    ones of up to 500 atoms over all pairs. Larger and dense ones, slabs and wires are summed on a
     padded mesh, by the same law K(r) between all atoms and all images along the periodic
     axes; the Ewald kernel has open structures only as pairs, and no slabs. One batch may
     hold all of these. Several backends do the reciprocal sum, to the same tolerance:
