@@ -15,7 +15,7 @@ from .kernels import Ewald, FixedGaussians, Kernel, SumOfGaussians
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
-from .validation import Structures, check_charges, check_structures
+from .validation import Structures, check_charges, check_structures, is_traced
 
 
 class LongRangeOutput(NamedTuple):
@@ -79,7 +79,7 @@ class LongRangeEnergy(nn.Module):
         the mesh sums them. See :mod:`~sog_longrange.kspace.distributed` for the loss.
     opaque : bool
         Evaluate through the operators of :mod:`~sog_longrange.kspace.ops`, which tracers do not
-        look into. Under `torch.compile` this is so anyway; `make_fx` needs it said.
+        look into. Under `torch.compile` and `make_fx` this is so anyway.
 
     Raises
     ------
@@ -140,7 +140,7 @@ class LongRangeEnergy(nn.Module):
     @property
     def traced(self) -> bool:
         """Whether evaluations go through an operator, in which nothing is looked at yet."""
-        return self.opaque or torch.compiler.is_compiling()
+        return self.opaque or is_traced()
 
     def forward(
         self,

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .energy import LongRangeEnergy
+from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
@@ -27,7 +27,7 @@ from .geometry import (
 from .kspace.mesh import choose_meshes, mode_boxes
 from .kspace.stencils import TorchStencil
 from .kspace.windows import window_width
-from .validation import check_finite, check_shape
+from .validation import Structures, check_finite, check_shape
 
 _MARGIN = 1.0 + 1e-6
 
@@ -111,6 +111,34 @@ class FixedMeshEnergy(nn.Module):
         fits = (lengths <= _MARGIN * self.largest_lengths).all()
         potential = torch.where(fits, potential, torch.full_like(potential, math.nan))
         return 0.5 * (charges * potential).sum(-1), potential
+
+    @property
+    def traced(self) -> bool:
+        """Always: no number is looked at, as in a graph."""
+        return True
+
+    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
+        """Evaluate like :meth:`LongRangeEnergy.evaluate`, whose place this can take.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        structures : Structures
+            One structure, taken as periodic along all axes.
+
+        Returns
+        -------
+        LongRangeOutput
+
+        Raises
+        ------
+        InputError
+            If there is more than one structure.
+        """
+        check_shape("cell", structures.cell, (1, 3, 3), "(1, 3, 3), of one structure")
+        atomic_energies, potential = self(charges, structures.positions, structures.cell[0])
+        energy = atomic_energies.sum()[None]
+        return LongRangeOutput(energy, atomic_energies, potential, charges)
 
     def _table(self, reciprocal: Tensor) -> Tensor:
         """Kernel on the modes of the mesh, times what undoes the window."""
