@@ -22,7 +22,7 @@ class TorchStencil:
     Parameters
     ----------
     meshes : Meshes
-    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi)
+    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi]
     batch : Tensor, shape (n_atoms,)
     """
 
