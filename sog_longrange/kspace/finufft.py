@@ -28,6 +28,7 @@ from .autograd import quadratic_energy
 from .radial import (
     ModeBoxes,
     Sampler,
+    blocks,
     kernel_on_modes,
     running_sum,
 )
@@ -114,11 +115,10 @@ class FinufftBackend:
         self.batch = batch
         self.num_graphs = len(boxes.shapes)
         self.accuracy = accuracy
-        starts = boxes.starts
-        self._modes = [slice(*ends) for ends in zip(starts, starts[1:], strict=False)]
+        self._axes = boxes.axes(boxes.modes)
+        self._modes = blocks(boxes.starts)
         counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
-        ends = running_sum(counts)
-        self._atoms = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        self._atoms = blocks(running_sum(counts))
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
@@ -136,8 +136,8 @@ class FinufftBackend:
             spectra = transform.spread(fields[self._atoms[g]].flatten(1).T)
             spectra = spectra.view(fields.shape[1], channels, *self.boxes.shapes[g])
             total = spectra[0]
-            for axis, field in enumerate(spectra[1:]):
-                total = total - 1j * transform.modes[axis] * field
+            for axis, field in zip(self._axes[g], spectra[1:], strict=False):
+                total = total - 1j * axis * field
             out[:, self._modes[g]] = total.flatten(1)
         return out
 
@@ -152,7 +152,7 @@ class FinufftBackend:
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential and its phase gradient at the atoms."""
 
-        def fields(psi: Tensor, m: list[Tensor]) -> list[Tensor]:
+        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
             return [psi, *(1j * axis * psi for axis in m)]
 
         values = self._gather(spectrum, fields, 4)
@@ -162,7 +162,7 @@ class FinufftBackend:
         """Second phase derivatives of the potential, times a direction."""
         pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
-        def fields(psi: Tensor, m: list[Tensor]) -> list[Tensor]:
+        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
             return [-(m[a] * m[b]) * psi for a, b in pairs]
 
         xx, yy, zz, xy, xz, yz = self._gather(spectrum, fields, 6).unbind(1)
@@ -181,13 +181,16 @@ class FinufftBackend:
         return per_graph.repeat_interleave(sizes, output_size=self.boxes.starts[-1])
 
     def _gather(
-        self, spectrum: Tensor, fields: Callable[[Tensor, list[Tensor]], list[Tensor]], count: int
+        self,
+        spectrum: Tensor,
+        fields: Callable[[Tensor, tuple[Tensor, ...]], list[Tensor]],
+        count: int,
     ) -> Tensor:
         channels = len(spectrum)
         out = spectrum.real.new_empty(len(self.batch), count, channels)
         for g, transform in self._present():
             psi = spectrum[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
-            spectra = torch.cat(fields(psi, transform.modes))
+            spectra = torch.cat(fields(psi, self._axes[g]))
             out[self._atoms[g]] = transform.gather(spectra).T.unflatten(1, (count, channels))
         return out
 
@@ -199,7 +202,6 @@ class _Transform:
     """Transforms of real fields between the atoms of one structure and its modes."""
 
     def __init__(self, phases: Tensor, shape: tuple[int, int, int], accuracy: float) -> None:
-        self.shape = shape
         accuracy = max(accuracy, _FLOOR[phases.dtype])
         few = len(phases) < _ONE_THREAD
         threads = 1 if few else torch.get_num_threads()
@@ -207,11 +209,6 @@ class _Transform:
         self.plans = _POOL.borrow(key)
         weakref.finalize(self, _POOL.give_back, key, self.plans)
         self.plans.set_points(phases)
-        view = ((-1, 1, 1), (-1, 1), (-1,))
-        self.modes = [
-            torch.arange(-(n // 2), n // 2 + 1, device=phases.device).to(phases).view(v)
-            for n, v in zip(shape, view, strict=True)
-        ]
 
     def spread(self, fields: Tensor) -> Tensor:
         """Spectra (n, *shape) of real fields (n, n_atoms)."""
@@ -248,7 +245,7 @@ class PlanKey(NamedTuple):
     def options(self) -> dict[str, Any]:
         """Arguments that all plans share."""
         name = "complex64" if self.dtype == torch.float32 else "complex128"
-        return {"n_modes": self.shape, "eps": self.accuracy, "dtype": name}
+        return {"eps": self.accuracy, "dtype": name}
 
 
 class _CPUPlans:
@@ -258,8 +255,7 @@ class _CPUPlans:
         options = {**key.options, "isign": -1, "nthreads": key.threads, "showwarn": 0}
         # The small upsampling halves the FFT but reaches only nine digits.
         options["upsampfac"] = 1.25 if key.accuracy > 1e-8 else 2.0
-        options["n_modes_or_dim"] = options.pop("n_modes")
-        self.plan = _library("finufft").Plan(1, **options)
+        self.plan = _library("finufft").Plan(1, key.shape, **options)
 
     def set_points(self, phases: Tensor) -> None:
         # The library reads the points until the next call: they must stay alive.
@@ -280,8 +276,8 @@ class _CUDAPlans:
         options = {**key.options, "gpu_device_id": key.device.index or 0}
         plan = _library("cufinufft").Plan
         self.device = key.device
-        self.forward = plan(1, isign=-1, **options)
-        self.backward = plan(2, isign=1, **options)
+        self.forward = plan(1, key.shape, isign=-1, **options)
+        self.backward = plan(2, key.shape, isign=1, **options)
         self.shape = key.shape
 
     def set_points(self, phases: Tensor) -> None:

@@ -26,6 +26,7 @@ from .distributed import accumulate, replicate
 from .radial import (
     ModeBoxes,
     Sampler,
+    blocks,
     kernel_on_modes,
     running_sum,
 )
@@ -248,8 +249,10 @@ class MeshBackend:
         self.batch = batch
         self.num_graphs = len(meshes.shapes)
         self._stencil = accelerator.stencil
-        self._starts = meshes.starts
         self._mode_starts = running_sum([math.prod(shape) for shape in meshes.half_shapes])
+        places = blocks(meshes.starts), blocks(self._mode_starts)
+        # Shape of each mesh, and its places in the flat arrays of nodes and modes.
+        self._boxes = list(zip(meshes.shapes, *places, strict=True))
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
@@ -260,7 +263,7 @@ class MeshBackend:
         nodes = self.stencil.spread(charges, dipoles)
         boxes = [
             torch.fft.rfftn(nodes[:, real].view(-1, *shape), dim=(1, 2, 3)).flatten(1)
-            for shape, real, _ in self._boxes()
+            for shape, real, _ in self._boxes
         ]
         return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
 
@@ -271,7 +274,7 @@ class MeshBackend:
     def field(self, spectrum: Tensor) -> Tensor:
         """Return the potentials on the nodes of all meshes."""
         boxes = []
-        for (a, b, c), _, half in self._boxes():
+        for (a, b, c), _, half in self._boxes:
             box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
             nodes = torch.fft.irfftn(box, s=(a, b, c), dim=(1, 2, 3), norm="forward")
             boxes.append(nodes.flatten(1))
@@ -289,7 +292,7 @@ class MeshBackend:
         """Re(S* R) of each mode and its mirror image, summed over channels that share a kernel."""
         product = first.real * second.real + first.imag * second.imag
         product = product if len(table) > 1 else product.sum(0, keepdim=True)
-        for (a, b, c), _, half in self._boxes():
+        for (a, b, c), _, half in self._boxes:
             box = product[:, half].view(-1, a, b, c // 2 + 1)
             box[..., 1:] *= 2.0
         return product
@@ -300,9 +303,3 @@ class MeshBackend:
             return per_graph
         sizes = torch.tensor(self._mode_starts, device=per_graph.device).diff()
         return per_graph.repeat_interleave(sizes, output_size=self._mode_starts[-1])
-
-    def _boxes(self) -> list[tuple[tuple[int, int, int], slice, slice]]:
-        """Shape of each mesh, and its places in the flat arrays of nodes and modes."""
-        real = [slice(*ends) for ends in zip(self._starts, self._starts[1:], strict=False)]
-        half = [slice(*e) for e in zip(self._mode_starts, self._mode_starts[1:], strict=False)]
-        return list(zip(self.meshes.shapes, real, half, strict=True))
