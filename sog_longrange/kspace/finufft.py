@@ -13,25 +13,11 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import ConfigError, explain
-from sog_longrange.geometry import (
-    TAPER,
-    box_shapes,
-    cell_volume,
-    reciprocal_cell,
-    wave_number_onset,
-    wrapped_phases,
-)
+from sog_longrange.geometry import box_shapes
 from sog_longrange.kernels import Kernel
-from sog_longrange.validation import check_finite
 
-from .autograd import quadratic_energy
-from .radial import (
-    ModeBoxes,
-    Sampler,
-    blocks,
-    kernel_on_modes,
-    running_sum,
-)
+from .fourier import FlatBackend, flat_energy, hessian_product
+from .radial import ModeBoxes, Sampler, blocks, running_sum
 
 _MAX_IDLE = 32
 _ONE_THREAD = 4096
@@ -78,28 +64,21 @@ def finufft_energy(
     ----------
     Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
     """
-    onset = wave_number_onset(kernel.min_width, tolerance)
-    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
-    shapes = box_shapes(lengths, TAPER * onset)
-    axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
-    modes = torch.cat(axes)
-    boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
-    reciprocal = reciprocal_cell(cell)
-    table = kernel_on_modes(kernel, boxes, reciprocal, onset, max(map(max, lengths)), sampler)
-    phases = wrapped_phases(positions, reciprocal, batch)
-    # A number that is not finite would lead native code out of its arrays.
-    check_finite("positions", phases)
-    backend = FinufftBackend(boxes, batch, 0.1 * tolerance)
-    energy, potential = quadratic_energy(backend, phases, charges, table)
-    volume = cell_volume(cell)
-    return energy / volume, potential / volume[batch][:, None]
+
+    def plan(lengths: list[list[float]], cutoff: float) -> tuple[FinufftBackend, ModeBoxes]:
+        shapes = box_shapes(lengths, cutoff)
+        axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
+        modes = torch.cat(axes)
+        boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
+        return FinufftBackend(boxes, batch, 0.1 * tolerance), boxes
+
+    return flat_energy(kernel, charges, positions, cell, tolerance, sampler, plan)
 
 
-class FinufftBackend:
+class FinufftBackend(FlatBackend):
     """Adjoint sums by plans of FINUFFT, one for each structure.
 
-    Spectra and tables are flat: (n_channels, modes of all structures). Two real fields
-    travel in one complex transform.
+    Two real fields travel in one complex transform.
 
     Parameters
     ----------
@@ -111,12 +90,11 @@ class FinufftBackend:
     """
 
     def __init__(self, boxes: ModeBoxes, batch: Tensor, accuracy: float) -> None:
+        super().__init__(boxes.starts, batch)
         self.boxes = boxes
-        self.batch = batch
-        self.num_graphs = len(boxes.shapes)
         self.accuracy = accuracy
         self._axes = boxes.axes(boxes.modes)
-        self._modes = blocks(boxes.starts)
+        self._modes = blocks(self.mode_starts)
         counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
         self._atoms = blocks(running_sum(counts))
 
@@ -131,7 +109,7 @@ class FinufftBackend:
         """Structure factor sum_j (q_j + d_j.grad) exp(-i m.theta_j)."""
         channels = charges.shape[1]
         fields = charges[:, None] if dipoles is None else torch.cat((charges[:, None], dipoles), 1)
-        out = _complex(fields.new_zeros(channels, self.boxes.starts[-1]))
+        out = _complex(fields.new_zeros(channels, self.mode_starts[-1]))
         for g, transform in self._present():
             spectra = transform.spread(fields[self._atoms[g]].flatten(1).T)
             spectra = spectra.view(fields.shape[1], channels, *self.boxes.shapes[g])
@@ -140,14 +118,6 @@ class FinufftBackend:
                 total = total - 1j * axis * field
             out[:, self._modes[g]] = total.flatten(1)
         return out
-
-    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Multiply by the kernel."""
-        return table * spectrum
-
-    def field(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum: atoms gather from it directly."""
-        return spectrum
 
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential and its phase gradient at the atoms."""
@@ -165,20 +135,7 @@ class FinufftBackend:
         def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
             return [-(m[a] * m[b]) * psi for a, b in pairs]
 
-        xx, yy, zz, xy, xz, yz = self._gather(spectrum, fields, 6).unbind(1)
-        x, y, z = direction[:, :, None].unbind(1)
-        rows = (xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z)
-        return torch.stack(rows, 1)
-
-    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R) on the modes, summed over channels if they share a kernel."""
-        product = first.real * second.real + first.imag * second.imag
-        return product if len(table) > 1 else product.sum(0, keepdim=True)
-
-    def per_table(self, per_graph: Tensor) -> Tensor:
-        """One number per structure, repeated over its modes."""
-        sizes = torch.tensor(self.boxes.starts, device=per_graph.device).diff()
-        return per_graph.repeat_interleave(sizes, output_size=self.boxes.starts[-1])
+        return hessian_product(self._gather(spectrum, fields, 6).unbind(1), direction)
 
     def _gather(
         self,
