@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .errors import BoundaryError, explain
-from .geometry import reduced_cell, wave_number_onset
+from .geometry import reduced_cell
 from .kernels import Ewald, Kernel
 from .kspace.accelerators import find_accelerator
 from .kspace.auto import Choice, Size, choose_backend, pairs_are_faster
@@ -18,7 +18,7 @@ from .kspace.direct import direct_energy
 from .kspace.distributed import accumulate, replicate
 from .kspace.finufft import finufft_energy
 from .kspace.mesh import mesh_energy
-from .kspace.padded import padded_energy
+from .kspace.padded import Resolution, padded_energy
 from .kspace.pairs import pairs_energy
 from .validation import Structures
 
@@ -161,9 +161,7 @@ class Interaction(NamedTuple):
         if count <= MOST_PAIRED or isinstance(self.kernel, Ewald):
             return False
         positions = structures.positions.detach()[structures.batch == graph]
-        padding = self.kernel.min_width**2 * wave_number_onset(
-            self.kernel.min_width, self.tolerance
-        )
+        padding = Resolution.of(self.kernel, self.tolerance).padding
         lengths = (2.0 * (positions.amax(0) - positions.amin(0) + padding)).tolist()
         return not pairs_are_faster(self._sizes(n_channels, positions)(count, lengths))
 

@@ -27,6 +27,7 @@ from sog_longrange.kernels import Kernel
 from .autograd import apply_function, refuse_third_derivatives
 
 _MANTISSA = {torch.float32: 23, torch.float64: 52}
+_BIAS = {torch.float32: 127, torch.float64: 1023}
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 _CHUNK = 2**18
 
@@ -182,9 +183,8 @@ def choose_intervals(longest: float, onset: float, dtype: torch.dtype) -> Interv
     bits = 5 if dtype == torch.float32 else 6
     low = int(math.floor(math.log2((2.0 * math.pi / longest) ** 2) - 1e-3))
     high = int(math.ceil(math.log2((TAPER * onset) ** 2) + 1e-3))
-    bias = 127 if dtype == torch.float32 else 1023
     count = max(1, high - low) * 2**bits
-    return Intervals((low + bias) << bits, bits, count + 2, dtype)
+    return Intervals((low + _BIAS[dtype]) << bits, bits, count + 2, dtype)
 
 
 def sample_kernel(
@@ -244,9 +244,9 @@ def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
     array, shape (rows - 1,), in 1/Å^2
     """
     number = intervals.base + np.arange(intervals.rows - 1)
-    bias = 127 if intervals.dtype == torch.float32 else 1023
     exponent, mantissa = np.divmod(number, 2**intervals.bits)
-    edges: NDArray[np.float64] = np.ldexp(1.0 + mantissa / 2.0**intervals.bits, exponent - bias)
+    exponent -= _BIAS[intervals.dtype]
+    edges: NDArray[np.float64] = np.ldexp(1.0 + mantissa / 2.0**intervals.bits, exponent)
     return edges
 
 
