@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from .errors import ConfigError, InputError, explain
 from .interaction import Interaction
-from .kernels import Ewald, FixedGaussians, Kernel, SumOfGaussians
+from .kernels import Ewald, FixedGaussians, Kernel
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
@@ -206,17 +206,17 @@ class LongRangeEnergy(nn.Module):
         self._check_channels(charges)
         if self.traced:
             energy, potential = self._operate(charges, structures)
-            atomic_energies = 0.5 * (charges * potential).sum(-1)
-            return LongRangeOutput(energy, atomic_energies, potential, charges)
-        interaction = self._interaction(self.kernel.snapshot())
-        energy, potential = interaction.evaluate(charges, structures, self.remove_self)
+        else:
+            interaction = self._interaction(self.kernel.snapshot())
+            energy, potential = interaction.evaluate(charges, structures, self.remove_self)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""
-        if isinstance(self.kernel, SumOfGaussians | FixedGaussians):
-            amplitudes, widths = self.kernel.amplitudes, self.kernel.widths
+        kernel = self.kernel.snapshot()
+        if isinstance(kernel, FixedGaussians):
+            amplitudes, widths = kernel.amplitudes, kernel.widths
         else:
             amplitudes = widths = charges.new_empty(1, 0)
         positions, cell, pbc, batch, _ = structures

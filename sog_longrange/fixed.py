@@ -24,7 +24,7 @@ from .geometry import (
     wave_number_onset,
     wrapped_phases,
 )
-from .kspace.mesh import choose_meshes, mode_boxes
+from .kspace.mesh import Meshes, choose_meshes, mode_boxes
 from .kspace.stencils import TorchStencil
 from .kspace.windows import window_width
 from .validation import Structures, check_finite, check_shape
@@ -161,19 +161,18 @@ class FixedMeshEnergy(nn.Module):
 class _Stencil(TorchStencil):
     """Stencil of all atoms at once, differentiated by autograd."""
 
-    def scatter(self, charges: Tensor) -> Tensor:
-        place, weights = self._all()
-        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
-        values = (charges.T[:, :, None, None, None] * weights).flatten(1)
-        return nodes.scatter_add(1, place.flatten().expand_as(values), values)
-
-    def collect(self, nodes: Tensor) -> Tensor:
-        place, weights = self._all()
-        values = nodes[:, place.flatten()].view(len(nodes), *place.shape)
-        return (values * weights).sum((2, 3, 4)).T
-
-    def _all(self) -> tuple[Tensor, Tensor]:
+    def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None:
+        super().__init__(meshes, phases, batch)
         first, t = self._first_nodes(slice(None))
         x, y, z = self._weights(slice(None), t, 0)[0].unbind(1)
-        weights = x[:, :, None, None] * (y[:, :, None] * z[:, None])[:, None]
-        return self._nodes(slice(None), first), weights
+        self.weights = x[:, :, None, None] * (y[:, :, None] * z[:, None])[:, None]
+        self.place = self._nodes(slice(None), first)
+
+    def scatter(self, charges: Tensor) -> Tensor:
+        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
+        values = (charges.T[:, :, None, None, None] * self.weights).flatten(1)
+        return nodes.scatter_add(1, self.place.flatten().expand_as(values), values)
+
+    def collect(self, nodes: Tensor) -> Tensor:
+        values = nodes[:, self.place.flatten()].view(len(nodes), *self.place.shape)
+        return (values * self.weights).sum((2, 3, 4)).T
