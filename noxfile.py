@@ -12,7 +12,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "tests_core", "tests_mace"]
+nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_nequip"]
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_nequip", "sog_pyg")
 
@@ -45,6 +45,12 @@ def env_mace(session: nox.Session) -> None:
 
 
 @nox.session(reuse_venv=True, default=False)
+def env_nequip(session: nox.Session) -> None:
+    """Environment of the NequIP and Allegro adapter."""
+    install_project(session, "nequip", "allegro,fast,plot,demo,test")
+
+
+@nox.session(reuse_venv=True, default=False)
 def env_bench(session: nox.Session) -> None:
     """Environment with every peer that the speed benchmark knows."""
     install_project(session, "core", "fast,finufft,bench")
@@ -72,10 +78,20 @@ def tests_mace(session: nox.Session) -> None:
     run_in(session, "mace", *args, *session.posargs, COVERAGE_FILE=".coverage.mace")
 
 
-@nox.session(venv_backend="none", default=False, requires=["tests_core", "tests_mace"])
+@nox.session(venv_backend="none", requires=["env_nequip"])
+def tests_nequip(session: nox.Session) -> None:
+    """Tests of the NequIP and Allegro adapter; the commands of NequIP train and compile."""
+    args = ("-m", "pytest", "tests/adapters/nequip", "--cov=sog_nequip")
+    run_in(session, "nequip", *args, *session.posargs, COVERAGE_FILE=".coverage.nequip")
+
+
+TESTS = ["tests_core", "tests_mace", "tests_nequip"]
+
+
+@nox.session(venv_backend="none", default=False, requires=TESTS)
 def tests(session: nox.Session) -> None:
     """All tests, each in the environment of its host framework."""
-    session.log("tests_core and tests_mace passed")
+    session.log(f"{', '.join(TESTS)} passed")
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_mace"])
@@ -88,6 +104,18 @@ def demo(session: nox.Session) -> None:
 def benchmark_mace(session: nox.Session) -> None:
     """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
     run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
+def demo_nequip(session: nox.Session) -> None:
+    """Train and compare NequIP models on binding curves; arguments after ``--`` are passed on."""
+    run_in(session, "nequip", "examples/01_binding_curves.py", "--host=nequip", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
+def benchmark_nequip(session: nox.Session) -> None:
+    """Measure the accuracy of NequIP models; arguments after ``--`` are passed on."""
+    run_in(session, "nequip", "benchmarks/nequip_accuracy.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_bench"])

@@ -298,7 +298,8 @@ def _check_pbc(
     check_tensor("pbc", pbc)
     if pbc.dtype != torch.bool:
         raise InputTypeError(explain("pbc", "of dtype bool", str(pbc.dtype)))
-    if pbc.shape == (3,):
+    # A comparison of shapes of different length would fix the number of structures in a graph.
+    if pbc.dim() == 1 and pbc.shape == (3,):
         pbc = pbc.expand(num_graphs, 3)
     check_shape("pbc", pbc, (num_graphs, 3), f"(n_graphs={num_graphs}, 3)")
     return pbc.to(positions.device)
@@ -312,7 +313,7 @@ def _check_cell(
             raise InputError(explain("cell", "given for periodic structures", "None"))
         return positions.new_zeros(num_graphs, 3, 3)
     check_float("cell", cell)
-    if cell.shape == (3, 3) and num_graphs == 1:
+    if cell.dim() == 2 and cell.shape == (3, 3) and num_graphs == 1:
         cell = cell[None]
     check_shape("cell", cell, (num_graphs, 3, 3), f"(n_graphs={num_graphs}, 3, 3)")
     check_like("cell", cell, positions)

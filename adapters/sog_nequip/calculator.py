@@ -9,12 +9,8 @@ from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 
-from .registry import (
-    ASE_TARGET,
-    LATENT_CHARGES_KEY,
-    LONG_RANGE_ATOMIC_ENERGY_KEY,
-    LONG_RANGE_ENERGY_KEY,
-)
+from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
+from .registry import ASE_TARGET
 
 
 class SOGNequIPCalculator(NequIPCalculator):

@@ -19,18 +19,20 @@ from sog_longrange.errors import explain
 from .nn import LongRange
 
 EXPECTED = "a NequIP or Allegro model"
+HostModule = Any  # A module of NequIP's, whose fields have irreps.
 
 
-@model_builder  # type: ignore[misc]
+@model_builder
 def SOGModel(  # noqa: N802
     base: str,
     sog: Mapping[str, Any] | None = None,
     boundary: str = "data",
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
+    per_type_charges: bool = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """A NequIP or Allegro model with a long-range energy.
+    """Build a NequIP or Allegro model with a long-range energy.
 
     Parameters
     ----------
@@ -44,6 +46,9 @@ def SOGModel(  # noqa: N802
     warm_up : bool
         Start without the long-range energy; :class:`~sog_nequip.train.WarmUp` must be among
         the callbacks of the trainer and fades it in.
+    per_type_charges : bool
+        Let the type of an atom alone give it a charge, too. Needed where isolated ions must
+        carry one; the energy of isolated atoms is then not that of their type alone.
     **kwargs
         Arguments of the builder of the short-range model.
 
@@ -62,11 +67,13 @@ def SOGModel(  # noqa: N802
     ----------
     Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
     """
+    n_types = len(kwargs["type_names"]) if per_type_charges else 0
     model = get_method(base)(**kwargs)
-    return attach(model, SOGConfig.from_dict(sog or {}), boundary, largest_cell, warm_up)
+    options = SOGConfig.from_dict(sog or {})
+    return attach(model, options, boundary, largest_cell, warm_up, n_types)
 
 
-@model_builder  # type: ignore[misc]
+@model_builder
 def SOGModelFromSaved(  # noqa: N802
     model: Mapping[str, Any],
     r_max: float,
@@ -75,6 +82,7 @@ def SOGModelFromSaved(  # noqa: N802
     boundary: str = "data",
     largest_cell: list[Any] | None = None,
     warm_up: bool = True,
+    per_type_charges: bool = False,
     per_edge_type_cutoff: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Give a trained short-range model a long range, for fine-tuning.
@@ -88,7 +96,7 @@ def SOGModelFromSaved(  # noqa: N802
         "nequip.model.ModelFromPackage".
     r_max, type_names, per_edge_type_cutoff
         As the model was trained with.
-    sog, boundary, largest_cell, warm_up
+    sog, boundary, largest_cell, warm_up, per_type_charges
         As for :func:`SOGModel`.
 
     Returns
@@ -110,16 +118,19 @@ def SOGModelFromSaved(  # noqa: N802
     own = {"r_max": r_max, "type_names": type_names, "per_edge_type_cutoff": per_edge_type_cutoff}
     _check_same(saved, own)
     saved.requires_grad_(True).train()
-    return attach(saved, SOGConfig.from_dict(sog or {}), boundary, largest_cell, warm_up)
+    n_types = len(type_names) if per_type_charges else 0
+    options = SOGConfig.from_dict(sog or {})
+    return attach(saved, options, boundary, largest_cell, warm_up, n_types)
 
 
 def attach(
-    model: nn.Module,
+    model: HostModule,
     config: SOGConfig,
     boundary: str = "data",
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
-) -> nn.Module:
+    n_types: int = 0,
+) -> HostModule:
     """Put a long-range part behind the sum of atomic energies of a model, in place.
 
     Parameters
@@ -129,6 +140,8 @@ def attach(
     config : SOGConfig
     boundary, largest_cell, warm_up
         As for :func:`SOGModel`.
+    n_types : int
+        See :class:`~sog_nequip.nn.LongRange`.
 
     Returns
     -------
@@ -140,7 +153,7 @@ def attach(
     HostError
         If the model is not built as NequIP's and Allegro's are, or has a long-range part.
     """
-    outer = model.model if getattr(model, "is_graph_model", False) else model
+    outer: HostModule = model.model if getattr(model, "is_graph_model", False) else model
     network, total = _find_sum(outer)
     before = network._modules[total]
     long_range = LongRange(
@@ -149,6 +162,7 @@ def attach(
         edge_norm=_edge_norm(network),
         boundary=boundary,
         largest_cell=largest_cell,
+        n_types=n_types,
     )
     if warm_up:
         long_range.long_range.gate.zero_()
@@ -162,9 +176,9 @@ def attach(
     return outer
 
 
-def _find_sum(outer: nn.Module) -> tuple[nn.Module, str]:
-    """The network inside a model, and the name of what sums its atomic energies."""
-    network = getattr(outer, "func", None)
+def _find_sum(outer: HostModule) -> tuple[HostModule, str]:
+    """Find the network inside a model, and the name of what sums its atomic energies."""
+    network: HostModule = getattr(outer, "func", None)
     # Packaged models have classes of their own, of the same name.
     if type(network).__name__ != SequentialGraphNetwork.__name__:
         raise HostError(explain("model", EXPECTED, type(outer).__name__))
@@ -182,14 +196,14 @@ def _find_sum(outer: nn.Module) -> tuple[nn.Module, str]:
     return network, found[0]
 
 
-def _edge_norm(network: nn.Module) -> nn.Module | None:
+def _edge_norm(network: HostModule) -> nn.Module | None:
     """How an Allegro model normalises sums over edges; NequIP's sums are no modules of these."""
     norms = [module.norm_module for module in network if hasattr(module, "norm_module")]
     return copy.deepcopy(norms[0]) if norms else None
 
 
-def _check_same(saved: nn.Module, own: Mapping[str, Any]) -> None:
-    """The config of the outer model must repeat what the inner one was trained with."""
+def _check_same(saved: HostModule, own: Mapping[str, Any]) -> None:
+    """Check that the config repeats what the saved model was trained with."""
     config = {"model_dtype": saved.metadata[graph_model.MODEL_DTYPE_KEY], **own}
     wanted = graph_model._model_metadata_from_config(config)
     for key in (graph_model.TYPE_NAMES_KEY, graph_model.R_MAX_KEY, "per_edge_type_cutoff"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from e3nn.o3 import Irreps
+from e3nn.o3._irreps import Irreps
 from e3nn.util.jit import compile_mode
 from nequip.data import AtomicDataDict
 from nequip.nn import GraphModuleMixin, scatter
@@ -23,13 +23,13 @@ from sog_longrange import (
 from sog_longrange.errors import explain
 from sog_longrange.validation import is_traced
 
-from .registry import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
+from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
 
 BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
 
 
-@compile_mode("unsupported")  # type: ignore[misc]
+@compile_mode("unsupported")
 class LongRange(GraphModuleMixin, nn.Module):
     """Latent charges from the scalar features of a model, and their long-range energy.
 
@@ -51,6 +51,9 @@ class LongRange(GraphModuleMixin, nn.Module):
     largest_cell : list of 3 floats or of 3 rows, in Å, optional
         Longest lattice vectors that a model compiled for C++ will meet, see
         :meth:`sog_use_mesh`.
+    n_types : int
+        Number of types of atoms, where the type itself gives each atom a charge, also without
+        neighbours; 0 by default, so that isolated atoms have none.
 
     Raises
     ------
@@ -69,21 +72,23 @@ class LongRange(GraphModuleMixin, nn.Module):
         edge_norm: nn.Module | None = None,
         boundary: str = "data",
         largest_cell: list[Any] | None = None,
+        n_types: int = 0,
     ) -> None:
         super().__init__()
         _check_boundary(boundary)
         self.boundary = boundary
         self.largest_cell = None if largest_cell is None else _lattice_rows(largest_cell)
         self.field = _feature_field(irreps_in)
-        self.edge_norm = edge_norm
+        self.edge_norm: Any = edge_norm
         if self.field == AtomicDataDict.EDGE_FEATURES_KEY and edge_norm is None:
             raise ConfigError(explain("edge_norm", "given for features of edges", "None"))
         irreps = Irreps(irreps_in[self.field])
         self.scalars = [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (0, 1)]
         if not self.scalars:
             raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
-        sizes = [sum(s.stop - s.start for s in self.scalars)]
-        self.long_range = SOGLongRange(sizes, config)
+        self.n_types = n_types
+        sizes = [n_types, sum(s.stop - s.start for s in self.scalars)]
+        self.long_range = SOGLongRange([size for size in sizes if size > 0], config)
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -91,7 +96,8 @@ class LongRange(GraphModuleMixin, nn.Module):
 
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
-        self._init_irreps(
+        GraphModuleMixin._init_irreps(
+            self,
             irreps_in=irreps_in,
             required_irreps_in=[self.field, *energies],
             irreps_out={
@@ -179,6 +185,15 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
 
     def _features(self, data: Data) -> Tensor:
+        """Features that charges are made from: of the type, if wanted, and of the model."""
+        features = self._scalar_features(data)
+        if self.n_types == 0:
+            return features
+        types = data[AtomicDataDict.ATOM_TYPE_KEY].view(-1, 1)
+        one_hot = (types == torch.arange(self.n_types, device=types.device)).to(features)
+        return torch.cat([one_hot, features], dim=1)
+
+    def _scalar_features(self, data: Data) -> Tensor:
         """Scalar features of atoms; those of edges are summed first."""
         features = torch.cat([data[self.field][:, s] for s in self.scalars], dim=1)
         if self.edge_norm is None:
@@ -226,7 +241,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         self._nequip_custom_ops_libs = ()
 
     def _get_metadata_contributions(self) -> dict[str, str]:
-        """What a compiled model tells about its long-range part."""
+        """Return what a compiled model tells about its long-range part."""
         found = {"sog_boundary": self.boundary}
         if self.largest_cell is not None:
             found["sog_largest_cell"] = str(self.largest_cell)
@@ -277,7 +292,7 @@ def _for_each(cls: type, model: nn.Module, change: Any) -> nn.Module:
 
 
 def _order(batch: Tensor | None) -> Tensor | None:
-    """What sorts atoms by structure, which NequIP does not ask for; None if they are."""
+    """Sort atoms by structure, which NequIP does not ask for; None if they are sorted."""
     if batch is None or not (is_traced() or bool((batch.diff() < 0).any())):
         return None
     return batch.argsort(stable=True)

@@ -1,10 +1,10 @@
-"""What NequIP must know before a model is built: fields, compile targets, packaging."""
+"""What NequIP's commands must know besides the fields: compile targets and packaging."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from nequip.data import AtomicDataDict, register_fields
+from nequip.data import AtomicDataDict
 from nequip.scripts._compile_utils import (
     ASE_OUTPUTS,
     BATCH_INPUTS,
@@ -14,9 +14,7 @@ from nequip.scripts._compile_utils import (
 )
 from nequip.scripts._package_utils import register_libraries_as_external_for_packaging
 
-LATENT_CHARGES_KEY: Final[str] = "latent_charges"
-LONG_RANGE_ENERGY_KEY: Final[str] = "long_range_energy"
-LONG_RANGE_ATOMIC_ENERGY_KEY: Final[str] = "long_range_atomic_energy"
+from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
 
 ASE_TARGET: Final[str] = "sog_ase"
 BATCH_TARGET: Final[str] = "sog_batch"
@@ -25,15 +23,11 @@ _OUTPUTS = [*ASE_OUTPUTS, LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY, LONG_RANGE_
 
 
 def register() -> None:
-    """Register fields, compile targets and the libraries that packages do not contain.
+    """Register compile targets and the libraries that packages do not contain.
 
     The targets `sog_ase` and `sog_batch` are NequIP's `ase` and `batch` with the boundary
     among the inputs, and the latent charges and long-range energies among the outputs.
     """
-    register_fields(
-        graph_fields=[LONG_RANGE_ENERGY_KEY],
-        node_fields=[LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY],
-    )
     register_compile_targets(
         {
             ASE_TARGET: _target("ase", PAIR_NEQUIP_INPUTS),

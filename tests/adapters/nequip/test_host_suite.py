@@ -64,7 +64,9 @@ def pair_energy(model, charges, first, second):
     kernel = long_range_parts(model)[0].long_range.energy.kernel
     distances = torch.cdist(torch.as_tensor(first), torch.as_tensor(second))
     law = kernel.radial(distances.flatten() ** 2).detach().reshape(-1, *distances.shape)
-    return torch.einsum("ic,cij,jc->", charges[0], law.expand(charges[0].shape[1], -1, -1), charges[1])
+    return torch.einsum(
+        "ic,cij,jc->", charges[0], law.expand(charges[0].shape[1], -1, -1), charges[1]
+    )
 
 
 class TestSOGNequIP(LongRangeTests):

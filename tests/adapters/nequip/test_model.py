@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 from nequip.data import AtomicDataDict
-from nequip_builders import BASES, STRUCTURES, acetaldehyde, build, crystal, evaluate, in_vacuum, slab, to_data
+from nequip_builders import (
+    BASES,
+    STRUCTURES,
+    acetaldehyde,
+    build,
+    crystal,
+    evaluate,
+    in_vacuum,
+    slab,
+    to_data,
+)
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError
 from sog_nequip.model import attach
@@ -170,6 +180,20 @@ def test_total_charge_is_read_from_the_field_charge():
     del data["charge"]
     with pytest.raises(InputError, match="total_charge"):
         model(data)
+
+
+@every_base
+def test_the_type_alone_can_give_a_charge(base):
+    lonely = acetaldehyde()[:1]
+    assert float(evaluate(build(base).eval(), lonely)["latent_charges"].abs().max()) == 0.0
+    model = build(base, per_type_charges=True).eval()
+    assert float(evaluate(model, lonely)["latent_charges"].abs().min()) > 0.0
+    far = acetaldehyde()[[0, 1]]
+    far.positions[1] += [12.0, 0.0, 0.0]
+    out = evaluate(model, far)
+    # Two ions beyond the cutoff of the network attract or repel each other.
+    assert float(out["forces"].abs().max()) > 1e-5
+    torch.testing.assert_close(out["forces"].sum(0), torch.zeros(3), atol=1e-12, rtol=0)
 
 
 def test_an_explicit_boundary_replaces_a_missing_one_and_contradicts_a_wrong_one():
