@@ -13,6 +13,7 @@ from nequip.model.modify_utils import modify
 from nequip.nn.compile import DictInputOutputWrapper
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 from nequip.utils.aot import aot_export_model
+from nequip.utils.global_state import TF32_KEY
 from nequip.utils.test import set_irreps_debug
 from nequip.utils.unittests.utils import compare_output_and_gradients
 from nequip_builders import BASES, acetaldehyde, build, crystal, evaluate, in_vacuum, to_data
@@ -49,7 +50,7 @@ def export(model, target, folder, atoms=None):
         data=data,
         batch_map=settings["batch_map_settings"](dynamic),
         output_path=path,
-        inductor_configs={"aot_inductor.metadata": model.metadata},
+        inductor_configs={"aot_inductor.metadata": model.metadata | {TF32_KEY: "0"}},
     )
     package = torch._inductor.aoti_load_package(path)
     return path, DictInputOutputWrapper(package, settings["input"], settings["output"])
@@ -149,15 +150,39 @@ def test_nequips_own_ase_target_takes_the_boundary_from_a_modifier(tmp_path):
     assert_same(compiled, build(sog=SOG).eval(), in_vacuum())
 
 
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory):
+    """A model compiled for batches with the boundary among its inputs."""
+    model = build(sog=SOG).eval()
+    return model, *export(model, BATCH_TARGET, tmp_path_factory.mktemp("batch"))
+
+
 @slow
-def test_the_batch_target_takes_periodic_and_open_structures(tmp_path):
-    model = build(sog=SOG)
-    _, compiled = export(model, BATCH_TARGET, tmp_path)
+def test_the_batch_target_takes_periodic_and_open_structures(batched):
+    model, _, compiled = batched
     atoms = [crystal(), in_vacuum(), scaled(1.3)]
     batch = AtomicDataDict.batched_from_list([to_data(a) for a in atoms])
     found, expected = compiled(dict(batch)), model(dict(batch))
     for key in ("total_energy", "forces", "latent_charges"):
         torch.testing.assert_close(found[key], expected[key], atol=1e-9, rtol=1e-9)
+
+
+@slow
+@pytest.mark.parametrize("atoms", [[crystal(), scaled(1.3)], [in_vacuum(), in_vacuum()]])
+def test_torchsim_runs_the_batch_target(batched, atoms):
+    torch_sim = pytest.importorskip("torch_sim", reason="torch-sim-atomistic is not installed")
+    from sog_nequip.torchsim import SOGNequIPTorchSimCalc
+
+    model, path, _ = batched
+    calculator = SOGNequIPTorchSimCalc.from_compiled_model(
+        path, chemical_species_to_atom_type_map=True, neighborlist_backend="matscipy"
+    )
+    out = calculator(torch_sim.io.atoms_to_state(atoms, "cpu", torch.float64))
+    expected = [evaluate(model, a) for a in atoms]
+    energies = torch.cat([one["total_energy"].view(1) for one in expected])
+    torch.testing.assert_close(out["energy"], energies, atol=1e-9, rtol=1e-9)
+    forces = torch.cat([one["forces"] for one in expected])
+    torch.testing.assert_close(out["forces"], forces, atol=1e-9, rtol=1e-9)
 
 
 def test_pair_allegro_is_refused():
