@@ -14,6 +14,7 @@ from .config import HOW, SOGConfig
 from .energy import LongRangeOutput
 from .errors import ConfigError, InputError, explain
 from .validation import (
+    Structures,
     check_float,
     check_like,
     check_shape,
@@ -39,6 +40,8 @@ class SOGLongRange(nn.Module):
         Number of invariant features of each layer of the host model.
     config : SOGConfig, optional
         Options; the defaults if left out.
+    readout : LatentCharges, optional
+        Instead of a new one of these sizes.
 
     References
     ----------
@@ -47,11 +50,18 @@ class SOGLongRange(nn.Module):
 
     gate: Tensor
 
-    def __init__(self, layer_sizes: Sequence[int], config: SOGConfig | None = None) -> None:
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        config: SOGConfig | None = None,
+        readout: LatentCharges | None = None,
+    ) -> None:
         super().__init__()
         self.config = SOGConfig() if config is None else config
         c = self.config
-        self.readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+        if readout is None:
+            readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+        self.readout = readout
         self.energy = c.build_energy()
         self.register_buffer("gate", torch.ones(()))
 
@@ -165,20 +175,7 @@ class SOGLongRange(nn.Module):
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
         )
-        check_float("features", features)
-        n_atoms, width = len(positions), sum(self.readout.layer_sizes)
-        check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
-        check_like("features", features, positions)
-        charges = self.readout(features)
-        constraint = self.config.charge_constraint
-        if constraint != "none":
-            wanted = positions.new_zeros(structures.num_graphs)
-            if constraint == "total":
-                if total_charge is None:
-                    expected = 'given for charge_constraint="total"'
-                    raise InputError(explain("total_charge", expected, "None"))
-                wanted = check_total_charge(total_charge, structures)
-            charges = project_total_charge(charges, wanted, structures.batch)
+        charges = self.latent_charges(features, structures, total_charge)
         out = self.energy.evaluate(charges, structures)
         scale = self.gate.sqrt()
         return LongRangeOutput(
@@ -187,3 +184,41 @@ class SOGLongRange(nn.Module):
             scale * out.potential,
             scale * charges,
         )
+
+    def latent_charges(
+        self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
+    ) -> Tensor:
+        """Latent charges of structures that are validated already, without the gate.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, sum(layer_sizes))
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+        total_charge : Tensor, shape (n_graphs,), in e, optional
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, num_channels), in e
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the features do not fit or a total charge is missing.
+        """
+        check_float("features", features)
+        n_atoms, width = len(structures.positions), sum(self.readout.layer_sizes)
+        check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
+        check_like("features", features, structures.positions)
+        charges: Tensor = self.readout(features)
+        constraint = self.config.charge_constraint
+        if constraint == "none":
+            return charges
+        wanted = structures.positions.new_zeros(structures.num_graphs)
+        if constraint == "total":
+            if total_charge is None:
+                expected = 'given for charge_constraint="total"'
+                raise InputError(explain("total_charge", expected, "None"))
+            wanted = check_total_charge(total_charge, structures)
+        return project_total_charge(charges, wanted, structures.batch)
