@@ -59,7 +59,7 @@ def periodic_edges(
     boundary = fit_boundary(cell, pbc, batch, batch_size)
     structures = check_structures(pos, boundary.cell, boundary.pbc, batch, boundary.batch_size)
     # Rows of free axes may hold anything, and 0 * anything may not be 0.
-    rows = torch.where(structures.pbc[..., None], structures.cell, torch.zeros_like(pos[:1, :1]))
+    rows = torch.where(structures.pbc[..., None], structures.cell, pos.new_zeros(()))
     edge_index, images = _neighbours(structures._replace(cell=rows), cutoff)
     source, target = edge_index
     shifts = torch.einsum("ea,eac->ec", images, rows[structures.batch[target]])
