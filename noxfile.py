@@ -12,15 +12,15 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "tests_core", "tests_mace"]
+nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_pyg"]
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_nequip", "sog_pyg")
 
 
-def install_project(session: nox.Session, constraints: str, extras: str) -> None:
-    """Install the project, editable, with pinned dependencies."""
+def install_project(session: nox.Session, constraints: str, extras: str, *more: str) -> None:
+    """Install the project, editable, and more, with pinned dependencies."""
     pins = f"constraints/{constraints}.txt"
-    session.install("--quiet", "--constraint", pins, "--editable", f".[{extras}]")
+    session.install("--quiet", "--constraint", pins, "--editable", f".[{extras}]", *more)
 
 
 def run_in(session: nox.Session, host: str, *args: str, **env: str) -> None:
@@ -42,6 +42,12 @@ def env_core(session: nox.Session) -> None:
 def env_mace(session: nox.Session) -> None:
     """Environment of the MACE adapter."""
     install_project(session, "mace", "mace,fast,plot,demo,test")
+
+
+@nox.session(reuse_venv=True, default=False)
+def env_pyg(session: nox.Session) -> None:
+    """Environment of the PyTorch Geometric adapter."""
+    install_project(session, "pyg", "pyg,fast,plot,test", "ase")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -72,10 +78,17 @@ def tests_mace(session: nox.Session) -> None:
     run_in(session, "mace", *args, *session.posargs, COVERAGE_FILE=".coverage.mace")
 
 
-@nox.session(venv_backend="none", default=False, requires=["tests_core", "tests_mace"])
+@nox.session(venv_backend="none", requires=["env_pyg"])
+def tests_pyg(session: nox.Session) -> None:
+    """Tests of the PyTorch Geometric adapter."""
+    args = ("-m", "pytest", "tests/adapters/pyg", "--cov=sog_pyg")
+    run_in(session, "pyg", *args, *session.posargs, COVERAGE_FILE=".coverage.pyg")
+
+
+@nox.session(venv_backend="none", default=False, requires=["tests_core", "tests_mace", "tests_pyg"])
 def tests(session: nox.Session) -> None:
     """All tests, each in the environment of its host framework."""
-    session.log("tests_core and tests_mace passed")
+    session.log("tests_core, tests_mace and tests_pyg passed")
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_mace"])
@@ -88,6 +101,12 @@ def demo(session: nox.Session) -> None:
 def benchmark_mace(session: nox.Session) -> None:
     """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
     run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_pyg"])
+def benchmark_pyg(session: nox.Session) -> None:
+    """Measure the accuracy of PyG networks; arguments after ``--`` are passed on."""
+    run_in(session, "pyg", "benchmarks/pyg_accuracy.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_bench"])

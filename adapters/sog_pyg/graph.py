@@ -19,6 +19,7 @@ from sog_longrange.validation import Structures, check_structures
 from .batching import Boundary, fit_boundary
 
 
+@torch.compiler.disable  # The number of edges depends on values, and another library finds them.
 def periodic_edges(
     pos: Tensor,
     cutoff: float,
@@ -66,7 +67,6 @@ def periodic_edges(
     return edge_index, pos[source] - pos[target] + shifts
 
 
-@torch.compiler.disable
 def _neighbours(structures: Structures, cutoff: float) -> tuple[Tensor, Tensor]:
     """Edges, and how many lattice vectors the source of each has moved."""
     positions = structures.positions.detach().double().cpu().numpy()

@@ -172,13 +172,7 @@ class SOGLongRange(nn.Module):
             If an argument is malformed or not finite; see
             :meth:`sog_longrange.LongRangeEnergy.forward`.
         """
-        check_tensor("x", x)
-        check_tensor("pos", pos)
-        check_shape("pos", pos, (None, 3), "[num_nodes, 3]")
-        check_shape("x", x, (len(pos), None), f"[num_nodes={len(pos)}, in_channels]")
-        if self.readout.is_open:
-            self.readout.fit(x)
-        boundary = fit_boundary(cell, pbc, batch, batch_size)
+        boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
         if self.output == "features":
             return self._features(x, pos, batch, boundary, total_charge)
         out = self.part(x, pos, *boundary[:2], batch, boundary.batch_size, total_charge)
@@ -192,11 +186,69 @@ class SOGLongRange(nn.Module):
         boundary: Boundary,
         total_charge: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        values = not self.part.energy.traced
+        charges = self._charges(x, pos, batch, boundary, total_charge)
         arguments = (pos, boundary.cell, boundary.pbc, batch, boundary.batch_size)
-        structures = check_structures(*arguments, values=values)
-        charges = self.part.latent_charges(x, structures, total_charge)
         return tuple(_potential_and_field(self.part.energy, charges, *arguments))
+
+    def charges(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch_size: int | None = None,
+        total_charge: Tensor | None = None,
+    ) -> Tensor:
+        """Read the latent charges of all nodes.
+
+        Parameters
+        ----------
+        x, pos, batch, cell, pbc, batch_size, total_charge
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape [num_nodes, C], in e
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`forward`.
+        """
+        boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
+        return self._charges(x, pos, batch, boundary, total_charge)
+
+    def _charges(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        boundary: Boundary,
+        total_charge: Tensor | None,
+    ) -> Tensor:
+        cell, pbc, batch_size = boundary
+        values = not self.part.energy.traced
+        structures = check_structures(pos, cell, pbc, batch, batch_size, values=values)
+        return self.part.latent_charges(x, structures, total_charge)
+
+    def _fit(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        cell: Tensor | None,
+        pbc: Tensor | None,
+        batch_size: int | None,
+    ) -> Boundary:
+        """Check what the core would name differently, and take the width of the first input."""
+        check_tensor("x", x)
+        check_tensor("pos", pos)
+        check_shape("pos", pos, (None, 3), "[num_nodes, 3]")
+        check_shape("x", x, (len(pos), None), f"[num_nodes={len(pos)}, in_channels]")
+        if self.readout.is_open:
+            self.readout.fit(x)
+        return fit_boundary(cell, pbc, batch, batch_size)
 
     def __repr__(self) -> str:
         """Name, channels, law and output."""

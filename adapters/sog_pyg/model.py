@@ -12,6 +12,8 @@ from .batching import fit_boundary
 from .latent import Latent, find_latent
 from .layer import SOGLongRange
 
+_Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]
+
 
 class WithLongRange(nn.Module):
     """A model whose energy gets a long-range part, without editing the model.
@@ -109,13 +111,56 @@ class WithLongRange(nn.Module):
         InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`SOGLongRange.forward`.
         """
+        energy, features, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
+        long_range = self.long_range(features, *arguments, total_charge)
+        total: Tensor = _one_per_graph(energy, arguments[-1]) + long_range
+        return total
+
+    def charges(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch_size: int | None = None,
+        total_charge: Tensor | None = None,
+    ) -> Tensor:
+        """Read the latent charges of all nodes.
+
+        Parameters
+        ----------
+        z, pos, batch, cell, pbc, batch_size, total_charge
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape [num_nodes, C], in e
+            Their common sign is free, because charges act in pairs.
+
+        Raises
+        ------
+        HostError, InputError, InputTypeError
+            As :meth:`forward`.
+        """
+        _, features, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
+        return self.long_range.charges(features, *arguments, total_charge)
+
+    def _run(
+        self,
+        z: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        cell: Tensor | None,
+        pbc: Tensor | None,
+        batch_size: int | None,
+    ) -> tuple[Tensor, Tensor, _Arguments]:
+        """Energies and features of the model, and what the long-range part is called with."""
         cell, pbc, batch_size = fit_boundary(cell, pbc, batch, batch_size)
         if batch is None:
             batch = torch.zeros_like(z)
         energy, features = self.latent(self.model, z, pos, batch, cell, pbc)
-        long_range = self.long_range(features, pos, batch, cell, pbc, batch_size, total_charge)
-        total: Tensor = _one_per_graph(energy, batch_size) + long_range
-        return total
+        return energy, features, (pos, batch, cell, pbc, batch_size)
 
     def __repr__(self) -> str:
         """Both parts."""

@@ -186,6 +186,10 @@ def test_charges_obey_their_constraint():
     wanted = torch.tensor([1.0, -1.0, 0.0, 2.0, 0.5])
     with pytest.raises(InputError, match="`total_charge` must be given"):
         evaluate(layer, data)
+    x = features(len(data.pos))
+    charges = layer.charges(x, data.pos, data.batch, data.cell, data.pbc, 5, wanted)
+    sums = torch.zeros(5, 2).index_add(0, data.batch, charges)
+    torch.testing.assert_close(sums, torch.stack([wanted, torch.zeros(5)], 1))
     here = evaluate(layer, data, total_charge=wanted)
     there = evaluate(layer, data, total_charge=2.0 * wanted)
     assert not torch.allclose(here[0], there[0])

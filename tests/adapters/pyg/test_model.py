@@ -63,10 +63,11 @@ def stand_in_triplets(edge_index, num_nodes):
 @pytest.fixture
 def radius_graphs(monkeypatch):
     """PyG's own graphs, by the libraries they need where those are installed."""
-    if not torch_geometric.typing.WITH_RADIUS:
+    host = torch_geometric.typing
+    if not getattr(host, "WITH_RADIUS", host.WITH_TORCH_CLUSTER):  # pyg-lib since PyG 2.8
         for module in (schnet, visnet, dimenet):
             monkeypatch.setattr(module, "radius_graph", stand_in_graph)
-    if not torch_geometric.typing.WITH_TORCH_SPARSE:
+    if not host.WITH_TORCH_SPARSE:
         monkeypatch.setattr(dimenet, "triplets", stand_in_triplets)
 
 
@@ -247,6 +248,8 @@ def test_total_charges_reach_the_long_range():
     data = molecule()
     one, two = (call(model, data, total_charge=torch.tensor([q])) for q in (0.0, 2.0))
     assert abs(one - two) > 1e-3
+    arguments = data.z, data.pos, None, data.cell, data.pbc, 1, torch.tensor([2.0])
+    assert model.charges(*arguments).sum(0).tolist() == pytest.approx([2.0, 0.0])
     data.total_charge = torch.tensor([2.0])
     torch.testing.assert_close(energy_forces_stress(model, data).energy, two[:, 0].detach())
 
