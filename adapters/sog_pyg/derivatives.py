@@ -69,10 +69,12 @@ def energy_forces_stress(
     """
     if create_graph:
         _refuse_compiled(model)
-    batch = data.get("batch")
-    batch_size = data.num_graphs if batch is not None else 1
-    cell, pbc, _ = fit_boundary(data.get("cell"), data.get("pbc"), batch, batch_size)
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        # What was made in inference mode can be differentiated as a copy only.
+        data = data.clone() if data.pos.is_inference() else data
+        batch = data.get("batch")
+        batch_size = data.num_graphs if batch is not None else 1
+        cell, pbc, _ = fit_boundary(data.get("cell"), data.get("pbc"), batch, batch_size)
         pos = data.pos.detach().requires_grad_()
         strain = None
         moved = pos
@@ -80,7 +82,7 @@ def energy_forces_stress(
             strain = pos.new_zeros(batch_size, 3, 3).requires_grad_()
             moved, cell = _strained(pos, cell, strain, batch)
         charge = data.get("total_charge")
-        more = {} if charge is None else {"total_charge": charge.reshape(-1)}
+        more = {} if charge is None else {"total_charge": torch.as_tensor(charge).reshape(-1)}
         energy = model(data.z, moved, batch, cell, pbc, batch_size, **more)
         if energy.numel() != batch_size:
             expected = f"one energy for each of {batch_size} graphs"

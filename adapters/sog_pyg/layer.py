@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sog_longrange
-from sog_longrange import ConfigError, SOGConfig
+from sog_longrange import ConfigError, InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.validation import check_shape, check_structures, check_tensor
 
@@ -246,6 +246,8 @@ class SOGLongRange(nn.Module):
         check_tensor("pos", pos)
         check_shape("pos", pos, (None, 3), "[num_nodes, 3]")
         check_shape("x", x, (len(pos), None), f"[num_nodes={len(pos)}, in_channels]")
+        if x.shape[1] == 0:
+            raise InputError(explain("x", "of at least one channel", "none"))
         if self.readout.is_open:
             self.readout.fit(x)
         return fit_boundary(cell, pbc, batch, batch_size)

@@ -158,7 +158,7 @@ class WithLongRange(nn.Module):
         """Energies and features of the model, and what the long-range part is called with."""
         cell, pbc, batch_size = fit_boundary(cell, pbc, batch, batch_size)
         if batch is None:
-            batch = torch.zeros_like(z)
+            batch = torch.zeros(len(pos), dtype=torch.int64, device=pos.device)
         energy, features = self.latent(self.model, z, pos, batch, cell, pbc)
         return energy, features, (pos, batch, cell, pbc, batch_size)
 

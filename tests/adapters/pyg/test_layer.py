@@ -266,6 +266,11 @@ def test_bad_input_is_named(case, output):
         layer(features(len(data.pos)), **(arguments | changes))
 
 
+def test_features_without_channels_are_named():
+    with pytest.raises(InputError, match="`x` must be of at least one channel"):
+        SOGLongRange(-1)(torch.zeros(3, 0), torch.zeros(3, 3))
+
+
 def test_mixed_precision_is_named():
     data = make_data(1)
     with pytest.raises(InputTypeError, match="float64 on cpu like `positions`"):

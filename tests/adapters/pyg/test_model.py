@@ -64,7 +64,8 @@ def stand_in_triplets(edge_index, num_nodes):
 def radius_graphs(monkeypatch):
     """PyG's own graphs, by the libraries they need where those are installed."""
     host = torch_geometric.typing
-    if not getattr(host, "WITH_RADIUS", host.WITH_TORCH_CLUSTER):  # pyg-lib since PyG 2.8
+    flag = "WITH_RADIUS" if hasattr(host, "WITH_RADIUS") else "WITH_TORCH_CLUSTER"
+    if not getattr(host, flag):
         for module in (schnet, visnet, dimenet):
             monkeypatch.setattr(module, "radius_graph", stand_in_graph)
     if not host.WITH_TORCH_SPARSE:

@@ -4,7 +4,7 @@ import ase.build
 import numpy as np
 import pytest
 import torch
-from pyg_builders import OPEN, PERIODIC, TRICLINIC, make_data, make_model, molecule
+from pyg_builders import MODELS, OPEN, PERIODIC, TRICLINIC, make_data, make_model, molecule
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.transforms import Compose
@@ -96,6 +96,42 @@ def test_the_helper_changes_nothing_and_records_nothing():
     assert not data.pos.requires_grad
     assert not any(part.requires_grad for part in out)
     assert [tuple(part.shape) for part in out] == [(1,), (6, 3), (1, 3, 3)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_mode_changes_nothing(name):
+    model, frames = make_model(name), [make_data(1), molecule()]
+    expected = energy_forces_stress(model, Batch.from_data_list(frames))
+    with torch.inference_mode():
+        batch = next(iter(DataLoader(frames, batch_size=2)))
+        found = energy_forces_stress(model, batch)
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["SchNet", "hand-written"])
+def test_structures_without_atoms_have_no_energy(name):
+    empty = StoreBoundary()(Data(z=torch.zeros(0, dtype=torch.long), pos=torch.zeros(0, 3)))
+    model, frames = make_model(name), [empty, make_data(1), empty]
+    out = energy_forces_stress(model, Batch.from_data_list(frames))
+    expected = energy_forces_stress(model, make_data(1))
+    assert out.energy.tolist() == [0.0, pytest.approx(expected.energy.item(), rel=1e-12), 0.0]
+    torch.testing.assert_close(out.forces, expected.forces)
+    assert out.stress[[0, 2]].abs().sum() == 0
+
+
+def test_charges_may_be_numbers():
+    data = molecule()
+    data.total_charge = 2.0
+    seen = []
+
+    def model(z, pos, batch, cell, pbc, batch_size, total_charge):
+        seen.append(total_charge.tolist())
+        return pos.sum()[None]
+
+    energy_forces_stress(model, data)
+    energy_forces_stress(model, Batch.from_data_list([data]))
+    assert seen == [[2.0], [2.0]]
 
 
 def test_stress_is_for_what_has_a_volume():
