@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from sog_longrange.errors import InputError, explain
 from sog_longrange.validation import check_tensor
@@ -52,16 +54,49 @@ def fit_boundary(
     InputError, InputTypeError
         If a shape does not fit.
     """
+    flat = None
     if cell is not None:
         check_tensor("cell", cell)
         cell = cell[None] if cell.dim() == 2 and len(cell) == 3 else cell
     if pbc is not None:
         check_tensor("pbc", pbc)
-        pbc = pbc[None] if pbc.dim() == 1 else pbc
+        flat = pbc if pbc.dim() == 1 else None
+        pbc = pbc[None] if flat is not None else pbc
     if batch_size is None:
         batch_size = _count_graphs(cell, pbc, batch)
+    if flat is not None and batch_size == 3:
+        _check_unambiguous(flat)
     cell = _expand("cell", cell, (3, 3), batch_size)
     return Boundary(cell, _expand("pbc", pbc, (3,), batch_size), batch_size)
+
+
+def _check_unambiguous(pbc: Tensor) -> None:
+    """Refuse three flags for three graphs, which PyG also makes of one flag for each graph."""
+    if not torch.compiler.is_compiling() and bool(pbc.any()) and not bool(pbc.all()):
+        remedy = "Say [1, 3] if all graphs have these flags; use sog_pyg.StoreBoundary otherwise."
+        raise InputError(explain("pbc", "of shape [1, 3] or [3, 3] for 3 graphs", "[3]", remedy))
+
+
+def take(data: Data, name: str) -> Tensor:
+    """Read a tensor that every graph must have.
+
+    Parameters
+    ----------
+    data : Data
+    name : str
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    InputTypeError
+        If there is none.
+    """
+    value = data.get(name)
+    check_tensor(f"data.{name}", value)
+    return cast(Tensor, value)
 
 
 def _count_graphs(cell: Tensor | None, pbc: Tensor | None, batch: Tensor | None) -> int:

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from sog_longrange import DerivativeError, HostError
 from sog_longrange.errors import explain
 
-from .batching import fit_boundary
+from .batching import fit_boundary, take
 
 Model = Callable[..., Tensor]
 
@@ -65,13 +65,14 @@ def energy_forces_stress(
     HostError
         If the model does not return one energy for each graph.
     InputError, InputTypeError
-        If the data are malformed.
+        If the data are malformed or lack `z` or `pos`.
     """
     if create_graph:
         _refuse_compiled(model)
+    pos, z = take(data, "pos"), take(data, "z")
     with torch.inference_mode(False), torch.enable_grad():
         # What was made in inference mode can be differentiated as a copy only.
-        data = data.clone() if data.pos.is_inference() else data
+        data = data.clone() if pos.is_inference() or z.is_inference() else data
         batch = data.get("batch")
         batch_size = data.num_graphs if batch is not None else 1
         cell, pbc, _ = fit_boundary(data.get("cell"), data.get("pbc"), batch, batch_size)

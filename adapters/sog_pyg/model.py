@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sog_longrange import HostError, InputError
+from sog_longrange import HostError, InputError, InputTypeError
 from sog_longrange.errors import explain
 
 from .batching import fit_boundary
@@ -39,7 +39,7 @@ class WithLongRange(nn.Module):
     HostError
         If the model is built for something that is not an energy, or its forces would miss
         the long range.
-    InputError
+    InputError, InputTypeError
         If the long-range part does not return an energy.
 
     Examples
@@ -58,8 +58,10 @@ class WithLongRange(nn.Module):
         self, model: nn.Module, long_range: SOGLongRange, latent: Latent | None = None
     ) -> None:
         super().__init__()
+        expected = 'a SOGLongRange with output="energy"'
+        if not isinstance(long_range, SOGLongRange):
+            raise InputTypeError(explain("long_range", expected, type(long_range).__name__))
         if long_range.output != "energy":
-            expected = 'built with output="energy"'
             raise InputError(explain("long_range", expected, repr(long_range.output)))
         self.latent = find_latent(model) if latent is None else latent
         self.model = model

@@ -11,9 +11,11 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from sog_longrange import InputError
+from sog_longrange import InputError, InputTypeError
 from sog_longrange.errors import explain
 from sog_longrange.validation import check_structures
+
+from .batching import take
 
 
 @functional_transform("store_boundary")
@@ -71,8 +73,8 @@ class StoreBoundary(BaseTransform):
         if cell is None or pbc is None:
             name, other = ("cell", "pbc") if cell is None else ("pbc", "cell")
             raise InputError(explain(name, f"given with `{other}`", "None"))
-        pos = data.pos
-        stored = _tensor(cell).to(pos), _tensor(pbc).to(pos.device)
+        pos = take(data, "pos")
+        stored = _tensor("cell", cell).to(pos), _tensor("pbc", pbc).to(pos.device)
         data.cell = _one("cell", stored[0], (3, 3))
         flags = stored[1].expand(3) if stored[1].dim() == 0 else stored[1]
         data.pbc = _one("pbc", flags, (3,))
@@ -84,8 +86,13 @@ class StoreBoundary(BaseTransform):
         return f"{type(self).__name__}(cell={self.cell}, pbc={self.pbc})"
 
 
-def _tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    array = np.array(value)
+    if array.dtype.kind not in "fiub":
+        raise InputTypeError(explain(name, "numbers", repr(value)))
+    return torch.from_numpy(array)
 
 
 def _one(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,5 +1,6 @@
 """The data of the examples are right, and the examples and the docs page run."""
 
+import doctest
 import importlib.util
 import json
 import math
@@ -94,3 +95,11 @@ def test_the_block_of_the_readme_runs():
     names = {"data": batch, "x": torch.randn(11, 8)}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert names["field"].shape == (11, 3, 4)
+
+
+@pytest.mark.parametrize("name", ["layer", "model", "transform"])
+def test_the_examples_of_the_docstrings_run(name):
+    torch.set_default_dtype(torch.float32)
+    result = doctest.testmod(importlib.import_module(f"sog_pyg.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0

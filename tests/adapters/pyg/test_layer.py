@@ -266,6 +266,17 @@ def test_bad_input_is_named(case, output):
         layer(features(len(data.pos)), **(arguments | changes))
 
 
+def test_three_flags_for_three_graphs_are_ambiguous():
+    """PyG makes [3] of one flag for each of three graphs, which is not one for each axis."""
+    layer, data = make_layer(), Batch.from_data_list([make_data(1), molecule(), make_data(2)])
+    with pytest.raises(InputError, match=r"`pbc` must be of shape \[1, 3\] or \[3, 3\] for 3"):
+        evaluate(layer, data, pbc=torch.tensor([True, False, True]))
+    slabs = evaluate(layer, data, pbc=torch.tensor([[True, False, True]]), cell=TRICLINIC)
+    assert slabs.shape == (3, 1)
+    closed = evaluate(layer, data, pbc=torch.tensor([False, False, False]))
+    assert torch.equal(closed, evaluate(layer, data, pbc=None, cell=None))
+
+
 def test_features_without_channels_are_named():
     with pytest.raises(InputError, match="`x` must be of at least one channel"):
         SOGLongRange(-1)(torch.zeros(3, 0), torch.zeros(3, 3))

@@ -25,7 +25,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import DimeNetPlusPlus
 from torch_geometric.nn.models import dimenet, schnet, visnet
 
-from sog_longrange import HostError, InputError, SOGConfig
+from sog_longrange import HostError, InputError, InputTypeError, SOGConfig
 from sog_longrange.testing import (
     Structure,
     assert_batch_consistent,
@@ -240,6 +240,8 @@ def test_what_would_give_wrong_forces_is_refused(case):
 def test_features_cannot_be_added_to_an_energy():
     with pytest.raises(InputError, match='output="energy"'):
         WithLongRange(make_schnet(), SOGLongRange(output="features"))
+    with pytest.raises(InputTypeError, match="a SOGLongRange with"):
+        WithLongRange(make_schnet(), nn.Linear(1, 1))
 
 
 def test_total_charges_reach_the_long_range():

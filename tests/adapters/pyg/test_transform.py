@@ -75,6 +75,7 @@ BAD = {
     "stacked": ({"cell": TRICLINIC.repeat(2, 1), "pbc": True}, InputError, r"\[3, 3\]"),
     "two flags": ({"cell": TRICLINIC, "pbc": (True, False)}, InputError, r"`pbc` .*\[3\]"),
     "numbers": ({"cell": TRICLINIC, "pbc": (1.0, 1.0, 1.0)}, InputTypeError, "dtype bool"),
+    "words": ({"cell": "cubic", "pbc": True}, InputTypeError, "`cell` must be numbers"),
     "singular": ({"cell": 0.0 * TRICLINIC, "pbc": True}, InputError, "non-zero volume"),
     "NaN": ({"cell": torch.nan * TRICLINIC, "pbc": True}, InputError, "finite"),
 }
@@ -85,6 +86,17 @@ def test_bad_cells_are_named(case):
     stored, error, message = BAD[case]
     with pytest.raises(error, match=message):
         StoreBoundary()(atoms(**stored))
+
+
+@pytest.mark.parametrize("name", ["z", "pos"])
+def test_missing_tensors_are_named(name):
+    data = make_data(1)
+    del data[name]
+    with pytest.raises(InputTypeError, match=f"`data.{name}` must be a torch.Tensor, got NoneType"):
+        energy_forces_stress(make_model("SchNet"), data)
+    if name == "pos":
+        with pytest.raises(InputTypeError, match="`data.pos`"):
+            StoreBoundary()(data)
 
 
 def test_the_helper_changes_nothing_and_records_nothing():
