@@ -12,7 +12,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_pyg"]
+nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_nequip", "sog_pyg")
 
@@ -42,6 +42,12 @@ def env_core(session: nox.Session) -> None:
 def env_mace(session: nox.Session) -> None:
     """Environment of the MACE adapter."""
     install_project(session, "mace", "mace,fast,plot,demo,test")
+
+
+@nox.session(reuse_venv=True, default=False)
+def env_nequip(session: nox.Session) -> None:
+    """Environment of the NequIP and Allegro adapter."""
+    install_project(session, "nequip", "allegro,fast,plot,demo,test")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -85,10 +91,20 @@ def tests_pyg(session: nox.Session) -> None:
     run_in(session, "pyg", *args, *session.posargs, COVERAGE_FILE=".coverage.pyg")
 
 
-@nox.session(venv_backend="none", default=False, requires=["tests_core", "tests_mace", "tests_pyg"])
+@nox.session(venv_backend="none", requires=["env_nequip"])
+def tests_nequip(session: nox.Session) -> None:
+    """Tests of the NequIP and Allegro adapter; the commands of NequIP train and compile."""
+    args = ("-m", "pytest", "tests/adapters/nequip", "--cov=sog_nequip")
+    run_in(session, "nequip", *args, *session.posargs, COVERAGE_FILE=".coverage.nequip")
+
+
+TESTS = ["tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
+
+
+@nox.session(venv_backend="none", default=False, requires=TESTS)
 def tests(session: nox.Session) -> None:
     """All tests, each in the environment of its host framework."""
-    session.log("tests_core, tests_mace and tests_pyg passed")
+    session.log(f"{', '.join(TESTS)} passed")
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_mace"])
@@ -101,6 +117,18 @@ def demo(session: nox.Session) -> None:
 def benchmark_mace(session: nox.Session) -> None:
     """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
     run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
+def demo_nequip(session: nox.Session) -> None:
+    """Train and compare NequIP models on binding curves; arguments after ``--`` are passed on."""
+    run_in(session, "nequip", "examples/01_binding_curves.py", "--host=nequip", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
+def benchmark_nequip(session: nox.Session) -> None:
+    """Measure the accuracy of NequIP models; arguments after ``--`` are passed on."""
+    run_in(session, "nequip", "benchmarks/nequip_accuracy.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_pyg"])

@@ -5,6 +5,7 @@ frames with the same options, and compares both at the separations they were tra
 and at separations far beyond them.
 
     python examples/01_binding_curves.py                 # all of it, a few minutes
+    python examples/01_binding_curves.py --host nequip   # the same for NequIP
     python examples/01_binding_curves.py --data my.xyz   # the same comparison on your own data
 
 Everything is written into --output: the data, the models, results.json and the figures.
@@ -13,6 +14,7 @@ Everything is written into --output: the data, the models, results.json and the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -27,35 +29,11 @@ import own_data
 import training
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ase import Atoms
 
-# The two competitors: the command that trains each, and what it is told besides.
-COMMANDS = {"MACE": "mace_run_train", "SOG-MACE": "sog_mace_run_train"}
-EXTRA = {
-    "MACE": [],
-    # A start that is 1/r far beyond the separations of the tests, smooth inside the molecules.
-    "SOG-MACE": ["--sog_min_width=2", "--sog_max_width=200", "--sog_lr_factor=3"],
-}
-
-# What both are told.
-OPTIONS = [
-    "--E0s=average",
-    "--num_interactions=2",
-    "--max_ell=2",
-    "--correlation=2",
-    "--default_dtype=float64",
-    "--device=cpu",
-    "--valid_batch_size=32",
-    "--energy_weight=1000",
-    "--forces_weight=100",
-    "--lr=0.01",
-    "--scheduler=ExponentialLR",
-    "--ema",
-    "--ema_decay=0.99",
-    "--error_table=PerAtomRMSE",
-    "--plot=False",
-]
-FINAL_RATE = 0.035  # learning rate of the last epoch relative to the first
+HOSTS = {"mace": "demo_output", "nequip": "demo_nequip"}  # and where they write
 PANELS = {
     "charged-charged": ("charged · charged", "ammonium + perchlorate"),
     "charged-polar": ("charged · polar", "ammonium + hydrogen cyanide"),
@@ -72,18 +50,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", type=Path, default=Path("demo_output"), help="folder (default: %(default)s)")
+    add("--host", choices=HOSTS, default="mace", help="framework (default: %(default)s)")
+    add("--output", type=Path, help="folder (default: demo_output or demo_nequip)")
     add("--data", type=Path, help="your own labelled structures, extended XYZ")
     add("--energy-key", default="REF_energy", help="total energy, eV (default: %(default)s)")
     add("--forces-key", default="REF_forces", help="forces, eV/Å (default: %(default)s)")
     add("--epochs", type=int, default=70, help="for both models (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="(default: %(default)s)")
-    add("--r-max", type=float, default=4.5, help="cutoff of MACE, Å (default: %(default)s)")
-    add("--hidden-irreps", default="16x0e + 16x1o", help="size of MACE (default: %(default)s)")
+    add("--r-max", type=float, default=4.5, help="cutoff of both models, Å (default: %(default)s)")
+    add("--features", type=int, default=16, help="scalars and vectors (default: %(default)s)")
     add("--seed", type=int, default=1, help="of training and splits (default: %(default)s)")
     add("--workers", type=int, default=2, help="processes that label (default: %(default)s)")
     add("--reuse-models", action="store_true", help="evaluate the models that are there")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.output is None:
+        args.output = Path(HOSTS[args.host])
+    return args
 
 
 def demo_splits(args: argparse.Namespace) -> tuple[Splits, float]:
@@ -110,32 +92,10 @@ def own_splits(args: argparse.Namespace) -> tuple[Splits, float]:
     return splits, max(float(frame.info["separation"]) for frame in inside)
 
 
-def make_job(label: str, args: argparse.Namespace) -> training.Job:
-    """The training command of one model."""
-    folder, data = args.output / label, args.output / "data"
-    command = [
-        training.find_command(COMMANDS[label]),
-        f"--name={label}",
-        f"--work_dir={folder}",
-        f"--model_dir={folder}",
-        f"--train_file={data / 'train.xyz'}",
-        f"--valid_file={data / 'valid.xyz'}",
-        f"--seed={args.seed}",
-        f"--r_max={args.r_max}",
-        f"--hidden_irreps={args.hidden_irreps}",
-        f"--batch_size={args.batch_size}",
-        f"--max_num_epochs={args.epochs}",
-        f"--lr_scheduler_gamma={FINAL_RATE ** (1 / max(args.epochs - 1, 1)):.5f}",
-        *OPTIONS,
-        *EXTRA[label],
-    ]
-    return training.Job(label, command, folder, args.epochs)
-
-
-def train(args: argparse.Namespace) -> dict[str, float]:
+def train(args: argparse.Namespace, host: ModuleType, frames: list[Atoms]) -> dict[str, float]:
     """Train both models at the same time; seconds that each took."""
-    jobs = [make_job(label, args) for label in COMMANDS]
-    if args.reuse_models and all(model_file(args, job.label).exists() for job in jobs):
+    jobs = [host.demo_job(label, args, frames) for label in host.LABELS]
+    if args.reuse_models and all(host.model_file(job.folder).exists() for job in jobs):
         print("  reusing the models that are there")
         return {}
     for job in jobs:
@@ -144,19 +104,14 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     return {job.label: round(job.seconds, 1) for job in jobs}
 
 
-def model_file(args: argparse.Namespace, label: str) -> Path:
-    """Where a training command leaves its model."""
-    return args.output / label / f"{label}.model"
-
-
-def predict_all(args: argparse.Namespace, splits: Splits) -> Predictions:
+def predict_all(args: argparse.Namespace, host: ModuleType, splits: Splits) -> Predictions:
     """What each model says about each split but those it was trained on."""
     unseen = {name: frames for name, frames in splits.items() if name not in ("train", "valid")}
     everything = [frame for frames in unseen.values() for frame in frames]
     ends = np.cumsum([len(frames) for frames in unseen.values()])
     predictions: Predictions = {name: {} for name in unseen}
-    for label in COMMANDS:
-        whole = evaluation.predict(model_file(args, label), everything, label)
+    for label in host.LABELS:
+        whole = host.predict(host.model_file(args.output / label), everything, label)
         for name, end in zip(unseen, ends, strict=True):
             predictions[name][label] = whole[end - len(unseen[name]) : end]
     return predictions
@@ -174,8 +129,9 @@ def report(
 
     names = {"test_inside": "inside" if "test_beyond" in tests else "test", "test_beyond": "beyond"}
     exact = {names[name]: evaluation.reference(frames).flat for name, frames in tests.items()}
+    labels = next(iter(predictions.values()))
     models = {
-        label: {names[name]: predictions[name][label].flat for name in tests} for label in COMMANDS
+        label: {names[name]: predictions[name][label].flat for name in tests} for label in labels
     }
     figures.draw_parity(exact, models, args.output / "forces.png")
     return table
@@ -234,7 +190,8 @@ def draw(args: argparse.Namespace, splits: Splits, predictions: Predictions, rea
         tests = ("test_inside", "test_beyond")
         frames = [frame for name in tests for frame in splits[name]]
         said = {
-            label: predictions[tests[0]][label] + predictions[tests[1]][label] for label in COMMANDS
+            label: inside + predictions[tests[1]][label]
+            for label, inside in predictions[tests[0]].items()
         }
         zero = "energy relative to the\nfarthest frame (eV)"
         figures.draw_curves(own_curves(frames, said), reach, path, lines=False, ylabel=zero)
@@ -243,13 +200,14 @@ def draw(args: argparse.Namespace, splits: Splits, predictions: Predictions, rea
 def run(args: argparse.Namespace) -> None:
     """All steps, one after another."""
     start = time.monotonic()
+    host = importlib.import_module(f"{args.host}_runs")
     args.output.mkdir(parents=True, exist_ok=True)
     print("1/4 Data: " + (f"{args.data}" if args.data else "dimers labelled with GFN2-xTB"))
     splits, reach = own_splits(args) if args.data else demo_splits(args)
-    print(f"2/4 Training {' and '.join(COMMANDS)}, one core each, {args.epochs} epochs")
-    seconds = train(args)
+    print(f"2/4 Training {' and '.join(host.LABELS)}, one core each, {args.epochs} epochs")
+    seconds = train(args, host, splits["train"])
     print("3/4 Errors on frames that were not trained")
-    predictions = predict_all(args, splits)
+    predictions = predict_all(args, host, splits)
     table = report(args, splits, predictions, reach)
     print("4/4 Figures")
     draw(args, splits, predictions, reach)

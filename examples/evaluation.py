@@ -1,20 +1,16 @@
-"""Compare trained MACE-like models with reference energies and forces."""
+"""Compare the predictions of trained models with reference energies and forces."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ase import Atoms
 
 ENERGY, FORCES = "REF_energy", "REF_forces"
-BATCH = 32  # frames evaluated at a time
 
 
 @dataclass(frozen=True)
@@ -49,53 +45,6 @@ def reference(frames: list[Atoms]) -> Prediction:
     """The reference labels of frames, in the form of a prediction."""
     energies = np.array([frame.info[ENERGY] for frame in frames])
     return Prediction(energies, [frame.arrays[FORCES] for frame in frames])
-
-
-def predict(model_file: Path, frames: list[Atoms], label: str = "") -> Prediction:
-    """Energies and forces of frames by a model that a training command saved.
-
-    Parameters
-    ----------
-    model_file : the saved model; plain and long-range MACE are read alike.
-    frames : structures; ``info["total_charge"]`` reaches the model as it does in training.
-    label : name on the progress bar.
-
-    Returns
-    -------
-    Prediction
-    """
-    import mace  # noqa: F401  (before anything that imports e3nn)
-    import torch
-
-    # A MACE model file is a pickle: only load what you trained yourself.
-    model = torch.load(model_file, map_location="cpu", weights_only=False).eval()
-    model.requires_grad_(requires_grad=False)
-    torch.set_default_dtype(next(model.parameters()).dtype)
-    energies, forces = [], []
-    for batch in tqdm(_batches(model, frames), desc=f"  {label:9s}", unit="batch", ncols=100):
-        out = model(batch.to_dict(), compute_force=True)
-        energies.append(out["energy"].detach().numpy())
-        forces.append(out["forces"].detach().numpy())
-    sizes = np.cumsum([len(frame) for frame in frames])[:-1]
-    return Prediction(np.concatenate(energies), np.split(np.concatenate(forces), sizes))
-
-
-def _batches(model: Any, frames: list[Atoms]) -> Any:  # noqa: ANN401
-    """Frames as MACE reads them, a few at a time, in order."""
-    from mace import data, tools
-    from mace.tools import torch_geometric
-
-    table = tools.AtomicNumberTable([int(z) for z in model.atomic_numbers])
-    keys = data.KeySpecification(info_keys={"total_charge": "total_charge"}, arrays_keys={})
-    items = [
-        data.AtomicData.from_config(
-            data.config_from_atoms(frame, key_specification=keys),
-            z_table=table,
-            cutoff=float(model.r_max),
-        )
-        for frame in frames
-    ]
-    return torch_geometric.dataloader.DataLoader(items, batch_size=BATCH, shuffle=False)
 
 
 def rmse(predicted: Prediction, exact: Prediction, chosen: np.ndarray) -> dict[str, float]:

@@ -14,7 +14,11 @@ from typing import IO
 
 from tqdm import tqdm
 
-EPOCH = re.compile(r"Epoch (\d+):.*?RMSE_E_per_atom=\s*([\d.]+) meV, RMSE_F=\s*([\d.]+) meV")
+EPOCH = re.compile(
+    r"Epoch (?P<epoch>\d+):.*?RMSE_E_per_atom=\s*(?P<energy>[\d.]+) meV, "
+    r"RMSE_F=\s*(?P<forces>[\d.]+) meV"
+)
+ERRORS = "valid {energy} meV/atom {forces} meV/Å"
 TAIL = 25  # lines of a failed command's log that are shown
 
 
@@ -32,12 +36,15 @@ class Job:
     command : program and arguments.
     folder : where its log and files go.
     epochs : number of epochs it will run.
+    pattern : what its log holds after each epoch, with the group `epoch`, and `energy` and
+        `forces` where the log tells validation errors.
     """
 
     label: str
     command: list[str]
     folder: Path
     epochs: int
+    pattern: re.Pattern[str] = EPOCH
     process: subprocess.Popen[bytes] | None = None
     bar: tqdm | None = None
     started: float = 0.0
@@ -67,11 +74,12 @@ class Job:
     def advance(self) -> bool:
         """Move the bar to the newest epoch in the log; False once the command has ended."""
         running = self.process.poll() is None
-        found = EPOCH.findall(self._reader.read())
+        found = list(self.pattern.finditer(self._reader.read()))
         if found:
-            epoch, energy, forces = found[-1]
-            self.bar.set_postfix_str(f"valid {energy} meV/atom {forces} meV/Å", refresh=False)
-            self.bar.update(int(epoch) + 1 - self.bar.n)
+            last = found[-1].groupdict()
+            if "energy" in last:
+                self.bar.set_postfix_str(ERRORS.format(**last), refresh=False)
+            self.bar.update(int(last["epoch"]) + 1 - self.bar.n)
         if not running and not self.seconds:
             self.seconds = time.monotonic() - self.started
         return running
@@ -130,7 +138,8 @@ def find_command(name: str) -> str:
     if found is None:
         raise TrainingError(
             f"The command `{name}` was not found beside {sys.executable} nor on PATH. "
-            "Install it into this environment: pip install 'sog-longrange[mace,demo]'"
+            "Install it into this environment: pip install 'sog-longrange[HOST,demo]', "
+            "where HOST is mace or nequip"
         )
     return found
 

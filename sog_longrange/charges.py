@@ -116,8 +116,9 @@ def project_total_charge(charges: Tensor, total_charge: Tensor, batch: Tensor) -
         The closest charges (least squares) with that sum; smooth, and independent
         of the order of the atoms.
     """
-    num_graphs = len(total_charge)
+    num_graphs = total_charge.shape[0]
     excess = charges.new_zeros(num_graphs, charges.shape[1]).index_add(0, batch, charges)
     wanted = torch.nn.functional.pad(total_charge[:, None], (0, charges.shape[1] - 1))
-    counts = torch.bincount(batch, minlength=num_graphs).clamp_min(1)
+    ones = torch.ones_like(charges[:, 0])
+    counts = ones.new_zeros(num_graphs).index_add(0, batch, ones).clamp_min(1.0)
     return charges - ((excess - wanted) / counts[:, None])[batch]

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .errors import ConfigError, InputError, explain
 from .interaction import Interaction
-from .kernels import Ewald, FixedGaussians, Kernel, SumOfGaussians
+from .kernels import Ewald, FixedGaussians, Kernel
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
-from .validation import Structures, check_charges, check_structures
+from .validation import Structures, check_charges, check_structures, is_traced
 
 
 class LongRangeOutput(NamedTuple):
@@ -79,7 +78,7 @@ class LongRangeEnergy(nn.Module):
         the mesh sums them. See :mod:`~sog_longrange.kspace.distributed` for the loss.
     opaque : bool
         Evaluate through the operators of :mod:`~sog_longrange.kspace.ops`, which tracers do not
-        look into. Under `torch.compile` this is so anyway; `make_fx` needs it said.
+        look into. Under `torch.compile` and `make_fx` this is so anyway.
 
     Raises
     ------
@@ -140,7 +139,7 @@ class LongRangeEnergy(nn.Module):
     @property
     def traced(self) -> bool:
         """Whether evaluations go through an operator, in which nothing is looked at yet."""
-        return self.opaque or torch.compiler.is_compiling()
+        return self.opaque or is_traced()
 
     def forward(
         self,
@@ -206,17 +205,17 @@ class LongRangeEnergy(nn.Module):
         self.check_channels(charges)
         if self.traced:
             energy, potential = self._operate(charges, structures)
-            atomic_energies = 0.5 * (charges * potential).sum(-1)
-            return LongRangeOutput(energy, atomic_energies, potential, charges)
-        interaction = self._interaction(self.kernel.snapshot())
-        energy, potential = interaction.evaluate(charges, structures, self.remove_self)
+        else:
+            interaction = self._interaction(self.kernel.snapshot())
+            energy, potential = interaction.evaluate(charges, structures, self.remove_self)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""
-        if isinstance(self.kernel, SumOfGaussians | FixedGaussians):
-            amplitudes, widths = self.kernel.amplitudes, self.kernel.widths
+        kernel = self.kernel.snapshot()
+        if isinstance(kernel, FixedGaussians):
+            amplitudes, widths = kernel.amplitudes, kernel.widths
         else:
             amplitudes = widths = charges.new_empty(1, 0)
         positions, cell, pbc, batch, _ = structures

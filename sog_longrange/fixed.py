@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .energy import LongRangeEnergy
+from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
@@ -24,10 +24,10 @@ from .geometry import (
     wave_number_onset,
     wrapped_phases,
 )
-from .kspace.mesh import choose_meshes, mode_boxes
+from .kspace.mesh import Meshes, choose_meshes, mode_boxes
 from .kspace.stencils import TorchStencil
 from .kspace.windows import window_width
-from .validation import check_finite, check_shape
+from .validation import Structures, check_finite, check_shape
 
 _MARGIN = 1.0 + 1e-6
 
@@ -112,6 +112,34 @@ class FixedMeshEnergy(nn.Module):
         potential = torch.where(fits, potential, torch.full_like(potential, math.nan))
         return 0.5 * (charges * potential).sum(-1), potential
 
+    @property
+    def traced(self) -> bool:
+        """Always: no number is looked at, as in a graph."""
+        return True
+
+    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
+        """Evaluate like :meth:`LongRangeEnergy.evaluate`, whose place this can take.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        structures : Structures
+            One structure, taken as periodic along all axes.
+
+        Returns
+        -------
+        LongRangeOutput
+
+        Raises
+        ------
+        InputError
+            If there is more than one structure.
+        """
+        check_shape("cell", structures.cell, (1, 3, 3), "(1, 3, 3), of one structure")
+        atomic_energies, potential = self(charges, structures.positions, structures.cell[0])
+        energy = atomic_energies.sum()[None]
+        return LongRangeOutput(energy, atomic_energies, potential, charges)
+
     def _table(self, reciprocal: Tensor) -> Tensor:
         """Kernel on the modes of the mesh, times what undoes the window."""
         sizes = list(self.meshes.half_shapes[0])
@@ -133,19 +161,18 @@ class FixedMeshEnergy(nn.Module):
 class _Stencil(TorchStencil):
     """Stencil of all atoms at once, differentiated by autograd."""
 
-    def scatter(self, charges: Tensor) -> Tensor:
-        place, weights = self._all()
-        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
-        values = (charges.T[:, :, None, None, None] * weights).flatten(1)
-        return nodes.scatter_add(1, place.flatten().expand_as(values), values)
-
-    def collect(self, nodes: Tensor) -> Tensor:
-        place, weights = self._all()
-        values = nodes[:, place.flatten()].view(len(nodes), *place.shape)
-        return (values * weights).sum((2, 3, 4)).T
-
-    def _all(self) -> tuple[Tensor, Tensor]:
+    def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None:
+        super().__init__(meshes, phases, batch)
         first, t = self._first_nodes(slice(None))
         x, y, z = self._weights(slice(None), t, 0)[0].unbind(1)
-        weights = x[:, :, None, None] * (y[:, :, None] * z[:, None])[:, None]
-        return self._nodes(slice(None), first), weights
+        self.weights = x[:, :, None, None] * (y[:, :, None] * z[:, None])[:, None]
+        self.place = self._nodes(slice(None), first)
+
+    def scatter(self, charges: Tensor) -> Tensor:
+        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
+        values = (charges.T[:, :, None, None, None] * self.weights).flatten(1)
+        return nodes.scatter_add(1, self.place.flatten().expand_as(values), values)
+
+    def collect(self, nodes: Tensor) -> Tensor:
+        values = nodes[:, self.place.flatten()].view(len(nodes), *self.place.shape)
+        return (values * self.weights).sum((2, 3, 4)).T

@@ -223,6 +223,23 @@ def choose_modes(cell: Tensor, cutoff: float) -> Modes:
     return Modes(axes, 2.0 - (axes[0] == 0).to(cell.dtype))
 
 
+def largest_mode(length: float, cutoff: float) -> int:
+    """Largest mode number along an axis with |k| <= cutoff.
+
+    Parameters
+    ----------
+    length : float
+        Of the lattice vector, in Å.
+    cutoff : float
+        Largest wave number, in 1/Å.
+
+    Returns
+    -------
+    int
+    """
+    return math.floor(length * cutoff / (2.0 * math.pi))
+
+
 def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:
     """Numbers of modes along each axis that hold every |k| <= cutoff, all odd.
 
@@ -242,7 +259,7 @@ def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:
     SizeError
         If there are more than any memory holds.
     """
-    shapes = [[2 * math.floor(a * cutoff / (2.0 * math.pi)) + 1 for a in row] for row in lengths]
+    shapes = [[2 * largest_mode(a, cutoff) + 1 for a in row] for row in lengths]
     total = sum(math.prod(shape) for shape in shapes)
     if total > MAX_NODES:
         edges = ", ".join(f"{a:.3g}" for a in max(lengths, key=math.prod))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .errors import BoundaryError, explain
-from .geometry import reduced_cell, wave_number_onset
+from .geometry import reduced_cell
 from .kernels import Ewald, Kernel
 from .kspace.accelerators import find_accelerator
 from .kspace.auto import Choice, Size, choose_backend, pairs_are_faster
@@ -18,7 +18,7 @@ from .kspace.direct import direct_energy
 from .kspace.distributed import accumulate, replicate
 from .kspace.finufft import finufft_energy
 from .kspace.mesh import mesh_energy
-from .kspace.padded import padded_energy
+from .kspace.padded import Resolution, padded_energy
 from .kspace.pairs import pairs_energy
 from .validation import Structures
 
@@ -28,6 +28,7 @@ MOST_PAIRED: int = 500
 _WASTE = 4.0
 
 Evaluate = Callable[[Tensor, Structures], tuple[Tensor, Tensor]]
+_Seen = tuple[Structures, list[tuple[bool, ...]], list[int]]
 
 
 class Interaction(NamedTuple):
@@ -69,13 +70,10 @@ class Interaction(NamedTuple):
         SizeError
             If the evaluation fits into no memory.
         """
-        # Decided in Python: a tensor operation takes longer than the whole loop.
-        flags = [tuple(row) for row in structures.pbc.tolist()]
+        seen = _look_at(structures)
+        structures, flags, counts = seen
         self._check_boundaries(flags)
-        cell = reduced_cell(structures.cell, [all(own) for own in flags])
-        structures = structures._replace(cell=cell)
-        counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
-        kinds = self._kinds(charges.shape[1], structures, flags, counts)
+        kinds = self._kinds(charges.shape[1], seen)
         energy, potential = self._sum(charges, structures, kinds, counts)
         if remove_self:
             signs = [0.0 if kind == "pairs" else -1.0 for kind in kinds]
@@ -96,20 +94,26 @@ class Interaction(NamedTuple):
         -------
         dict of int to Choice
         """
-        flags = structures.pbc.tolist()
-        cell = reduced_cell(structures.cell.detach(), [all(own) for own in flags])
-        counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
-        lengths = torch.linalg.vector_norm(cell, dim=-1).tolist()
+        choices = self._choices(n_channels, _look_at(structures))
+        name = self._backend
+        if name == "auto":
+            return choices
+        return {graph: choice._replace(backend=name) for graph, choice in choices.items()}
+
+    @property
+    def _backend(self) -> str:
+        return self.backend if self.process_group is None else "mesh"
+
+    def _choices(self, n_channels: int, seen: _Seen) -> dict[int, Choice]:
+        """Find the fastest backend of each periodic structure."""
+        structures, flags, counts = seen
+        lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
         size = self._sizes(n_channels, structures.positions)
-        choices = {
+        return {
             graph: choose_backend(size(counts[graph], lengths[graph]))
             for graph, own in enumerate(flags)
             if all(own)
         }
-        name = self.backend if self.process_group is None else "mesh"
-        if name == "auto":
-            return choices
-        return {graph: choice._replace(backend=name) for graph, choice in choices.items()}
 
     def _sizes(self, n_channels: int, positions: Tensor) -> Callable[[int, Sequence[float]], Size]:
         """Complete what the cost of a structure depends on."""
@@ -133,21 +137,17 @@ class Interaction(NamedTuple):
                     )
                 )
 
-    def _kinds(
-        self,
-        n_channels: int,
-        structures: Structures,
-        flags: list[tuple[bool, ...]],
-        counts: list[int],
-    ) -> list[str]:
+    def _kinds(self, n_channels: int, seen: _Seen) -> list[str]:
         """Name the sum of each structure."""
+        structures, flags, counts = seen
+        name = self._backend
         choices = {}
-        if any(all(own) for own in flags):
-            choices = self.choices(n_channels, structures)
+        if name == "auto" and any(all(own) for own in flags):
+            choices = self._choices(n_channels, seen)
         kinds = []
         for graph, (own, count) in enumerate(zip(flags, counts, strict=True)):
-            if graph in choices:
-                kinds.append(choices[graph].backend)
+            if all(own):
+                kinds.append(choices[graph].backend if name == "auto" else name)
             elif any(own) or self._is_worth_padding(n_channels, structures, graph, count):
                 kinds.append("padded")
             else:
@@ -161,9 +161,7 @@ class Interaction(NamedTuple):
         if count <= MOST_PAIRED or isinstance(self.kernel, Ewald):
             return False
         positions = structures.positions.detach()[structures.batch == graph]
-        padding = self.kernel.min_width**2 * wave_number_onset(
-            self.kernel.min_width, self.tolerance
-        )
+        padding = Resolution.of(self.kernel, self.tolerance).padding
         lengths = (2.0 * (positions.amax(0) - positions.amin(0) + padding)).tolist()
         return not pairs_are_faster(self._sizes(n_channels, positions)(count, lengths))
 
@@ -261,6 +259,15 @@ class Interaction(NamedTuple):
         zeros = energy.new_zeros(structures.num_graphs)
         own_energy = zeros.index_add(0, structures.batch, per_atom.to(zeros))
         return energy + accumulate(own_energy, self.process_group), potential + own
+
+
+def _look_at(structures: Structures) -> _Seen:
+    """Reduce the cells, and list the boundary and the number of atoms of each structure."""
+    # Decided in Python: a tensor operation takes longer than the whole loop.
+    flags = [tuple(row) for row in structures.pbc.tolist()]
+    cell = reduced_cell(structures.cell, [all(own) for own in flags])
+    counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
+    return structures._replace(cell=cell), flags, counts
 
 
 def _waste_of_padding(structures: Structures) -> float:

@@ -318,21 +318,23 @@ class SumOfGaussians(nn.Module):
     @property
     def amplitudes(self) -> Tensor:
         """Amplitudes a_l in the pinned gauge, shape (num_channels, num_gaussians), in eV/e^2."""
-        free = self.start_amplitudes * torch.exp(self.log_amplitudes)
-        value = (free * torch.exp(-0.5 * (self.gauge_radius / self.widths) ** 2)).sum(-1)
-        return free * (self.pinned_value / value)[:, None]
+        return self.snapshot().amplitudes
 
     def fourier(self, k2: Tensor) -> Tensor:
         """Khat(k); see :func:`gaussian_fourier`."""
-        return gaussian_fourier(k2, self.amplitudes, self.widths)
+        return self.snapshot().fourier(k2)
 
     def radial(self, r2: Tensor) -> Tensor:
         """K(r); see :func:`gaussian_radial`."""
-        return gaussian_radial(r2, self.amplitudes, self.widths)
+        return self.snapshot().radial(r2)
 
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
-        return FixedGaussians(self.amplitudes, self.widths, self.min_width, self.zero_mode)
+        widths = self.widths
+        free = self.start_amplitudes * torch.exp(self.log_amplitudes)
+        value = (free * torch.exp(-0.5 * (self.gauge_radius / widths) ** 2)).sum(-1)
+        amplitudes = free * (self.pinned_value / value)[:, None]
+        return FixedGaussians(amplitudes, widths, self.min_width, self.zero_mode)
 
     def start_error(self, r_min: float, r_max: float) -> float:
         """Largest relative deviation of the kernel, as it is now, from its start's law.

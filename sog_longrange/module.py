@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from .charges import LatentCharges, project_total_charge
 from .config import HOW, SOGConfig
-from .energy import LongRangeOutput
+from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
+from .fixed import FixedMeshEnergy
 from .validation import (
     Structures,
-    check_float,
-    check_like,
     check_shape,
     check_structures,
+    check_tensor,
     check_total_charge,
 )
 
@@ -62,8 +62,29 @@ class SOGLongRange(nn.Module):
         if readout is None:
             readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
         self.readout = readout
-        self.energy = c.build_energy()
+        self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
         self.register_buffer("gate", torch.ones(()))
+
+    def fix_mesh(self, largest_cell: Tensor) -> None:
+        """Evaluate single periodic structures on a mesh of fixed shape from now on.
+
+        For export to C++, where nothing can depend on the cell; not for training.
+
+        Parameters
+        ----------
+        largest_cell : Tensor, shape (3, 3), in Å
+            See :class:`FixedMeshEnergy`.
+
+        Raises
+        ------
+        ConfigError
+            If the mesh is fixed already.
+        InputError, SizeError
+            As :class:`FixedMeshEnergy`.
+        """
+        if isinstance(self.energy, FixedMeshEnergy):
+            raise ConfigError(explain("energy", "without a fixed mesh", repr(self.energy)))
+        self.energy = FixedMeshEnergy(self.energy, largest_cell)
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
         """Begin without the long-range energy and fade it in as the optimizer steps.
@@ -155,9 +176,9 @@ class SOGLongRange(nn.Module):
         Parameters
         ----------
         features : Tensor, shape (n_atoms, sum(layer_sizes))
-            Invariant features, layer after layer.
+            Invariant features, layer after layer, in the dtype of the readout.
         positions, cell, pbc, batch, num_graphs
-            As in :meth:`LongRangeEnergy.forward`.
+            As in :meth:`LongRangeEnergy.forward`, in the dtype of the kernel.
         total_charge : Tensor, shape (n_graphs,), in e, optional
             Required if, and used only if, `charge_constraint` is "total".
 
@@ -207,15 +228,16 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError
             If the features do not fit or a total charge is missing.
         """
-        check_float("features", features)
-        n_atoms, width = len(structures.positions), sum(self.readout.layer_sizes)
+        # Of a tensor in a graph, len() would fix the number of atoms.
+        positions = structures.positions
+        n_atoms, width = positions.shape[0], sum(self.readout.layer_sizes)
+        check_tensor("features", features)
         check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
-        check_like("features", features, structures.positions)
-        charges: Tensor = self.readout(features)
+        charges: Tensor = self.readout(features).to(positions.dtype)
         constraint = self.config.charge_constraint
         if constraint == "none":
             return charges
-        wanted = structures.positions.new_zeros(structures.num_graphs)
+        wanted = positions.new_zeros(structures.num_graphs)
         if constraint == "total":
             if total_charge is None:
                 expected = 'given for charge_constraint="total"'

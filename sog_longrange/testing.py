@@ -352,9 +352,8 @@ def assert_batch_consistent(
         raise AssertionError(f"{len(structures)} structures have energies of shape {shape}.")
     for index, structure in enumerate(structures):
         alone = float(energy(*join([structure])).detach()[0])
-        scale = max(abs(alone), 1.0, len(structure.positions))
         what = f"Structure {index} of the batch"
-        _check_close(float(together[index]), alone, tolerance * scale, what)
+        _check_close(float(together[index]), alone, tolerance, structure, what)
 
 
 def assert_forces_match_finite_differences(
@@ -455,8 +454,7 @@ def _compare(
     """Compare the energy of a changed structure with `factor` times the original's."""
     expected = factor * float(energy(*join([structure])).detach()[0])
     found = float(energy(*join([changed])).detach()[0])
-    scale = max(abs(expected), 1.0, len(changed.positions))
-    _check_close(found, expected, tolerance * scale, f"The energy under {change}")
+    _check_close(found, expected, tolerance, changed, f"The energy under {change}")
 
 
 def _check_slope(
@@ -480,15 +478,17 @@ def _check_slope(
     found = float(torch.autograd.grad(along(x), x)[0])
     near, far = (float((along(d) - along(-d)).detach()) for d in _steps(shift, step))
     expected = (8.0 * near - far) / (12.0 * step)
-    scale = max(abs(expected), 1.0, len(structure.positions))
-    _check_close(found, expected, tolerance * scale, what)
+    _check_close(found, expected, tolerance, structure, what)
 
 
 def _steps(like: Tensor, step: float) -> tuple[Tensor, Tensor]:
     return like.new_tensor(step), like.new_tensor(2.0 * step)
 
 
-def _check_close(found: float, expected: float, allowed: float, what: str) -> None:
+def _check_close(
+    found: float, expected: float, tolerance: float, structure: Structure, what: str
+) -> None:
+    allowed = tolerance * max(abs(expected), 1.0, len(structure.positions))
     # Written so that NaN fails.
     if not abs(found - expected) <= allowed:
         raise AssertionError(

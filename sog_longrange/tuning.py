@@ -164,13 +164,9 @@ def find_tolerance(
 
 
 def _with_tolerance(energy: LongRangeEnergy, tolerance: float) -> LongRangeEnergy:
-    return LongRangeEnergy(
-        energy.kernel,
-        tolerance=tolerance,
-        remove_self=energy.remove_self,
-        backend=energy.backend,
-        accelerator=energy.accelerator,
-    )
+    other = copy.copy(energy)
+    other.tolerance = tolerance
+    return other
 
 
 def _tighter(energy: LongRangeEnergy) -> LongRangeEnergy:

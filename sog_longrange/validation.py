@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .errors import InputError, InputTypeError, explain
 
@@ -83,7 +84,7 @@ def check_structures(
         if cell is None:
             expected = "given with `batch` and without `cell` in a traced evaluation"
             raise InputError(explain("num_graphs", expected, "None"))
-        num_graphs = 1 if cell.dim() == 2 else len(cell)
+        num_graphs = 1 if cell.dim() == 2 else cell.shape[0]
     if values:
         check_finite("positions", positions)
     batch, num_graphs = _check_batch(positions, batch, num_graphs, values)
@@ -231,12 +232,23 @@ def check_finite(name: str, value: Tensor) -> None:
     value : Tensor
         The argument.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return  # The operators check again, when the graph runs.
     finite = torch.isfinite(value.detach())
     if not bool(finite.all()):
         where = tuple((~finite).nonzero()[0].tolist())
         raise InputError(explain(name, "finite", f"{value[where].item()} at index {where}"))
+
+
+def is_traced() -> bool:
+    """Tell whether a tracer records what runs now, so that no number can be looked at.
+
+    Returns
+    -------
+    bool
+        True under `torch.compile` and `make_fx`.
+    """
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def _check_batch(
@@ -286,7 +298,8 @@ def _check_pbc(
     check_tensor("pbc", pbc)
     if pbc.dtype != torch.bool:
         raise InputTypeError(explain("pbc", "of dtype bool", str(pbc.dtype)))
-    if pbc.shape == (3,):
+    # A comparison of shapes of different length would fix the number of structures in a graph.
+    if pbc.dim() == 1 and pbc.shape == (3,):
         pbc = pbc.expand(num_graphs, 3)
     check_shape("pbc", pbc, (num_graphs, 3), f"(n_graphs={num_graphs}, 3)")
     return pbc.to(positions.device)
@@ -300,7 +313,7 @@ def _check_cell(
             raise InputError(explain("cell", "given for periodic structures", "None"))
         return positions.new_zeros(num_graphs, 3, 3)
     check_float("cell", cell)
-    if cell.shape == (3, 3) and num_graphs == 1:
+    if cell.dim() == 2 and cell.shape == (3, 3) and num_graphs == 1:
         cell = cell[None]
     check_shape("cell", cell, (num_graphs, 3, 3), f"(n_graphs={num_graphs}, 3, 3)")
     check_like("cell", cell, positions)

@@ -38,8 +38,47 @@ def _uniform(generator, *shape):
     return torch.rand(*shape, generator=generator, dtype=DOUBLE) - 0.5
 
 
+CELLS = {
+    "3 Å": 3.0 * torch.eye(3, dtype=DOUBLE),
+    "orthorhombic": torch.diag(tensor([5.0, 6.0, 7.5])),
+    "triclinic": random_cell(2, 6.0),
+    "left-handed": random_cell(3, 6.0),
+    "skewed": tensor([[5.0, 0, 0], [4.9, 3.0, 0], [-4.9, 2.5, 3.8]]),
+}
+
+
+def atoms_in(cell, seed=0, n_atoms=8, n_channels=3):
+    """Atoms anywhere, some of them in other images of the cell."""
+    generator = torch.Generator().manual_seed(seed)
+    charges = torch.randn(n_atoms, n_channels, generator=generator, dtype=DOUBLE)
+    places = 3.0 * torch.rand(n_atoms, 3, generator=generator, dtype=DOUBLE) - 1.0
+    return Structure(charges, places @ cell, cell, PERIODIC)
+
+
+def as_type(structure, dtype):
+    return Structure(*(x.to(dtype) if x.is_floating_point() else x for x in structure))
+
+
 def sum_of_gaussians(start=None, **options):
     return SumOfGaussians(coulomb() if start is None else start, **options).double()
+
+
+def perturbed(kernel, size):
+    """`kernel` with random changes of all its parameters."""
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in kernel.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+    return kernel
+
+
+SUMS = {
+    "direct": {"backend": "direct"},
+    "mesh": {"backend": "mesh", "accelerator": "none"},
+    "numba": {"backend": "mesh", "accelerator": "numba"},
+    "finufft": {"backend": "finufft", "accelerator": "none"},
+}
+"""Options of `LongRangeEnergy` for each code that sums over modes."""
 
 
 def all_kernels(min_width=1.0, max_width=8.0):

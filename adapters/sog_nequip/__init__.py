@@ -1,1 +1,12 @@
-"""Adapter for NequIP and Allegro: planned, not part of this version."""
+"""Long-range NequIP and Allegro: a config plugin.
+
+NequIP loads this module whenever it is imported itself, so it stays small and never raises:
+beside a version of NequIP that it does not know it warns and registers nothing.
+"""
+
+from .host import warn_unless_supported
+
+if warn_unless_supported():
+    from . import registry
+
+    registry.register()

@@ -11,7 +11,13 @@ from typing import NamedTuple
 import torch
 
 from sog_longrange.errors import ConfigError, explain
-from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES, TAPER, wave_number_onset
+from sog_longrange.geometry import (
+    MAX_ELEMENTS,
+    MAX_NODES,
+    TAPER,
+    largest_mode,
+    wave_number_onset,
+)
 
 from .windows import window_width
 
@@ -50,7 +56,7 @@ class Size(NamedTuple):
     def half_widths(self) -> tuple[int, ...]:
         """Largest mode number along each axis."""
         cutoff = TAPER * wave_number_onset(self.min_width, self.tolerance)
-        return tuple(math.floor(min(a, _ABSURD) * cutoff / (2.0 * math.pi)) for a in self.lengths)
+        return tuple(largest_mode(min(a, _ABSURD), cutoff) for a in self.lengths)
 
     @property
     def half_modes(self) -> int:

@@ -22,6 +22,7 @@ from sog_longrange.kernels import Kernel
 from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
+from .fourier import SECOND_ORDERS, FourierBackend, hessian_product
 
 
 def direct_energy(
@@ -101,7 +102,7 @@ def kernel_table(
     return values.transpose(0, 1)
 
 
-class DirectBackend:
+class DirectBackend(FourierBackend):
     """Adjoint sums by matrix products of per-axis phase factors.
 
     exp(i m.theta) is a product of three factors, one for each axis; structures are
@@ -114,6 +115,8 @@ class DirectBackend:
     batch : Tensor, shape (n_atoms,), sorted
     num_graphs : int
     """
+
+    channel_axis = 1
 
     def __init__(self, modes: Modes, batch: Tensor, num_graphs: int) -> None:
         self.modes = modes
@@ -148,14 +151,6 @@ class DirectBackend:
         spectrum = spectrum + i_m[2] * self._project(d[:, :, 2])
         return spectrum.conj()
 
-    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Multiply by the kernel."""
-        return table * spectrum
-
-    def field(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum: atoms gather from it directly."""
-        return spectrum
-
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential and its phase gradient at the atoms."""
         d = self._derivatives(spectrum, 1)
@@ -164,16 +159,7 @@ class DirectBackend:
     def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
         """Second phase derivatives of the potential, times a direction."""
         d = self._derivatives(spectrum, 2)
-        xx, yy, zz = d[:, 2, 0, 0], d[:, 0, 2, 0], d[:, 0, 0, 2]
-        xy, xz, yz = d[:, 1, 1, 0], d[:, 1, 0, 1], d[:, 0, 1, 1]
-        rows = (xx, xy, xz), (xy, yy, yz), (xz, yz, zz)
-        hessian = torch.stack([torch.stack(row, 1) for row in rows], 1)
-        return torch.einsum("nabp,nb->nap", hessian, direction)
-
-    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R) on the modes, summed over channels if they share a kernel."""
-        product = first.real * second.real + first.imag * second.imag
-        return product if table.shape[1] > 1 else product.sum(1, keepdim=True)
+        return hessian_product([d[:, a, b, c] for a, b, c in SECOND_ORDERS], direction)
 
     def per_table(self, per_graph: Tensor) -> Tensor:
         """One number per structure, broadcast over its modes."""

@@ -20,27 +20,6 @@ from torch.autograd import Function
 from .autograd import apply_function
 
 
-def sum_over_ranks(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sum of a tensor over all ranks, without autograd.
-
-    Parameters
-    ----------
-    local : Tensor
-    group : ProcessGroup, optional
-        None returns the tensor as it is.
-
-    Returns
-    -------
-    Tensor
-    """
-    if group is None:
-        return local
-    total = local.clone(memory_format=torch.contiguous_format)
-    real = torch.view_as_real(total) if total.is_complex() else total
-    dist.all_reduce(real, group=group)
-    return total
-
-
 def accumulate(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Replicated sum of local tensors; its gradient is handed to each rank as it is.
 
@@ -79,7 +58,10 @@ class _Accumulate(Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return sum_over_ranks(local, group)
+        total = local.clone(memory_format=torch.contiguous_format)
+        real = torch.view_as_real(total) if total.is_complex() else total
+        dist.all_reduce(real, group=group)
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

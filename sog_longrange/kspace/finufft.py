@@ -13,24 +13,11 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import ConfigError, explain
-from sog_longrange.geometry import (
-    TAPER,
-    box_shapes,
-    cell_volume,
-    reciprocal_cell,
-    wave_number_onset,
-    wrapped_phases,
-)
+from sog_longrange.geometry import box_shapes
 from sog_longrange.kernels import Kernel
-from sog_longrange.validation import check_finite
 
-from .autograd import quadratic_energy
-from .radial import (
-    ModeBoxes,
-    Sampler,
-    kernel_on_modes,
-    running_sum,
-)
+from .fourier import FlatBackend, flat_energy, hessian_product
+from .radial import ModeBoxes, Sampler, blocks, running_sum
 
 _MAX_IDLE = 32
 _ONE_THREAD = 4096
@@ -77,28 +64,21 @@ def finufft_energy(
     ----------
     Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
     """
-    onset = wave_number_onset(kernel.min_width, tolerance)
-    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
-    shapes = box_shapes(lengths, TAPER * onset)
-    axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
-    modes = torch.cat(axes)
-    boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
-    reciprocal = reciprocal_cell(cell)
-    table = kernel_on_modes(kernel, boxes, reciprocal, onset, max(map(max, lengths)), sampler)
-    phases = wrapped_phases(positions, reciprocal, batch)
-    # A number that is not finite would lead native code out of its arrays.
-    check_finite("positions", phases)
-    backend = FinufftBackend(boxes, batch, 0.1 * tolerance)
-    energy, potential = quadratic_energy(backend, phases, charges, table)
-    volume = cell_volume(cell)
-    return energy / volume, potential / volume[batch][:, None]
+
+    def plan(lengths: list[list[float]], cutoff: float) -> tuple[FinufftBackend, ModeBoxes]:
+        shapes = box_shapes(lengths, cutoff)
+        axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
+        modes = torch.cat(axes)
+        boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
+        return FinufftBackend(boxes, batch, 0.1 * tolerance), boxes
+
+    return flat_energy(kernel, charges, positions, cell, tolerance, sampler, plan)
 
 
-class FinufftBackend:
+class FinufftBackend(FlatBackend):
     """Adjoint sums by plans of FINUFFT, one for each structure.
 
-    Spectra and tables are flat: (n_channels, modes of all structures). Two real fields
-    travel in one complex transform.
+    Two real fields travel in one complex transform.
 
     Parameters
     ----------
@@ -110,15 +90,13 @@ class FinufftBackend:
     """
 
     def __init__(self, boxes: ModeBoxes, batch: Tensor, accuracy: float) -> None:
+        super().__init__(boxes.starts, batch)
         self.boxes = boxes
-        self.batch = batch
-        self.num_graphs = len(boxes.shapes)
         self.accuracy = accuracy
-        starts = boxes.starts
-        self._modes = [slice(*ends) for ends in zip(starts, starts[1:], strict=False)]
+        self._axes = boxes.axes(boxes.modes)
+        self._modes = blocks(self.mode_starts)
         counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
-        ends = running_sum(counts)
-        self._atoms = [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+        self._atoms = blocks(running_sum(counts))
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
@@ -131,28 +109,20 @@ class FinufftBackend:
         """Structure factor sum_j (q_j + d_j.grad) exp(-i m.theta_j)."""
         channels = charges.shape[1]
         fields = charges[:, None] if dipoles is None else torch.cat((charges[:, None], dipoles), 1)
-        out = _complex(fields.new_zeros(channels, self.boxes.starts[-1]))
+        out = _complex(fields.new_zeros(channels, self.mode_starts[-1]))
         for g, transform in self._present():
             spectra = transform.spread(fields[self._atoms[g]].flatten(1).T)
             spectra = spectra.view(fields.shape[1], channels, *self.boxes.shapes[g])
             total = spectra[0]
-            for axis, field in enumerate(spectra[1:]):
-                total = total - 1j * transform.modes[axis] * field
+            for axis, field in zip(self._axes[g], spectra[1:], strict=False):
+                total = total - 1j * axis * field
             out[:, self._modes[g]] = total.flatten(1)
         return out
-
-    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Multiply by the kernel."""
-        return table * spectrum
-
-    def field(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum: atoms gather from it directly."""
-        return spectrum
 
     def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
         """Potential and its phase gradient at the atoms."""
 
-        def fields(psi: Tensor, m: list[Tensor]) -> list[Tensor]:
+        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
             return [psi, *(1j * axis * psi for axis in m)]
 
         values = self._gather(spectrum, fields, 4)
@@ -162,32 +132,22 @@ class FinufftBackend:
         """Second phase derivatives of the potential, times a direction."""
         pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
-        def fields(psi: Tensor, m: list[Tensor]) -> list[Tensor]:
+        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
             return [-(m[a] * m[b]) * psi for a, b in pairs]
 
-        xx, yy, zz, xy, xz, yz = self._gather(spectrum, fields, 6).unbind(1)
-        x, y, z = direction[:, :, None].unbind(1)
-        rows = (xx * x + xy * y + xz * z, xy * x + yy * y + yz * z, xz * x + yz * y + zz * z)
-        return torch.stack(rows, 1)
-
-    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R) on the modes, summed over channels if they share a kernel."""
-        product = first.real * second.real + first.imag * second.imag
-        return product if len(table) > 1 else product.sum(0, keepdim=True)
-
-    def per_table(self, per_graph: Tensor) -> Tensor:
-        """One number per structure, repeated over its modes."""
-        sizes = torch.tensor(self.boxes.starts, device=per_graph.device).diff()
-        return per_graph.repeat_interleave(sizes, output_size=self.boxes.starts[-1])
+        return hessian_product(self._gather(spectrum, fields, 6).unbind(1), direction)
 
     def _gather(
-        self, spectrum: Tensor, fields: Callable[[Tensor, list[Tensor]], list[Tensor]], count: int
+        self,
+        spectrum: Tensor,
+        fields: Callable[[Tensor, tuple[Tensor, ...]], list[Tensor]],
+        count: int,
     ) -> Tensor:
         channels = len(spectrum)
         out = spectrum.real.new_empty(len(self.batch), count, channels)
         for g, transform in self._present():
             psi = spectrum[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
-            spectra = torch.cat(fields(psi, transform.modes))
+            spectra = torch.cat(fields(psi, self._axes[g]))
             out[self._atoms[g]] = transform.gather(spectra).T.unflatten(1, (count, channels))
         return out
 
@@ -199,7 +159,6 @@ class _Transform:
     """Transforms of real fields between the atoms of one structure and its modes."""
 
     def __init__(self, phases: Tensor, shape: tuple[int, int, int], accuracy: float) -> None:
-        self.shape = shape
         accuracy = max(accuracy, _FLOOR[phases.dtype])
         few = len(phases) < _ONE_THREAD
         threads = 1 if few else torch.get_num_threads()
@@ -207,11 +166,6 @@ class _Transform:
         self.plans = _POOL.borrow(key)
         weakref.finalize(self, _POOL.give_back, key, self.plans)
         self.plans.set_points(phases)
-        view = ((-1, 1, 1), (-1, 1), (-1,))
-        self.modes = [
-            torch.arange(-(n // 2), n // 2 + 1, device=phases.device).to(phases).view(v)
-            for n, v in zip(shape, view, strict=True)
-        ]
 
     def spread(self, fields: Tensor) -> Tensor:
         """Spectra (n, *shape) of real fields (n, n_atoms)."""
@@ -248,7 +202,7 @@ class PlanKey(NamedTuple):
     def options(self) -> dict[str, Any]:
         """Arguments that all plans share."""
         name = "complex64" if self.dtype == torch.float32 else "complex128"
-        return {"n_modes": self.shape, "eps": self.accuracy, "dtype": name}
+        return {"eps": self.accuracy, "dtype": name}
 
 
 class _CPUPlans:
@@ -258,8 +212,7 @@ class _CPUPlans:
         options = {**key.options, "isign": -1, "nthreads": key.threads, "showwarn": 0}
         # The small upsampling halves the FFT but reaches only nine digits.
         options["upsampfac"] = 1.25 if key.accuracy > 1e-8 else 2.0
-        options["n_modes_or_dim"] = options.pop("n_modes")
-        self.plan = _library("finufft").Plan(1, **options)
+        self.plan = _library("finufft").Plan(1, key.shape, **options)
 
     def set_points(self, phases: Tensor) -> None:
         # The library reads the points until the next call: they must stay alive.
@@ -280,8 +233,8 @@ class _CUDAPlans:
         options = {**key.options, "gpu_device_id": key.device.index or 0}
         plan = _library("cufinufft").Plan
         self.device = key.device
-        self.forward = plan(1, isign=-1, **options)
-        self.backward = plan(2, isign=1, **options)
+        self.forward = plan(1, key.shape, isign=-1, **options)
+        self.backward = plan(2, key.shape, isign=1, **options)
         self.shape = key.shape
 
     def set_points(self, phases: Tensor) -> None:

@@ -10,25 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sog_longrange.geometry import (
-    TAPER,
-    box_shapes,
-    cell_volume,
-    reciprocal_cell,
-    wave_number_onset,
-    wrapped_phases,
-)
+from sog_longrange.geometry import box_shapes
 from sog_longrange.kernels import Kernel
-from sog_longrange.validation import check_finite
 
-from .autograd import quadratic_energy
-from .distributed import accumulate, replicate
-from .radial import (
-    ModeBoxes,
-    Sampler,
-    kernel_on_modes,
-    running_sum,
-)
+from .fourier import FlatBackend, flat_energy
+from .radial import ModeBoxes, Sampler, blocks, running_sum
 from .windows import influence, window_width
 
 
@@ -141,22 +127,13 @@ def mesh_energy(
     Ji, Liang, Xu, arXiv:2502.04668 (the sum); Hockney, Eastwood, Computer Simulation
     Using Particles (1988) (meshes); Barnett, arXiv:1808.06736 (the window).
     """
-    onset = wave_number_onset(kernel.min_width, tolerance)
-    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
-    if meshes is None:
-        meshes = choose_meshes(lengths, TAPER * onset, window_width(tolerance))
-    reciprocal = reciprocal_cell(cell)
-    boxes, longest = mode_boxes(meshes, cell), max(map(max, lengths))
-    table = kernel_on_modes(kernel, boxes, reciprocal, onset, longest, accelerator.sampler)
-    phases = wrapped_phases(positions, replicate(reciprocal, group), batch)
-    # A number that is not finite would lead native code out of its arrays.
-    check_finite("positions", phases)
-    backend = MeshBackend(meshes, batch, accelerator)
-    energy, potential = quadratic_energy(
-        backend, phases, charges, table, lambda local: accumulate(local, group)
-    )
-    volume = cell_volume(cell)
-    return energy / volume, potential / replicate(volume, group)[batch][:, None]
+
+    def plan(lengths: list[list[float]], cutoff: float) -> tuple[MeshBackend, ModeBoxes]:
+        own = choose_meshes(lengths, cutoff, window_width(tolerance)) if meshes is None else meshes
+        return MeshBackend(own, batch, accelerator), mode_boxes(own, cell)
+
+    sampler = accelerator.sampler
+    return flat_energy(kernel, charges, positions, cell, tolerance, sampler, plan, group)
 
 
 def choose_meshes(lengths: list[list[float]], cutoff: float, width: int) -> Meshes:
@@ -231,10 +208,8 @@ def mode_boxes(meshes: Meshes, like: Tensor) -> ModeBoxes:
     )
 
 
-class MeshBackend:
+class MeshBackend(FlatBackend):
     """Adjoint sums by spreading to meshes, real FFTs and gathering.
-
-    Spectra and tables are flat: (n_channels, modes of all structures).
 
     Parameters
     ----------
@@ -244,12 +219,12 @@ class MeshBackend:
     """
 
     def __init__(self, meshes: Meshes, batch: Tensor, accelerator: Accelerator) -> None:
+        super().__init__(running_sum([math.prod(shape) for shape in meshes.half_shapes]), batch)
         self.meshes = meshes
-        self.batch = batch
-        self.num_graphs = len(meshes.shapes)
         self._stencil = accelerator.stencil
-        self._starts = meshes.starts
-        self._mode_starts = running_sum([math.prod(shape) for shape in meshes.half_shapes])
+        places = blocks(meshes.starts), blocks(self.mode_starts)
+        # Shape of each mesh, and its places in the flat arrays of nodes and modes.
+        self._boxes = list(zip(meshes.shapes, *places, strict=True))
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
@@ -260,18 +235,14 @@ class MeshBackend:
         nodes = self.stencil.spread(charges, dipoles)
         boxes = [
             torch.fft.rfftn(nodes[:, real].view(-1, *shape), dim=(1, 2, 3)).flatten(1)
-            for shape, real, _ in self._boxes()
+            for shape, real, _ in self._boxes
         ]
         return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
-
-    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Multiply by the kernel."""
-        return table * spectrum
 
     def field(self, spectrum: Tensor) -> Tensor:
         """Return the potentials on the nodes of all meshes."""
         boxes = []
-        for (a, b, c), _, half in self._boxes():
+        for (a, b, c), _, half in self._boxes:
             box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
             nodes = torch.fft.irfftn(box, s=(a, b, c), dim=(1, 2, 3), norm="forward")
             boxes.append(nodes.flatten(1))
@@ -287,22 +258,8 @@ class MeshBackend:
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
         """Re(S* R) of each mode and its mirror image, summed over channels that share a kernel."""
-        product = first.real * second.real + first.imag * second.imag
-        product = product if len(table) > 1 else product.sum(0, keepdim=True)
-        for (a, b, c), _, half in self._boxes():
+        product = super().correlate(first, second, table)
+        for (a, b, c), _, half in self._boxes:
             box = product[:, half].view(-1, a, b, c // 2 + 1)
             box[..., 1:] *= 2.0
         return product
-
-    def per_table(self, per_graph: Tensor) -> Tensor:
-        """One number per structure, repeated over its modes."""
-        if self.num_graphs == 1:
-            return per_graph
-        sizes = torch.tensor(self._mode_starts, device=per_graph.device).diff()
-        return per_graph.repeat_interleave(sizes, output_size=self._mode_starts[-1])
-
-    def _boxes(self) -> list[tuple[tuple[int, int, int], slice, slice]]:
-        """Shape of each mesh, and its places in the flat arrays of nodes and modes."""
-        real = [slice(*ends) for ends in zip(self._starts, self._starts[1:], strict=False)]
-        half = [slice(*e) for e in zip(self._mode_starts, self._mode_starts[1:], strict=False)]
-        return list(zip(self.meshes.shapes, real, half, strict=True))

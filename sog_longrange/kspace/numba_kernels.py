@@ -19,6 +19,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .windows import make_window
+
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "fastmath": True,
@@ -302,8 +304,8 @@ def _make_weights(width: int, dtype: str, order: int) -> Callable[..., None]:
     """
     real = np.dtype(dtype).type
     padded = padded_width(width)
-    shift = real(0.5 * (width % 2))
-    first = 1 - width % 2 - (width - width % 2) // 2
+    window = make_window(width)
+    shift, first = real(window.shift), window.first
 
     @_inlined
     def weights(phase: Any, size: Any, c: Any, w: Any, nodes: Any, axis: Any) -> None:
@@ -536,7 +538,7 @@ def _make_locate(dtype: str, bits: int) -> Callable[..., Any]:
     """Row of the interval that holds k^2, place from its middle and the inverse of its width."""
     real = np.dtype(dtype).type
     integer = np.int32 if dtype == "float32" else np.int64
-    mantissa = integer(23 if dtype == "float32" else 52)
+    mantissa = integer(np.finfo(dtype).nmant)
     shift = integer(mantissa - bits)
     low_bits = integer((1 << int(shift)) - 1)
     scale, per_octave = real(2.0 ** -int(shift)), real(2.0**bits)

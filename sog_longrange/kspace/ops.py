@@ -141,7 +141,7 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
         weights = (by_energy, by_potential, by_gradient)
-        return _aside(lambda: _backward(evaluate, _leaves(inputs), weights), charges)
+        return _aside(lambda: _backward(evaluate, _leaves(inputs), _copies(weights)), charges)
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -190,9 +190,11 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
         inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
         weights = (by_energy, by_potential, by_gradient)
         cotangents = (for_charges, for_positions, for_cell, for_amplitudes, for_widths)
-        return _aside(
-            lambda: _double_backward(evaluate, _leaves(inputs), weights, cotangents), charges
-        )
+
+        def job() -> tuple[Any, ...]:
+            return _double_backward(evaluate, _leaves(inputs), weights, _copies(cotangents))
+
+        return _aside(job, charges)
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -263,6 +265,11 @@ def _leaves(inputs: Inputs, which: Sequence[int] = range(N_DIFFERENTIABLE)) -> I
     charges, positions, cell, amplitudes, widths = leaves
     pbc, batch = inputs.pbc.clone(), inputs.batch.clone()
     return Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, inputs.options)
+
+
+def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Ordinary copies: tensors of inference mode cannot enter a graph."""
+    return [None if x is None else x.detach().clone() for x in tensors]
 
 
 def _aside(job: Callable[[], tuple[Any, ...]], like: Tensor) -> tuple[Any, ...]:

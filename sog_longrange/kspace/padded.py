@@ -22,7 +22,9 @@ from sog_longrange.errors import BoundaryError, InputTypeError, explain
 from sog_longrange.geometry import (
     MAX_NODES,
     TAPER,
+    cell_volume,
     fade_out,
+    largest_mode,
     reciprocal_cell,
     reduced_cell,
     wave_number_onset,
@@ -56,6 +58,12 @@ class Resolution(NamedTuple):
     min_width: float
     onset: float
     width: int
+
+    @classmethod
+    def of(cls, kernel: Kernel, tolerance: float) -> Resolution:
+        """Resolution that a kernel needs for a tolerance."""
+        onset = wave_number_onset(kernel.min_width, tolerance)
+        return cls(kernel.min_width, onset, window_width(tolerance))
 
     @property
     def cutoff(self) -> float:
@@ -177,8 +185,7 @@ def pad(
     """
     amplitudes, widths = _gaussians(kernel, positions.dtype)
     flags = [tuple(row) for row in pbc.tolist()]
-    onset = wave_number_onset(kernel.min_width, tolerance)
-    resolution = Resolution(kernel.min_width, onset, window_width(tolerance))
+    resolution = Resolution.of(kernel, tolerance)
     frames = _frames(positions.detach(), cell, flags, batch, resolution)
     free = torch.arange(3, device=pbc.device) >= pbc.sum(-1, keepdim=True)
     low, high = _extents(positions, frames, batch)
@@ -290,12 +297,11 @@ def _round_up(length: float, resolution: Resolution) -> float:
 
     So boxes and meshes stay the same while a structure changes its extent by a little.
     """
-    unit = 2.0 * math.pi / resolution.cutoff
-    needed = 2 * math.floor(length / unit) + 1
+    needed = 2 * largest_mode(length, resolution.cutoff) + 1
     if needed > MAX_NODES:
         return length
     nodes = fast_length(max(needed, resolution.width + 1))
-    return (1.0 - 1e-9) * unit * ((nodes + 1) // 2)
+    return (1.0 - 1e-9) * 2.0 * math.pi / resolution.cutoff * ((nodes + 1) // 2)
 
 
 def _origins(middles: Tensor, lengths: Tensor, free: Tensor, meshes: Meshes) -> Tensor:
@@ -372,7 +378,7 @@ def _waves(padded: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         waves = (waves[:, None] + modes[:, None] * row).flatten(0, 1)
     # The free rows of the reciprocal cell are normal to the others and to each other.
     heights = torch.linalg.vector_norm(reciprocal[len(shape) :], dim=-1) / (2.0 * math.pi)
-    return waves.square().sum(-1), torch.linalg.det(padded).abs() * heights.prod()
+    return waves.square().sum(-1), cell_volume(padded[None])[0] * heights.prod()
 
 
 def _periodic_factor(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ from sog_longrange.kernels import Kernel
 from .autograd import apply_function, refuse_third_derivatives
 
 _MANTISSA = {torch.float32: 23, torch.float64: 52}
+_BIAS = {torch.float32: 127, torch.float64: 1023}
 _INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 _CHUNK = 2**18
 
@@ -85,6 +87,12 @@ class ModeBoxes(NamedTuple):
         """Where each box begins in a flat table, and where the last one ends."""
         return running_sum([math.prod(shape) for shape in self.shapes])
 
+    def axes(self, values: Tensor) -> list[tuple[Tensor, ...]]:
+        """`modes` or `factors` of the three axes of each box, in shapes that broadcast to it."""
+        axes = iter(values.split([n for shape in self.shapes for n in shape]))
+        boxes = zip(axes, axes, axes, strict=True)
+        return [(x[:, None, None], y[:, None], z) for x, y, z in boxes]
+
 
 def running_sum(sizes: list[int]) -> list[int]:
     """Places where consecutive blocks begin, and where the last one ends.
@@ -103,6 +111,21 @@ def running_sum(sizes: list[int]) -> list[int]:
         total += size
         sums.append(total)
     return sums
+
+
+def blocks(starts: list[int]) -> list[slice]:
+    """Consecutive blocks as slices.
+
+    Parameters
+    ----------
+    starts : list of int
+        From :func:`running_sum`.
+
+    Returns
+    -------
+    list of slice
+    """
+    return [slice(*ends) for ends in pairwise(starts)]
 
 
 class Sampler(Protocol):
@@ -160,9 +183,8 @@ def choose_intervals(longest: float, onset: float, dtype: torch.dtype) -> Interv
     bits = 5 if dtype == torch.float32 else 6
     low = int(math.floor(math.log2((2.0 * math.pi / longest) ** 2) - 1e-3))
     high = int(math.ceil(math.log2((TAPER * onset) ** 2) + 1e-3))
-    bias = 127 if dtype == torch.float32 else 1023
     count = max(1, high - low) * 2**bits
-    return Intervals((low + bias) << bits, bits, count + 2, dtype)
+    return Intervals((low + _BIAS[dtype]) << bits, bits, count + 2, dtype)
 
 
 def sample_kernel(
@@ -222,9 +244,9 @@ def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
     array, shape (rows - 1,), in 1/Å^2
     """
     number = intervals.base + np.arange(intervals.rows - 1)
-    bias = 127 if intervals.dtype == torch.float32 else 1023
     exponent, mantissa = np.divmod(number, 2**intervals.bits)
-    edges: NDArray[np.float64] = np.ldexp(1.0 + mantissa / 2.0**intervals.bits, exponent - bias)
+    exponent -= _BIAS[intervals.dtype]
+    edges: NDArray[np.float64] = np.ldexp(1.0 + mantissa / 2.0**intervals.bits, exponent)
     return edges
 
 
@@ -379,25 +401,18 @@ class TorchSampler:
         return by_coefficients.to(u), by_cell.to(u)
 
     def _parts(self, reciprocal: Tensor, direction: Tensor | None) -> Iterator[_Part]:
-        axes = self._axes()
-        for graph, (shape, start) in enumerate(
-            zip(self.boxes.shapes, self.boxes.starts, strict=False)
-        ):
+        boxes = self.boxes
+        modes, factors = boxes.axes(boxes.modes), boxes.axes(boxes.factors)
+        for graph, (shape, start) in enumerate(zip(boxes.shapes, boxes.starts, strict=False)):
             plane = shape[1] * shape[2]
             step = max(1, _CHUNK // plane)
             for first in range(0, shape[0], step):
                 last = min(first + step, shape[0])
                 place = slice(start + first * plane, start + last * plane)
-                yield _Part(self.intervals, graph, place, axes[graph], (first, last)).at(
+                planes = slice(first, last)
+                yield _Part(self.intervals, graph, place, modes[graph], factors[graph], planes).at(
                     reciprocal[graph], None if direction is None else direction[graph]
                 )
-
-    def _axes(self) -> list[list[tuple[Tensor, Tensor]]]:
-        lengths = [n for shape in self.boxes.shapes for n in shape]
-        pairs = list(
-            zip(self.boxes.modes.split(lengths), self.boxes.factors.split(lengths), strict=True)
-        )
-        return [pairs[i : i + 3] for i in range(0, len(pairs), 3)]
 
 
 class _Part:
@@ -408,16 +423,16 @@ class _Part:
         intervals: Intervals,
         graph: int,
         place: slice,
-        axes: list[tuple[Tensor, Tensor]],
-        planes: tuple[int, int],
+        modes: tuple[Tensor, ...],
+        factors: tuple[Tensor, ...],
+        planes: slice,
     ) -> None:
         self.intervals = intervals
         self.graph = graph
         self.place = place
-        (x, a), (y, b), (z, c) = axes
-        x, a = x[slice(*planes)], a[slice(*planes)]
-        self.modes = (x[:, None, None], y[:, None], z)
-        self.factor = a[:, None, None] * (b[:, None] * c)
+        (x, y, z), (a, b, c) = modes, factors
+        self.modes = (x[planes], y, z)
+        self.factor = a[planes] * (b * c)
 
     def at(self, reciprocal: Tensor, direction: Tensor | None) -> _Part:
         self.k = self._vectors(reciprocal)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .fourier import SECOND_ORDERS, hessian_product
 from .mesh import Accelerator, Meshes
 from .radial import TorchSampler, running_sum
 from .windows import make_window
@@ -22,7 +23,7 @@ class TorchStencil:
     Parameters
     ----------
     meshes : Meshes
-    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi)
+    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi]
     batch : Tensor, shape (n_atoms,)
     """
 
@@ -69,11 +70,8 @@ class TorchStencil:
         products = []
         for part in self._chunks():
             d = self._contract(rows, part, 2)
-            xx, yy, zz = d[..., 2, 0, 0], d[..., 0, 2, 0], d[..., 0, 0, 2]
-            xy, xz, yz = d[..., 1, 1, 0], d[..., 1, 0, 1], d[..., 0, 1, 1]
-            x, y, z = direction[part, :, None].unbind(1)
-            along_x, along_y = xx * x + xy * y + xz * z, xy * x + yy * y + yz * z
-            products.append(torch.stack((along_x, along_y, xz * x + yz * y + zz * z), 1))
+            second = [d[..., a, b, c] for a, b, c in SECOND_ORDERS]
+            products.append(hessian_product(second, direction[part]))
         return torch.cat(products)
 
     def _chunks(self) -> Iterator[slice]:

@@ -36,7 +36,7 @@ class TritonStencil:
     Parameters
     ----------
     meshes : Meshes
-    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi)
+    phases : Tensor, shape (n_atoms, 3), in [0, 2 pi]
     batch : Tensor, shape (n_atoms,)
 
     Raises

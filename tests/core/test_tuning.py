@@ -1,6 +1,6 @@
 import pytest
 import torch
-from references import random_structure
+from references import as_type, random_structure
 
 from sog_longrange import Ewald, InputError, LongRangeEnergy, find_tolerance, report_grid
 
@@ -47,9 +47,8 @@ def test_a_tolerance_is_found_for_a_target(target):
 
 
 def test_a_target_below_rounding_is_refused():
-    single = [x.float() if x.is_floating_point() else x for x in STRUCTURE]
     with pytest.raises(InputError, match="Use float64"):
-        find_tolerance(energy(), 1e-10, *single)
+        find_tolerance(energy(), 1e-10, *as_type(STRUCTURE, torch.float32))
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, float("nan")])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from references import random_structure, sum_of_gaussians
+from references import perturbed, random_structure, sum_of_gaussians
 from torch.autograd import grad
 
 from sog_longrange import LongRangeEnergy, coulomb
@@ -24,11 +24,8 @@ def make_batch():
 
 def make_model(accelerator, remove_self, group):
     kernel = sum_of_gaussians(coulomb(), num_channels=2, num_gaussians=2, max_width=2.5)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        for parameter in kernel.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     options = {"backend": "mesh", "accelerator": accelerator, "process_group": group}
+    kernel = perturbed(kernel, 0.2)
     return LongRangeEnergy(kernel, tolerance=1e-3, remove_self=remove_self, **options)
 
 

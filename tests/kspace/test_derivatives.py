@@ -1,6 +1,6 @@
 import pytest
 import torch
-from references import evaluate, random_structure, sum_of_gaussians
+from references import evaluate, perturbed, random_structure, sum_of_gaussians
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call
 
@@ -27,11 +27,7 @@ def make_kernel(name, num_channels=2, **options):
     kernel = sum_of_gaussians(
         coulomb(), num_channels=own, num_gaussians=2, max_width=2.5, **options
     )
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        for parameter in kernel.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return kernel
+    return perturbed(kernel, 0.2)
 
 
 def make_batch(boundary, n_channels=2, n_atoms=3):

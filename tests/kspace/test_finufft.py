@@ -9,15 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from references import (
+    CELLS,
     DOUBLE,
     PERIODIC,
+    SUMS,
+    as_type,
+    atoms_in,
     energy_of,
     evaluate,
+    forces_of,
     random_cell,
     random_structure,
     relative_error,
     sum_of_gaussians,
-    tensor,
 )
 from torch.autograd import grad
 
@@ -32,19 +36,6 @@ SLACK = 3.0
 """Relative l2 error of forces over tolerance that is accepted."""
 
 FLOORS = {torch.float32: 1e-5, torch.float64: 5e-13}
-SUMS = {
-    "direct": {"backend": "direct"},
-    "mesh": {"backend": "mesh", "accelerator": "none"},
-    "numba": {"backend": "mesh", "accelerator": "numba"},
-    "finufft": {"backend": "finufft", "accelerator": "none"},
-}
-CELLS = {
-    "3 Å": 3.0 * torch.eye(3, dtype=DOUBLE),
-    "orthorhombic": torch.diag(tensor([5.0, 6.0, 7.5])),
-    "triclinic": random_cell(2, 6.0),
-    "left-handed": random_cell(3, 6.0),
-    "skewed": tensor([[5.0, 0, 0], [4.9, 3.0, 0], [-4.9, 2.5, 3.8]]),
-}
 KERNELS = {
     "coulomb": sum_of_gaussians(),
     "ewald": Ewald(1.0),
@@ -53,18 +44,8 @@ KERNELS = {
 }
 
 
-def atoms_in(cell, n_atoms=8):
-    generator = torch.Generator().manual_seed(0)
-    charges = torch.randn(n_atoms, 3, generator=generator, dtype=DOUBLE)
-    places = 3.0 * torch.rand(n_atoms, 3, generator=generator, dtype=DOUBLE) - 1.0
-    return Structure(charges, places @ cell, cell, PERIODIC)
-
-
 def forces(kernel, structure, tolerance, **options):
-    positions = structure.positions.clone().requires_grad_()
-    model = LongRangeEnergy(kernel, tolerance=tolerance, **options)
-    energy = evaluate(model, structure._replace(positions=positions)).energy.sum()
-    return -grad(energy, positions)[0]
+    return forces_of(LongRangeEnergy(kernel, tolerance=tolerance, **options), structure)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -85,7 +66,7 @@ def test_forces_follow_the_direct_sum_to_twelve_digits(name, cell):
 def test_float32_forces_end_at_their_floor(cell):
     structure, kernel = atoms_in(CELLS[cell]), sum_of_gaussians()
     exact = forces(kernel, structure, 1e-14, **SUMS["direct"])
-    single = Structure(*(x.float() for x in structure[:3]), structure.pbc)
+    single = as_type(structure, torch.float32)
     for tolerance in (1e-2, 1e-4, 1e-6, 1e-9):
         found = forces(kernel.float(), single, tolerance, **SUMS["finufft"])
         assert found.dtype == torch.float32
@@ -94,7 +75,9 @@ def test_float32_forces_end_at_their_floor(cell):
 
 
 def test_structures_without_atoms_anywhere_in_a_batch_change_nothing():
-    full = [atoms_in(CELLS[name], n) for name, n in (("triclinic", 5), ("3 Å", 1), ("skewed", 4))]
+    full = [
+        atoms_in(CELLS[name], 0, n) for name, n in (("triclinic", 5), ("3 Å", 1), ("skewed", 4))
+    ]
     none = full[0]._replace(charges=full[0].charges[:0], positions=full[0].positions[:0])
     structures = [none, full[0], none, none, full[1], full[2], none]
     model = LongRangeEnergy(sum_of_gaussians(coulomb()), tolerance=1e-6, **SUMS["finufft"])

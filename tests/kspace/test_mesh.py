@@ -8,11 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import (
+    CELLS,
     DOUBLE,
-    PERIODIC,
+    SUMS,
+    as_type,
+    atoms_in,
     energy_of,
     energy_value,
-    evaluate,
+    forces_of,
+    perturbed,
     random_cell,
     random_structure,
     relative_error,
@@ -32,7 +36,6 @@ from sog_longrange.kspace.radial import TorchSampler, choose_intervals
 from sog_longrange.kspace.stencils import TorchStencil
 from sog_longrange.kspace.windows import window_width
 from sog_longrange.testing import (
-    Structure,
     assert_batch_consistent,
     assert_extensive,
     assert_forces_match_finite_differences,
@@ -56,11 +59,7 @@ every_accelerator = pytest.mark.parametrize("accelerator", ACCELERATORS)
 every_dtype = pytest.mark.parametrize("dtype", list(ROUNDING), ids=["float32", "float64"])
 
 BOXES = {
-    "3 Å": (3.0 * torch.eye(3, dtype=DOUBLE), 1.0),
-    "orthorhombic": (torch.diag(tensor([5.0, 6.0, 7.5])), 1.0),
-    "triclinic": (random_cell(2, 6.0), 1.0),
-    "left-handed": (random_cell(3, 6.0), 1.0),
-    "skewed": (tensor([[5.0, 0, 0], [4.9, 3.0, 0], [-4.9, 2.5, 3.8]]), 1.0),
+    **{name: (cell, 1.0) for name, cell in CELLS.items()},
     "sheared": (tensor([[3.0, 0, 0], [21.0, 4.0, 0], [-12.0, 8.0, 5.0]]), 1.0),
     "flat": (torch.diag(tensor([3.0, 25.0, 4.0])), 1.0),
     "20 Å": (random_cell(4, 20.0), 3.0),
@@ -82,31 +81,13 @@ def make_kernel(name, min_width=1.0):
 def per_channel_kernel(**options):
     """Three channels, each with a law of its own."""
     kernel = sum_of_gaussians(coulomb(), num_channels=3, **options)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        for parameter in kernel.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return kernel
-
-
-def atoms_in(cell, seed=0, n_atoms=8, n_channels=3):
-    """Atoms anywhere, some of them in other images of the cell."""
-    generator = torch.Generator().manual_seed(seed)
-    charges = torch.randn(n_atoms, n_channels, generator=generator, dtype=DOUBLE)
-    places = 3.0 * torch.rand(n_atoms, 3, generator=generator, dtype=DOUBLE) - 1.0
-    return Structure(charges, places @ cell, cell, PERIODIC)
-
-
-def as_type(structure, dtype):
-    return Structure(*(x.to(dtype) if x.is_floating_point() else x for x in structure))
+    return perturbed(kernel, 0.3)
 
 
 def reciprocal_forces(kernel, structure, tolerance, backend, accelerator="none"):
     """Forces of the reciprocal sum; the self-interaction has none."""
     model = LongRangeEnergy(kernel, tolerance=tolerance, backend=backend, accelerator=accelerator)
-    positions = structure.positions.clone().requires_grad_()
-    energy = evaluate(model, structure._replace(positions=positions)).energy.sum()
-    return -grad(energy, positions)[0]
+    return forces_of(model, structure)
 
 
 # Accuracy against the direct sum.
@@ -239,9 +220,9 @@ def two_structures(n_channels=2):
 
 
 BACKENDS = {
-    "none": {"backend": "mesh", "accelerator": "none"},
-    "numba": {"backend": "mesh", "accelerator": "numba"},
-    "finufft": {"backend": "finufft", "accelerator": "none"},
+    "none": SUMS["mesh"],
+    "numba": SUMS["numba"],
+    "finufft": SUMS["finufft"],
 }
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 

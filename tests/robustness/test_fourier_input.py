@@ -7,6 +7,7 @@ import torch
 from references import (
     DOUBLE,
     PERIODIC,
+    as_type,
     evaluate,
     forces_of,
     random_structure,
@@ -20,7 +21,7 @@ from sog_longrange import ConfigError, Ewald, InputError, LongRangeEnergy, SizeE
 from sog_longrange.kspace.accelerators import find_accelerator
 from sog_longrange.kspace.finufft import finufft_energy
 from sog_longrange.kspace.mesh import mesh_energy
-from sog_longrange.testing import Structure, join
+from sog_longrange.testing import join
 
 NAN, INF = float("nan"), float("inf")
 BACKENDS = {
@@ -86,10 +87,6 @@ def test_compiled_backends_that_are_called_themselves_check_positions(value):
         mesh_energy(*arguments, accelerator)
     with pytest.raises(InputError, match="`positions` must be finite"):
         finufft_energy(*arguments, accelerator.sampler)
-
-
-def as_type(structure, dtype):
-    return Structure(*(x.to(dtype) if x.is_floating_point() else x for x in structure))
 
 
 @every_backend

@@ -284,7 +284,7 @@ def test_features_without_channels_are_named():
 
 def test_mixed_precision_is_named():
     data = make_data(1)
-    with pytest.raises(InputTypeError, match="float64 on cpu like `positions`"):
+    with pytest.raises(InputTypeError, match="`features` must be torch.float64"):
         make_layer()(features(6).float(), data.pos, None, data.cell, data.pbc)
 
 

@@ -1,0 +1,17 @@
+"""Fields that the adapter adds to NequIP's data. Packaged with models: importing registers them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# From the module, not from `nequip.data`, all of which would have to be packaged.
+from nequip.data._key_registry import register_fields
+
+LATENT_CHARGES_KEY: Final[str] = "latent_charges"
+LONG_RANGE_ENERGY_KEY: Final[str] = "long_range_energy"
+LONG_RANGE_ATOMIC_ENERGY_KEY: Final[str] = "long_range_atomic_energy"
+
+register_fields(
+    graph_fields=[LONG_RANGE_ENERGY_KEY],
+    node_fields=[LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY],
+)

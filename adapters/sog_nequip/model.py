@@ -1,0 +1,212 @@
+"""Builders for the `model` section of a NequIP config."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.utils import get_method
+from nequip.data import AtomicDataDict
+from nequip.model import model_builder
+from nequip.model.utils import fresh_model_builder_context
+from nequip.nn import SequentialGraphNetwork, graph_model
+from torch import nn
+
+from sog_longrange import HostError, SOGConfig
+from sog_longrange.errors import explain
+
+from .nn import LongRange
+
+EXPECTED = "a NequIP or Allegro model"
+HostModule = Any  # A module of NequIP's, whose fields have irreps.
+
+
+@model_builder
+def SOGModel(  # noqa: N802
+    base: str,
+    sog: Mapping[str, Any] | None = None,
+    boundary: str = "data",
+    largest_cell: list[Any] | None = None,
+    warm_up: bool = False,
+    per_type_charges: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a NequIP or Allegro model with a long-range energy.
+
+    Parameters
+    ----------
+    base : str
+        Builder of the short-range model, such as "nequip.model.NequIPGNNModel" or
+        "allegro.model.AllegroModel".
+    sog : dict, optional
+        Options of :class:`~sog_longrange.SOGConfig`.
+    boundary, largest_cell
+        See :class:`~sog_nequip.nn.LongRange`.
+    warm_up : bool
+        Start without the long-range energy; :class:`~sog_nequip.train.WarmUp` must be among
+        the callbacks of the trainer and fades it in.
+    per_type_charges : bool
+        Let the type of an atom alone give it a charge, too. Needed where isolated ions must
+        carry one; the energy of isolated atoms is then not that of their type alone.
+    **kwargs
+        Arguments of the builder of the short-range model.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    ConfigError
+        If an option is unknown or has a wrong value.
+    HostError
+        If the short-range model cannot take a long-range part.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
+    """
+    n_types = len(kwargs["type_names"]) if per_type_charges else 0
+    model = get_method(base)(**kwargs)
+    options = SOGConfig.from_dict(sog or {})
+    return attach(model, options, boundary, largest_cell, warm_up, n_types)
+
+
+@model_builder
+def SOGModelFromSaved(  # noqa: N802
+    model: Mapping[str, Any],
+    r_max: float,
+    type_names: Sequence[str],
+    sog: Mapping[str, Any] | None = None,
+    boundary: str = "data",
+    largest_cell: list[Any] | None = None,
+    warm_up: bool = True,
+    per_type_charges: bool = False,
+    per_edge_type_cutoff: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Give a trained short-range model a long range, for fine-tuning.
+
+    Training starts at exactly the trained model.
+
+    Parameters
+    ----------
+    model : dict
+        Config of the trained model, with `_target_` "nequip.model.ModelFromCheckpoint" or
+        "nequip.model.ModelFromPackage".
+    r_max, type_names, per_edge_type_cutoff
+        As the model was trained with.
+    sog, boundary, largest_cell, warm_up, per_type_charges
+        As for :func:`SOGModel`.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    ConfigError
+        If an option is unknown or has a wrong value.
+    HostError
+        If the trained model was trained with something else, or cannot take a long-range part.
+    """
+    config = dict(model)
+    with fresh_model_builder_context():
+        saved = get_method(config.pop("_target_"))(**config)
+    if isinstance(saved, nn.ModuleDict):
+        (saved,) = saved.values()
+    own = {"r_max": r_max, "type_names": type_names, "per_edge_type_cutoff": per_edge_type_cutoff}
+    _check_same(saved, own)
+    saved.requires_grad_(True).train()
+    n_types = len(type_names) if per_type_charges else 0
+    options = SOGConfig.from_dict(sog or {})
+    return attach(saved, options, boundary, largest_cell, warm_up, n_types)
+
+
+def attach(
+    model: HostModule,
+    config: SOGConfig,
+    boundary: str = "data",
+    largest_cell: list[Any] | None = None,
+    warm_up: bool = False,
+    n_types: int = 0,
+) -> HostModule:
+    """Put a long-range part behind the sum of atomic energies of a model, in place.
+
+    Parameters
+    ----------
+    model : Module
+        Short-range model, or the `GraphModel` around one.
+    config : SOGConfig
+    boundary, largest_cell, warm_up
+        As for :func:`SOGModel`.
+    n_types : int
+        See :class:`~sog_nequip.nn.LongRange`.
+
+    Returns
+    -------
+    Module
+        The short-range model, without a `GraphModel` around it.
+
+    Raises
+    ------
+    HostError
+        If the model is not built as NequIP's and Allegro's are, or has a long-range part.
+    """
+    outer: HostModule = model.model if getattr(model, "is_graph_model", False) else model
+    network, total = _find_sum(outer)
+    before = network._modules[total]
+    long_range = LongRange(
+        config,
+        before.irreps_out,
+        edge_norm=_edge_norm(network),
+        boundary=boundary,
+        largest_cell=largest_cell,
+        n_types=n_types,
+    )
+    if warm_up:
+        long_range.long_range.gate.zero_()
+    if list(network._modules)[-1] == total:
+        network.append("long_range", long_range)
+    else:
+        network.insert("long_range", long_range, after=total)
+    for part in (network, outer):
+        part.irreps_in.update(dict.fromkeys(long_range.extra_inputs))
+        part.irreps_out.update(long_range.irreps_out)
+    return outer
+
+
+def _find_sum(outer: HostModule) -> tuple[HostModule, str]:
+    """Find the network inside a model, and the name of what sums its atomic energies."""
+    network: HostModule = getattr(outer, "func", None)
+    # Packaged models have classes of their own, of the same name.
+    if type(network).__name__ != SequentialGraphNetwork.__name__:
+        raise HostError(explain("model", EXPECTED, type(outer).__name__))
+    if any(hasattr(module, "is_sog_long_range") for module in network):
+        remedy = "To train it on, use its ModelFromCheckpoint or ModelFromPackage itself."
+        raise HostError(explain("model", "without a long-range part", "one with it", remedy))
+    found = [
+        name
+        for name, module in network.named_children()
+        if getattr(module, "out_field", None) == AtomicDataDict.TOTAL_ENERGY_KEY
+    ]
+    if len(found) != 1:
+        got = f"{len(found)} modules that write {AtomicDataDict.TOTAL_ENERGY_KEY}"
+        raise HostError(explain("model", EXPECTED, got))
+    return network, found[0]
+
+
+def _edge_norm(network: HostModule) -> nn.Module | None:
+    """How an Allegro model normalises sums over edges; NequIP's sums are no modules of these."""
+    norms = [module.norm_module for module in network if hasattr(module, "norm_module")]
+    return copy.deepcopy(norms[0]) if norms else None
+
+
+def _check_same(saved: HostModule, own: Mapping[str, Any]) -> None:
+    """Check that the config repeats what the saved model was trained with."""
+    config = {"model_dtype": saved.metadata[graph_model.MODEL_DTYPE_KEY], **own}
+    wanted = graph_model._model_metadata_from_config(config)
+    for key in (graph_model.TYPE_NAMES_KEY, graph_model.R_MAX_KEY, "per_edge_type_cutoff"):
+        trained, given = saved.metadata.get(key), wanted.get(key)
+        if trained != given:
+            raise HostError(explain(key, f"{trained}, as in the trained model", str(given)))

@@ -1,0 +1,345 @@
+"""The module that adds the long-range energy to a NequIP or Allegro model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from e3nn.o3._irreps import Irreps
+from e3nn.util.jit import compile_mode
+from nequip.data import AtomicDataDict
+from nequip.nn import GraphModuleMixin, scatter
+from nequip.nn.model_modifier_utils import model_modifier
+from torch import Tensor, nn
+
+from sog_longrange import (
+    ConfigError,
+    HostError,
+    InputError,
+    LongRangeOutput,
+    SOGConfig,
+    SOGLongRange,
+)
+from sog_longrange.errors import explain
+from sog_longrange.validation import is_traced
+
+from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
+
+BOUNDARIES = ("data", "periodic", "open")
+Data = dict[str, Tensor]
+
+
+@compile_mode("unsupported")
+class LongRange(GraphModuleMixin, nn.Module):
+    """Latent charges from the scalar features of a model, and their long-range energy.
+
+    Stands behind the module that sums atomic to total energies, and adds to both, so that
+    atomic energies still sum to the total one wherever the model runs. The sum is done in
+    the precision of the positions, which is float64 in NequIP whatever the model's.
+
+    Parameters
+    ----------
+    config : SOGConfig
+        Options of the long-range part.
+    irreps_in : dict
+        Irreps of the fields that come in.
+    edge_norm : Module, optional
+        Normalises sums over edges; needed where features belong to edges, as in Allegro.
+    boundary : {"data", "periodic", "open"}
+        Whether structures are periodic as the field `pbc` of the data says, or all of them
+        are, or none.
+    largest_cell : list of 3 floats or of 3 rows, in Å, optional
+        Longest lattice vectors that a model compiled for C++ will meet, see
+        :meth:`sog_use_mesh`.
+    n_types : int
+        Number of types of atoms, where the type itself gives each atom a charge, also without
+        neighbours; 0 by default, so that isolated atoms have none.
+
+    Raises
+    ------
+    ConfigError
+        If an option has an unknown value.
+    HostError
+        If no scalar features come in.
+    """
+
+    is_sog_long_range = True  # Classes of packaged models are not those of this process.
+
+    def __init__(
+        self,
+        config: SOGConfig,
+        irreps_in: dict[str, Any],
+        edge_norm: nn.Module | None = None,
+        boundary: str = "data",
+        largest_cell: list[Any] | None = None,
+        n_types: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_boundary(boundary)
+        self.boundary = boundary
+        self.largest_cell = None if largest_cell is None else _lattice_rows(largest_cell)
+        self.field = _feature_field(irreps_in)
+        self.edge_norm: Any = edge_norm
+        if self.field == AtomicDataDict.EDGE_FEATURES_KEY and edge_norm is None:
+            raise ConfigError(explain("edge_norm", "given for features of edges", "None"))
+        irreps = Irreps(irreps_in[self.field])
+        self.scalars = [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (0, 1)]
+        if not self.scalars:
+            raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
+        self.n_types = n_types
+        sizes = [n_types, sum(s.stop - s.start for s in self.scalars)]
+        self.long_range = SOGLongRange([size for size in sizes if size > 0], config)
+        self.long_range.energy.to(torch.float64)
+        self.is_opening = False
+        self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
+        self._init_fields(irreps_in, config)
+
+    def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
+        energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
+        GraphModuleMixin._init_irreps(
+            self,
+            irreps_in=irreps_in,
+            required_irreps_in=[self.field, *energies],
+            irreps_out={
+                LATENT_CHARGES_KEY: Irreps([(config.num_channels, (0, 1))]),
+                LONG_RANGE_ENERGY_KEY: Irreps("0e"),
+                LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
+            },
+        )
+
+    @property
+    def extra_inputs(self) -> list[str]:
+        """Fields that are needed and that NequIP would not pass on by itself."""
+        total = self.long_range.config.charge_constraint == "total"
+        return [AtomicDataDict.PBC_KEY, *[AtomicDataDict.TOTAL_CHARGE_KEY] * total]
+
+    def forward(self, data: Data) -> Data:
+        """Add the long-range energy to a batch.
+
+        Parameters
+        ----------
+        data : dict
+            Fields of a batch, behind the sum of atomic energies.
+
+        Returns
+        -------
+        dict
+            With `latent_charges` (n_atoms, n_channels) in e, `long_range_energy`
+            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV.
+
+        Raises
+        ------
+        HostError
+            If the host passes too little to know the long-range energy.
+        InputError, BoundaryError
+            If a structure is malformed, or its boundary is not what was configured.
+        """
+        _check_host(data)
+        if self.training and not is_traced():
+            self._check_gate()
+        out = self._evaluate(data)
+        data[LATENT_CHARGES_KEY] = out.charges
+        data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
+        data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
+        _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
+        _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
+        return data
+
+    def _evaluate(self, data: Data) -> LongRangeOutput:
+        """Long-range results, atoms in the order of the data."""
+        n_graphs = AtomicDataDict.num_frames(data)
+        cell, total_charge, batch = (
+            data.get(key)
+            for key in (
+                AtomicDataDict.CELL_KEY,
+                AtomicDataDict.TOTAL_CHARGE_KEY,
+                AtomicDataDict.BATCH_KEY,
+            )
+        )
+        features, positions = self._features(data), data[AtomicDataDict.POSITIONS_KEY]
+        order = _order(batch)
+        if batch is not None and order is not None:
+            features, positions, batch = features[order], positions[order], batch[order]
+        out: LongRangeOutput = self.long_range(
+            features,
+            positions,
+            None if cell is None else cell.view(-1, 3, 3),
+            self._periodicity(data, n_graphs),
+            batch,
+            n_graphs,
+            None if total_charge is None else total_charge.view(-1),
+        )
+        if order is None:
+            return out
+        back = order.argsort()
+        energy, *of_atoms = out
+        return LongRangeOutput(energy, *[x[back] for x in of_atoms])
+
+    def _check_gate(self) -> None:
+        """Refuse to train while nothing would ever open a closed gate."""
+        if not self.is_opening and float(self.long_range.gate) == 0.0:
+            raise HostError(
+                "The model was built with `warm_up: true`, but nothing fades its long-range "
+                "energy in. Add `- _target_: sog_nequip.train.WarmUp` to the callbacks of the "
+                "trainer."
+            )
+
+    def _features(self, data: Data) -> Tensor:
+        """Features that charges are made from: of the type, if wanted, and of the model."""
+        features = self._scalar_features(data)
+        if self.n_types == 0:
+            return features
+        types = data[AtomicDataDict.ATOM_TYPE_KEY].view(-1, 1)
+        one_hot = (types == torch.arange(self.n_types, device=types.device)).to(features)
+        return torch.cat([one_hot, features], dim=1)
+
+    def _scalar_features(self, data: Data) -> Tensor:
+        """Scalar features of atoms; those of edges are summed first."""
+        features = torch.cat([data[self.field][:, s] for s in self.scalars], dim=1)
+        if self.edge_norm is None:
+            return features
+        types = data[AtomicDataDict.ATOM_TYPE_KEY]
+        centers = data[AtomicDataDict.EDGE_INDEX_KEY][0]
+        summed = scatter(features, centers, dim=0, dim_size=AtomicDataDict.num_nodes(data))
+        fields = {AtomicDataDict.NODE_FEATURES_KEY: summed, AtomicDataDict.ATOM_TYPE_KEY: types}
+        normed: Tensor = self.edge_norm(fields)[AtomicDataDict.NODE_FEATURES_KEY]
+        return normed
+
+    def _periodicity(self, data: Data, n_graphs: int) -> Tensor | None:
+        """Which axes are periodic. The field is taken out, as NequIP's own models do."""
+        given = data.pop(AtomicDataDict.PBC_KEY, None)
+        if self.boundary == "data":
+            if given is None and AtomicDataDict.CELL_KEY in data:
+                raise HostError(
+                    "The boundary of the structures is not known: NequIP passes cells without "
+                    f"`{AtomicDataDict.PBC_KEY}` here. In `nequip-compile` use --target sog_ase "
+                    "or sog_batch, or say what all structures are by --modifiers sog_periodic or "
+                    "--modifiers sog_open."
+                )
+            return given
+        shape = (n_graphs, 3)
+        device = data[AtomicDataDict.POSITIONS_KEY].device
+        pbc = torch.full(shape, self.boundary == "periodic", dtype=torch.bool, device=device)
+        if given is not None and not is_traced() and not torch.equal(given, pbc):
+            got = f"a structure with pbc {given.tolist()}"
+            raise InputError(explain("pbc", f"as boundary={self.boundary!r} says", got))
+        return pbc
+
+    def fix_mesh(self) -> None:
+        """Prepare for export to C++; see :meth:`sog_use_mesh`."""
+        if self.largest_cell is None:
+            raise HostError(
+                "The mesh of a model that runs without Python has a fixed size, and no largest "
+                "cell is known. Train with `largest_cell: [a, b, c]` (Å) in the model's config, "
+                "or package the model and run `nequip-package modify in.nequip.zip "
+                "out.nequip.zip --modifier sog_largest_cell 'lengths=[a, b, c]'`."
+            )
+        if self.boundary == "open":
+            raise HostError(explain("boundary", "'periodic' for a fixed mesh", "'open'"))
+        self.boundary = "periodic"
+        self.long_range.fix_mesh(torch.tensor(self.largest_cell, dtype=torch.float64))
+        self._nequip_custom_ops_libs = ()
+
+    def _get_metadata_contributions(self) -> dict[str, str]:
+        """Return what a compiled model tells about its long-range part."""
+        found = {"sog_boundary": self.boundary}
+        if self.largest_cell is not None:
+            found["sog_largest_cell"] = str(self.largest_cell)
+        return found
+
+    @model_modifier(persistent=True)
+    @classmethod
+    def sog_periodic(cls, model: nn.Module) -> nn.Module:
+        """Take all structures as periodic, whatever the data or the host say."""
+        return _for_each(cls, model, lambda part: setattr(part, "boundary", "periodic"))
+
+    @model_modifier(persistent=True)
+    @classmethod
+    def sog_open(cls, model: nn.Module) -> nn.Module:
+        """Take all structures as open, whatever the data or the host say."""
+        return _for_each(cls, model, lambda part: setattr(part, "boundary", "open"))
+
+    @model_modifier(persistent=True)
+    @classmethod
+    def sog_largest_cell(cls, model: nn.Module, lengths: list[Any]) -> nn.Module:
+        """Record the longest lattice vectors that a model compiled for C++ will meet.
+
+        Parameters
+        ----------
+        model : Module
+        lengths : list of 3 floats or of 3 rows, in Å
+            Allow for the fluctuations of a simulation at constant pressure.
+        """
+        rows = _lattice_rows(lengths)
+        return _for_each(cls, model, lambda part: setattr(part, "largest_cell", rows))
+
+    @model_modifier(persistent=False)
+    @classmethod
+    def sog_use_mesh(cls, model: nn.Module) -> nn.Module:
+        """Sum on a mesh of fixed size in plain tensor operations, for `pair_nequip`.
+
+        For periodic structures with lattice vectors no longer than those recorded by
+        `largest_cell`; energies and forces are NaN for longer ones.
+        """
+        return _for_each(cls, model, cls.fix_mesh)
+
+
+def _for_each(cls: type, model: nn.Module, change: Any) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, cls):
+            change(module)
+    return model
+
+
+def _order(batch: Tensor | None) -> Tensor | None:
+    """Sort atoms by structure, which NequIP does not ask for; None if they are sorted."""
+    if batch is None or not (is_traced() or bool((batch.diff() < 0).any())):
+        return None
+    return batch.argsort(stable=True)
+
+
+def _add(data: Data, field: str, energy: Tensor) -> None:
+    data[field] = data[field] + energy.to(data[field].dtype)
+
+
+def _check_host(data: Data) -> None:
+    """Refuse hosts from which the long-range energy cannot be had."""
+    if AtomicDataDict.POSITIONS_KEY not in data:
+        raise HostError(
+            "LAMMPS ML-IAP passes edge vectors but neither positions nor cell, so the long-range "
+            "energy cannot be computed there. Compile for pair_nequip with --modifiers "
+            "sog_use_mesh, or run the model through ASE."
+        )
+    unknown = not {AtomicDataDict.CELL_KEY, AtomicDataDict.PBC_KEY} & data.keys()
+    if unknown and is_traced():
+        raise HostError(
+            "The compile target passes neither cell nor boundary. pair_allegro replaces periodic "
+            "images by ghost atoms, whose charges would count twice. Compile for pair_nequip with "
+            "--modifiers sog_use_mesh, which runs Allegro models too."
+        )
+
+
+def _check_boundary(boundary: str) -> None:
+    if boundary not in BOUNDARIES:
+        raise ConfigError(explain("boundary", "one of " + ", ".join(BOUNDARIES), repr(boundary)))
+
+
+def _feature_field(irreps_in: dict[str, Any]) -> str:
+    """Where the last features are: Allegro keeps them on edges, NequIP on atoms."""
+    fields = (AtomicDataDict.NODE_FEATURES_KEY, AtomicDataDict.EDGE_FEATURES_KEY)
+    for field in fields:
+        if field in irreps_in:
+            return str(field)
+    raise HostError(explain("model", f"with one of {fields}", str(sorted(irreps_in))))
+
+
+def _lattice_rows(largest_cell: list[Any]) -> list[list[float]]:
+    """Three rows from three lengths or from three rows."""
+    cell = torch.tensor([list(x) if hasattr(x, "__len__") else x for x in largest_cell])
+    if cell.shape == (3,):
+        cell = torch.diag(cell)
+    if cell.shape != (3, 3) or not bool((cell.double().norm(dim=-1) > 0).all()):
+        expected = "three lengths or three lattice vectors in Å"
+        raise ConfigError(explain("largest_cell", expected, str(largest_cell)))
+    rows: list[list[float]] = cell.double().tolist()
+    return rows

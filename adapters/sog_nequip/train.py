@@ -1,0 +1,113 @@
+"""How the long-range part is trained: for the `callbacks` and `optimizer` sections of a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from sog_longrange import ConfigError, HostError
+from sog_longrange.errors import explain
+
+
+class WarmUp(Callback):
+    """Fade the long-range energy in over the first optimizer steps.
+
+    For models that were built with ``warm_up: true``: training starts at exactly the
+    short-range model. A restarted training goes on where it stopped.
+
+    Parameters
+    ----------
+    steps : int
+        Number of steps until the long-range energy is there in full, at least 1.
+
+    Raises
+    ------
+    ConfigError
+        If `steps` is not positive.
+    """
+
+    def __init__(self, steps: int = 100) -> None:
+        if steps < 1:
+            raise ConfigError(explain("steps", "at least 1", str(steps)))
+        self.steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the steps of the optimizer open the gate.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+
+        Raises
+        ------
+        HostError
+            If the model has no long-range part, or one that is there in full already.
+        """
+        for part in long_range_parts(pl_module.model):
+            if trainer.global_step == 0 and float(part.long_range.gate) == 1.0:
+                expected = "with `warm_up: true` where WarmUp is a callback"
+                remedy = "Add it to the model's config, or leave the callback out."
+                raise HostError(explain("model", expected, "one without", remedy))
+            part.long_range.fade_in(trainer.optimizers[0], self.steps)
+            part.is_opening = True
+
+
+def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
+    """Give the kernel a learning rate of its own, as `param_groups` of an optimizer.
+
+    A tenth of the model's is a good one: the kernel holds the physics that a few short
+    separations should not bend.
+
+    Parameters
+    ----------
+    model : Module
+        Passed by NequIP.
+    kernel_lr : float
+        Learning rate of the kernel, not negative.
+
+    Returns
+    -------
+    list of dict
+        Parameter groups: everything else with the optimizer's own `lr`, and the kernel.
+
+    Raises
+    ------
+    ConfigError
+        If the learning rate is negative or not finite.
+    HostError
+        If the model has no long-range part.
+    """
+    if not 0.0 <= kernel_lr < float("inf"):
+        raise ConfigError(explain("kernel_lr", "finite and not negative", str(kernel_lr)))
+    parts = long_range_parts(model)
+    kernel = [p for part in parts for p in part.long_range.energy.parameters()]
+    known = {id(p) for p in kernel}
+    others = [p for p in model.parameters() if id(p) not in known]
+    return [{"params": others}, {"params": kernel, "lr": kernel_lr, "weight_decay": 0.0}]
+
+
+def long_range_parts(model: nn.Module) -> list[Any]:
+    """Find the long-range parts of a model.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    list of LongRange
+
+    Raises
+    ------
+    HostError
+        If there is none.
+    """
+    parts = [module for module in model.modules() if hasattr(module, "is_sog_long_range")]
+    if not parts:
+        remedy = "Build it with `_target_: sog_nequip.model.SOGModel`."
+        raise HostError(explain("model", "with a long-range part", "none", remedy))
+    return parts

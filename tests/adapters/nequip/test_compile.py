@@ -1,0 +1,252 @@
+"""Long-range models through NequIP's compilers."""
+
+import os
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from nequip.data import AtomicDataDict
+from nequip.model.modify_utils import modify
+from nequip.nn.compile import DictInputOutputWrapper
+from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
+from nequip.utils.aot import aot_export_model
+from nequip.utils.test import set_irreps_debug
+from nequip.utils.unittests.utils import compare_output_and_gradients
+from nequip_builders import BASES, acetaldehyde, build, crystal, evaluate, in_vacuum, to_data
+
+from sog_longrange import HostError
+from sog_nequip.calculator import SOGNequIPCalculator
+from sog_nequip.registry import ASE_TARGET, BATCH_TARGET
+
+SOG = {"num_channels": 2, "tolerance": 1e-7}
+LARGEST = [11.0, 7.0, 7.0]
+every_base = pytest.mark.parametrize("base", BASES)
+slow = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_checks_that_tracers_cannot_follow():
+    set_irreps_debug(False)
+    yield
+    set_irreps_debug(True)
+
+
+def export(model, target, folder, atoms=None):
+    """What `nequip-compile` does, without a saved model."""
+    settings = COMPILE_TARGET_DICT[target]
+    dynamic = {key: torch.export.Dim.DYNAMIC for key in ("graph", "node", "edge")}
+    data = to_data(crystal() * (2, 2, 1) if atoms is None else atoms)
+    data = settings["data_settings"](AtomicDataDict.with_batch_(data))
+    path = str(folder / f"{target}.nequip.pt2")
+    aot_export_model(
+        model=model.eval(),
+        device="cpu",
+        input_fields=settings["input"],
+        output_fields=settings["output"],
+        data=data,
+        batch_map=settings["batch_map_settings"](dynamic),
+        output_path=path,
+        inductor_configs={"aot_inductor.metadata": model.metadata},
+    )
+    package = torch._inductor.aoti_load_package(path)
+    return path, DictInputOutputWrapper(package, settings["input"], settings["output"])
+
+
+def assert_same(compiled, model, atoms, tolerance=1e-9):
+    expected, found = evaluate(model, atoms), compiled(to_data(atoms))
+    for key, value in found.items():
+        if key != "stress" or atoms.pbc.all():
+            torch.testing.assert_close(value, expected[key], atol=tolerance, rtol=tolerance)
+
+
+def scaled(factor):
+    atoms = crystal() * (2, 2, 1)
+    atoms.set_cell(atoms.cell.array * factor, scale_atoms=True)
+    return atoms
+
+
+@slow
+@every_base
+def test_train_time_compilation_gives_the_same_outputs_and_gradients(base):
+    """The body of NequIP's own test, which skips CPUs."""
+    eager, compiled = build(base, sog=SOG), build(base, sog=SOG, compile_mode="compile")
+    batch = AtomicDataDict.batched_from_list([to_data(crystal()), to_data(crystal() * (2, 1, 1))])
+    compare_output_and_gradients(eager, compiled, batch, tol=1e-11)
+
+
+@slow
+@every_base
+def test_train_time_compilation_gives_the_gradients_of_a_force_and_stress_loss(base):
+    eager, compiled = (
+        build(base, sog=SOG, **mode).train() for mode in ({}, {"compile_mode": "compile"})
+    )
+    batch = AtomicDataDict.batched_from_list(
+        [to_data(crystal()), to_data(crystal() * (2, 1, 1)), to_data(in_vacuum())]
+    )
+    gradients = []
+    for model in (eager, compiled):
+        out = model(dict(batch))
+        loss = sum(out[key].square().sum() for key in ("total_energy", "forces", "stress"))
+        gradients.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+    assert len(compiled._compiled_cache[0]) == 1
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            scale = float(one.abs().max()) + 1e-300
+            torch.testing.assert_close(other / scale, one / scale, atol=1e-10, rtol=1e-10)
+
+
+@pytest.fixture(scope="module", params=BASES)
+def with_boundary(request, tmp_path_factory):
+    """A model compiled for the target with the boundary among its inputs."""
+    model = build(request.param, sog=SOG)
+    return model, *export(model, ASE_TARGET, tmp_path_factory.mktemp("ase"))
+
+
+@slow
+@pytest.mark.parametrize("factor", [1.0, 1.3, 3.0])
+def test_the_ase_target_equals_the_model_in_any_cell(with_boundary, factor):
+    model, _, compiled = with_boundary
+    assert_same(compiled, model, scaled(factor))
+
+
+@slow
+@pytest.mark.parametrize("make", [in_vacuum, acetaldehyde])
+def test_the_ase_target_equals_the_model_for_molecules(with_boundary, make):
+    model, _, compiled = with_boundary
+    assert_same(compiled, model, make())
+
+
+@slow
+def test_the_calculator_opens_the_ase_target(with_boundary):
+    model, path, _ = with_boundary
+    calculator = SOGNequIPCalculator.from_compiled_model(
+        path, chemical_species_to_atom_type_map=True
+    )
+    for atoms in (crystal(), in_vacuum()):
+        atoms.calc = calculator
+        out = evaluate(model, atoms)
+        assert atoms.get_potential_energy() == pytest.approx(out["total_energy"].item(), abs=1e-9)
+        results = calculator.results
+        total = results["long_range_energy"] + results["short_range_energy"]
+        assert total == pytest.approx(results["energy"], abs=1e-9)
+        assert results["long_range_energies"].sum() == pytest.approx(results["long_range_energy"])
+        charges = out["latent_charges"].detach().numpy()
+        assert atoms.get_charges() == pytest.approx(charges[:, 0], abs=1e-10)
+        assert results["latent_charges"] == pytest.approx(charges, abs=1e-10)
+
+
+@slow
+def test_nequips_own_ase_target_takes_the_boundary_from_a_modifier(tmp_path):
+    model = build(sog=SOG)
+    with pytest.raises(HostError, match="sog_open"):
+        export(model, "ase", tmp_path)
+    modify(model, [{"modifier": "sog_open"}])
+    _, compiled = export(model, "ase", tmp_path, in_vacuum())
+    assert_same(compiled, build(sog=SOG).eval(), in_vacuum())
+
+
+@slow
+def test_the_batch_target_takes_periodic_and_open_structures(tmp_path):
+    model = build(sog=SOG)
+    _, compiled = export(model, BATCH_TARGET, tmp_path)
+    atoms = [crystal(), in_vacuum(), scaled(1.3)]
+    batch = AtomicDataDict.batched_from_list([to_data(a) for a in atoms])
+    found, expected = compiled(dict(batch)), model(dict(batch))
+    for key in ("total_energy", "forces", "latent_charges"):
+        torch.testing.assert_close(found[key], expected[key], atol=1e-9, rtol=1e-9)
+
+
+def test_pair_allegro_is_refused():
+    model = build("allegro", sog=SOG, boundary="periodic")
+    with pytest.raises(HostError, match="pair_allegro"):
+        export(model, "pair_allegro", Path("."))
+
+
+def test_a_fixed_mesh_needs_a_largest_cell_and_a_periodic_boundary():
+    with pytest.raises(HostError, match="largest_cell"):
+        modify(build(sog=SOG), [{"modifier": "sog_use_mesh"}])
+    with pytest.raises(HostError, match="boundary"):
+        modify(
+            build(sog=SOG, largest_cell=LARGEST, boundary="open"), [{"modifier": "sog_use_mesh"}]
+        )
+
+
+def fixed(base, **changes):
+    model = build(base, sog=SOG, **changes)
+    modify(model, [{"modifier": "sog_largest_cell", "lengths": LARGEST}])
+    return modify(model, [{"modifier": "sog_use_mesh"}]).eval()
+
+
+@every_base
+def test_the_fixed_mesh_equals_the_model_up_to_its_largest_cell(base):
+    model, mesh = build(base, sog=SOG).eval(), fixed(base)
+    assert (
+        mesh.metadata["sog_largest_cell"] == "[[11.0, 0.0, 0.0], [0.0, 7.0, 0.0], [0.0, 0.0, 7.0]]"
+    )
+    assert "nequip_custom_ops_libs" not in mesh.metadata
+    assert_same(mesh, model, crystal() * (2, 2, 1), tolerance=2e-6)
+    assert_same(mesh, model, crystal(), tolerance=2e-6)
+    assert evaluate(mesh, crystal() * (4, 2, 1))["total_energy"].isnan().all()
+
+
+PROGRAM = """
+    #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+    #include <torch/csrc/jit/serialization/pickle.h>
+    #include <fstream>
+    #include <iterator>
+    int main(int, char** argv) {
+        c10::InferenceMode guard;
+        std::ifstream file(argv[2], std::ios::binary);
+        std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});
+        const auto loaded = torch::jit::pickle_load(bytes);
+        std::vector<at::Tensor> inputs;
+        for (const auto& value : loaded.toListRef()) inputs.push_back(value.toTensor());
+        torch::inductor::AOTIModelPackageLoader loader(argv[1]);
+        auto written = torch::jit::pickle_save(c10::IValue(loader.run(inputs)));
+        std::ofstream(argv[3], std::ios::binary).write(written.data(), written.size());
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def cpp_program(tmp_path_factory):
+    """A program that evaluates a compiled model without Python."""
+    compiler = shutil.which("g++")
+    include, lib = (Path(torch.__file__).parent / name for name in ("include", "lib"))
+    if compiler is None:
+        pytest.skip("needs a C++ compiler (g++)")
+    if not (include / "torch/csrc/inductor/aoti_package/model_package_loader.h").exists():
+        pytest.skip("needs the headers of libtorch")
+    folder = tmp_path_factory.mktemp("cpp")
+    (folder / "main.cpp").write_text(textwrap.dedent(PROGRAM))
+    api = include / "torch/csrc/api/include"
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    libraries = ["-ltorch", "-ltorch_cpu", "-lc10"]
+    command = [compiler, "-std=c++20", abi, f"-I{include}", f"-I{api}", "main.cpp", "-o", "main"]
+    command += [f"-L{lib}", f"-Wl,-rpath,{lib}", "-Wl,--no-as-needed", *libraries]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "main"
+
+
+@slow
+@every_base
+def test_the_pair_nequip_target_runs_in_cpp_without_python(base, cpp_program, tmp_path):
+    mesh = fixed(base)
+    path, _ = export(mesh, "pair_nequip", tmp_path)
+    target = COMPILE_TARGET_DICT["pair_nequip"]
+    for atoms in (crystal() * (2, 2, 1), scaled(0.9)):
+        data = to_data(atoms)
+        torch.save([data[key] for key in target["input"]], tmp_path / "inputs.pt")
+        command = [str(cpp_program), path, "inputs.pt", "outputs.pt"]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        subprocess.run(command, cwd=tmp_path, check=True, env=clean)
+        found = torch.load(tmp_path / "outputs.pt", weights_only=False)  # A list, of our own.
+        expected = evaluate(mesh, atoms)
+        for key, value in zip(target["output"], found, strict=True):
+            torch.testing.assert_close(value, expected[key], atol=1e-8, rtol=1e-8)
+        model = build(base, sog=SOG).eval()
+        torch.testing.assert_close(found[1], evaluate(model, atoms)["forces"], atol=1e-5, rtol=1e-5)

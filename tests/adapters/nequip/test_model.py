@@ -1,0 +1,258 @@
+"""The long-range part of NequIP and Allegro models, evaluated as built."""
+
+import numpy as np
+import pytest
+import torch
+from nequip.data import AtomicDataDict
+from nequip_builders import (
+    BASES,
+    STRUCTURES,
+    acetaldehyde,
+    build,
+    crystal,
+    evaluate,
+    in_vacuum,
+    slab,
+    to_data,
+)
+
+from sog_longrange import BoundaryError, ConfigError, HostError, InputError
+from sog_nequip.model import attach
+from sog_nequip.train import long_range_parts
+
+SOG = {"num_channels": 2, "tolerance": 1e-9}
+every_base = pytest.mark.parametrize("base", BASES)
+
+
+@pytest.fixture(scope="module", params=BASES)
+def model(request):
+    return build(request.param, sog=SOG).eval()
+
+
+def energy_of(model, atoms):
+    return evaluate(model, atoms)["total_energy"].item()
+
+
+def derivative(energy, h=2e-3):
+    """Fifth-order central difference of a function of a step, at zero."""
+    weights = {1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
+    return sum(w * (energy(n * h) - energy(-n * h)) for n, w in weights.items()) / h
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_forces_are_the_gradient_of_the_energy(model, name):
+    atoms = STRUCTURES[name]()
+    forces = evaluate(model, atoms)["forces"].detach().numpy()
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        direction = rng.normal(size=forces.shape)
+
+        def moved(step, direction=direction):
+            copy = atoms.copy()
+            copy.positions += step * direction
+            return energy_of(model, copy)
+
+        expected = -(forces * direction).sum()
+        assert derivative(moved) == pytest.approx(expected, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["triclinic", "left-handed", "slab"])
+def test_stress_is_the_gradient_of_the_energy_in_strain(model, name):
+    atoms = STRUCTURES[name]()
+    stress = evaluate(model, atoms)["stress"].detach().numpy()[0]
+    for i, j in ((0, 0), (1, 2), (0, 2)):
+        strain = np.zeros((3, 3))
+        strain[i, j] += 0.5
+        strain[j, i] += 0.5
+
+        def strained(step, strain=strain):
+            copy = atoms.copy()
+            copy.set_cell(atoms.cell.array @ (np.eye(3) + step * strain), scale_atoms=True)
+            return energy_of(model, copy)
+
+        found = derivative(strained) / atoms.get_volume()
+        assert found == pytest.approx(stress[i, j], rel=1e-7, abs=1e-8)
+
+
+def test_atomic_energies_sum_to_the_total_energy(model):
+    for make in STRUCTURES.values():
+        out = evaluate(model, make())
+        assert out["atomic_energy"].sum().item() == pytest.approx(
+            out["total_energy"].item(), abs=1e-12, rel=1e-13
+        )
+        assert out["long_range_atomic_energy"].sum().item() == pytest.approx(
+            out["long_range_energy"].item(), abs=1e-12, rel=1e-13
+        )
+        assert out["long_range_energy"].abs().item() > 1e-4
+
+
+def test_a_mixed_batch_is_its_structures(model):
+    atoms = [crystal(), in_vacuum(), slab(), in_vacuum()]
+    batch = model(AtomicDataDict.batched_from_list([to_data(a) for a in atoms]))
+    singles = [evaluate(model, a) for a in atoms]
+    for key in ("total_energy", "forces", "virial", "latent_charges", "long_range_atomic_energy"):
+        expected = torch.cat([out[key] for out in singles])
+        torch.testing.assert_close(batch[key], expected, atol=1e-10, rtol=1e-11)
+
+
+def test_atoms_need_not_be_sorted_by_structure(model):
+    data = AtomicDataDict.batched_from_list([to_data(crystal()), to_data(in_vacuum())])
+    order = torch.randperm(len(data["pos"]), generator=torch.Generator().manual_seed(1))
+    where = order.argsort()
+    mixed = dict(data) | {key: data[key][order] for key in ("pos", "atom_types", "batch")}
+    mixed["edge_index"] = where[data["edge_index"]]
+    expected, found = model(data), model(mixed)
+    torch.testing.assert_close(found["forces"], expected["forces"][order])
+    torch.testing.assert_close(found["total_energy"], expected["total_energy"])
+
+
+def test_a_molecule_has_the_same_energy_in_every_vacuum(model):
+    energies = [energy_of(model, acetaldehyde()), energy_of(model, in_vacuum())]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-10)
+
+
+@every_base
+def test_float32_models_sum_in_the_precision_of_the_positions(base):
+    single = build(base, sog=SOG, model_dtype="float32").eval()
+    double = build(base, sog=SOG).eval()
+    state = {k: v.double() if torch.is_tensor(v) else v for k, v in single.state_dict().items()}
+    double.load_state_dict(state)
+    shifted = crystal()
+    shifted.positions += 300 * shifted.cell.array[0]  # An atom that wandered far in a simulation.
+    for atoms in (crystal(), shifted):
+        out = evaluate(single, atoms)
+        assert out["latent_charges"].dtype == torch.float64
+        expected = evaluate(double, crystal())["forces"]
+        torch.testing.assert_close(out["forces"], expected, atol=2e-5, rtol=2e-5)
+
+
+@every_base
+def test_a_closed_gate_is_the_model_without_a_long_range(base):
+    bare = build(base, bare=True).eval()
+    model = build(base, sog=SOG, warm_up=True).eval()
+    for name, value in bare.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+    for make in STRUCTURES.values():
+        expected, found = evaluate(bare, make()), evaluate(model, make())
+        for key in ("total_energy", "atomic_energy", "forces", "virial"):
+            assert torch.equal(found[key], expected[key])
+
+
+@every_base
+def test_every_parameter_gets_a_gradient_from_a_force_loss(base):
+    model = build(base, sog=SOG).train()
+    out = evaluate(model, crystal())
+    (out["forces"].square().sum() + out["stress"].square().sum()).backward()
+    lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert [n for n in lost if "long_range" in n] == []
+
+
+@every_base
+def test_force_loss_gradients_equal_finite_differences(base):
+    model = build(base, sog=SOG).train()
+    parameters = [p for p in long_range_parts(model)[0].parameters() if p.requires_grad]
+    rng = torch.Generator().manual_seed(0)
+    directions = [torch.randn(p.shape, generator=rng) for p in parameters]
+
+    def loss():
+        out = evaluate(model, crystal())
+        return out["forces"].square().sum() + out["stress"].square().sum()
+
+    gradients = torch.autograd.grad(loss(), parameters)
+    expected = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
+    start = [p.detach().clone() for p in parameters]
+
+    def moved(step):
+        with torch.no_grad():
+            for p, s, d in zip(parameters, start, directions, strict=True):
+                p.copy_(s + step * d)
+        return loss().item()
+
+    assert derivative(moved, h=1e-3) == pytest.approx(expected, rel=1e-6)
+
+
+def test_total_charge_is_read_from_the_field_charge():
+    model = build(sog=SOG | {"charge_constraint": "total"}).eval()
+    data = AtomicDataDict.batched_from_list([to_data(acetaldehyde()), to_data(acetaldehyde())])
+    data["charge"] = torch.tensor([[1], [-2]])
+    charges = model(data)["latent_charges"][:, 0].reshape(2, -1).sum(1)
+    torch.testing.assert_close(charges, torch.tensor([1.0, -2.0]))
+    del data["charge"]
+    with pytest.raises(InputError, match="total_charge"):
+        model(data)
+
+
+@every_base
+def test_the_type_alone_can_give_a_charge(base):
+    lonely = acetaldehyde()[:1]
+    assert float(evaluate(build(base).eval(), lonely)["latent_charges"].abs().max()) == 0.0
+    model = build(base, per_type_charges=True).eval()
+    assert float(evaluate(model, lonely)["latent_charges"].abs().min()) > 0.0
+    far = acetaldehyde()[[0, 1]]
+    far.positions[1] += [12.0, 0.0, 0.0]
+    out = evaluate(model, far)
+    # Two ions beyond the cutoff of the network attract or repel each other.
+    assert float(out["forces"].abs().max()) > 1e-5
+    torch.testing.assert_close(out["forces"].sum(0), torch.zeros(3), atol=1e-12, rtol=0)
+
+
+def test_an_explicit_boundary_replaces_a_missing_one_and_contradicts_a_wrong_one():
+    model = build(boundary="periodic").eval()
+    data = to_data(crystal())
+    expected = model(dict(data))["total_energy"]
+    del data["pbc"]
+    assert torch.equal(model(dict(data))["total_energy"], expected)
+    with pytest.raises(InputError, match="boundary='periodic'"):
+        evaluate(model, in_vacuum())
+
+
+def test_a_boundary_that_is_not_known_is_refused(model):
+    data = to_data(crystal())
+    del data["pbc"]
+    with pytest.raises(HostError, match="sog_periodic"):
+        model(data)
+
+
+def test_edge_vectors_alone_are_refused(model):
+    data = to_data(crystal())
+    part = long_range_parts(model)[0]
+    del data["pos"]
+    with pytest.raises(HostError, match="ML-IAP"):
+        part(data)
+
+
+def test_slabs_are_refused_with_the_ewald_kernel():
+    model = build(sog={"kernel": "ewald"}).eval()
+    with pytest.raises(BoundaryError):
+        evaluate(model, slab())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sog": {"num_chanels": 2}}, "num_channels"),
+        ({"boundary": "periodc"}, "boundary"),
+        ({"largest_cell": [10.0, 10.0]}, "largest_cell"),
+        ({"largest_cell": [10.0, 10.0, 0.0]}, "largest_cell"),
+    ],
+)
+def test_wrong_options_are_explained(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**changes)
+
+
+def test_a_second_long_range_part_is_refused():
+    model = build()
+    with pytest.raises(HostError, match="without a long-range part"):
+        attach(model, long_range_parts(model)[0].long_range.config)
+
+
+def test_a_foreign_model_is_refused():
+    with pytest.raises(HostError, match="NequIP or Allegro"):
+        attach(torch.nn.Linear(1, 1), long_range_parts(build())[0].long_range.config)
+
+
+def test_training_with_a_gate_that_nothing_opens_is_refused():
+    model = build(warm_up=True).train()
+    with pytest.raises(HostError, match="WarmUp"):
+        evaluate(model, crystal())
