@@ -4,7 +4,7 @@ Both are trained on a gas of ±1 ions with exact Coulomb forces, which is made h
 without has a third convolution in the place of the long-range layer, so that it has more
 parameters and sees farther than any of its layers. Writes a table, and the figures as JSON.
 
-    python benchmarks/pyg_accuracy.py            # about a quarter of an hour on one core
+    python benchmarks/pyg_accuracy.py            # about ten minutes on one core
     python benchmarks/pyg_accuracy.py --epochs 10 --boxes 100
 """
 
