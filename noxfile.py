@@ -12,15 +12,15 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_nequip"]
+nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_nequip", "sog_pyg")
 
 
-def install_project(session: nox.Session, constraints: str, extras: str) -> None:
-    """Install the project, editable, with pinned dependencies."""
+def install_project(session: nox.Session, constraints: str, extras: str, *more: str) -> None:
+    """Install the project, editable, and more, with pinned dependencies."""
     pins = f"constraints/{constraints}.txt"
-    session.install("--quiet", "--constraint", pins, "--editable", f".[{extras}]")
+    session.install("--quiet", "--constraint", pins, "--editable", f".[{extras}]", *more)
 
 
 def run_in(session: nox.Session, host: str, *args: str, **env: str) -> None:
@@ -51,6 +51,12 @@ def env_nequip(session: nox.Session) -> None:
 
 
 @nox.session(reuse_venv=True, default=False)
+def env_pyg(session: nox.Session) -> None:
+    """Environment of the PyTorch Geometric adapter."""
+    install_project(session, "pyg", "pyg,fast,plot,test", "ase")
+
+
+@nox.session(reuse_venv=True, default=False)
 def env_bench(session: nox.Session) -> None:
     """Environment with every peer that the speed benchmark knows."""
     install_project(session, "core", "fast,finufft,bench")
@@ -78,6 +84,13 @@ def tests_mace(session: nox.Session) -> None:
     run_in(session, "mace", *args, *session.posargs, COVERAGE_FILE=".coverage.mace")
 
 
+@nox.session(venv_backend="none", requires=["env_pyg"])
+def tests_pyg(session: nox.Session) -> None:
+    """Tests of the PyTorch Geometric adapter."""
+    args = ("-m", "pytest", "tests/adapters/pyg", "--cov=sog_pyg")
+    run_in(session, "pyg", *args, *session.posargs, COVERAGE_FILE=".coverage.pyg")
+
+
 @nox.session(venv_backend="none", requires=["env_nequip"])
 def tests_nequip(session: nox.Session) -> None:
     """Tests of the NequIP and Allegro adapter; the commands of NequIP train and compile."""
@@ -85,7 +98,7 @@ def tests_nequip(session: nox.Session) -> None:
     run_in(session, "nequip", *args, *session.posargs, COVERAGE_FILE=".coverage.nequip")
 
 
-TESTS = ["tests_core", "tests_mace", "tests_nequip"]
+TESTS = ["tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
 
 
 @nox.session(venv_backend="none", default=False, requires=TESTS)
@@ -116,6 +129,12 @@ def demo_nequip(session: nox.Session) -> None:
 def benchmark_nequip(session: nox.Session) -> None:
     """Measure the accuracy of NequIP models; arguments after ``--`` are passed on."""
     run_in(session, "nequip", "benchmarks/nequip_accuracy.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_pyg"])
+def benchmark_pyg(session: nox.Session) -> None:
+    """Measure the accuracy of PyG networks; arguments after ``--`` are passed on."""
+    run_in(session, "pyg", "benchmarks/pyg_accuracy.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_bench"])

@@ -229,6 +229,42 @@ def draw_parity(
         _save(figure, path)
 
 
+def draw_learning(
+    histories: Mapping[str, list[float]],
+    exact: Mapping[str, np.ndarray],
+    models: Mapping[str, np.ndarray],
+    path: Path,
+) -> None:
+    """Force error against epochs at the left, forces against the reference at the right.
+
+    Parameters
+    ----------
+    histories : force RMSE of each epoch in meV/Å, by model.
+    exact, models : force components in eV/Å, of the reference and of each model.
+    path : PNG to write.
+    """
+    with mpl.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(13.0, 5.6))
+        everything = np.concatenate(list(exact.values()))
+        limits = np.quantile(everything, [0.001, 0.999]) * 1.1
+        right.plot(limits, limits, color=FAINT, lw=1)
+        for (name, values), colour in zip(histories.items(), COLOURS, strict=False):
+            epochs = np.arange(1, len(values) + 1)
+            error = 1e3 * np.sqrt(np.mean((models[name] - exact[name]) ** 2))
+            label = f"{name}: {error:.0f} meV/Å in the test"
+            left.plot(epochs, values, color=colour, lw=3, solid_capstyle="round", label=label)
+            points = {**POINTS, "ms": 3, "alpha": 0.35, "rasterized": True}
+            right.plot(exact[name], models[name], color=colour, **points)
+        left.set(yscale="log", xlabel="epoch", ylabel="force error in training (meV/Å)")
+        left.grid(axis="y", color="#D8DDE1", lw=0.8)
+        left.minorticks_off()
+        left.set_ylim(top=6.0 * left.get_ylim()[1])
+        left.legend(frameon=False, loc="upper right", labelcolor="linecolor", handlelength=0)
+        right.set(xlim=limits, ylim=limits, aspect="equal")
+        right.set(xlabel="exact force (eV/Å)", ylabel="predicted force (eV/Å)")
+        _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure and release it."""
     figure.savefig(path, bbox_inches="tight", facecolor="white")

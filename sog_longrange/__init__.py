@@ -18,6 +18,7 @@ from .errors import (
 from .fixed import FixedMeshEnergy
 from .kernels import Ewald, SumOfGaussians, coulomb, power_law, yukawa
 from .module import SOGLongRange
+from .potential import PotentialOutput, potential_and_field
 from .tuning import GridReport, find_tolerance, report_grid
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LongRangeEnergy",
     "LongRangeOutput",
     "PerformanceWarning",
+    "PotentialOutput",
     "SOGConfig",
     "SOGError",
     "SOGLongRange",
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "coulomb",
     "find_tolerance",
+    "potential_and_field",
     "power_law",
     "project_total_charge",
     "report_grid",

@@ -202,7 +202,7 @@ class LongRangeEnergy(nn.Module):
             As :meth:`forward`.
         """
         check_charges(charges, structures, values=not self.traced)
-        self._check_channels(charges)
+        self.check_channels(charges)
         if self.traced:
             energy, potential = self._operate(charges, structures)
         else:
@@ -238,7 +238,14 @@ class LongRangeEnergy(nn.Module):
         how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'
         return f'{{"kernel": {law}, "energy": {how}}}'
 
-    def _check_channels(self, charges: Tensor) -> None:
+    def check_channels(self, charges: Tensor) -> None:
+        """Raise `InputError` unless charges have as many channels as the kernel.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+            Any number of channels if the kernel has one for all.
+        """
         own = self.kernel.num_channels
         if own != 1 and own != charges.shape[1]:  # `in` is more than tracers follow
             expected = f"of {own} channels, as many as the kernel has"

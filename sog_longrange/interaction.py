@@ -186,7 +186,7 @@ class Interaction(NamedTuple):
         potential = torch.zeros_like(charges)
         for kind in sorted(present):
             mask = torch.tensor([own == kind for own in kinds], device=charges.device)
-            graphs, atoms, part = _select(structures, mask)
+            graphs, atoms, part = select(structures, mask)
             part_energy, part_potential = sums[kind](charges[atoms], part)
             energy = energy.index_copy(0, graphs, part_energy)
             potential = potential.index_copy(0, atoms, part_potential)
@@ -197,7 +197,7 @@ class Interaction(NamedTuple):
             singles = torch.eye(part.num_graphs, dtype=torch.bool, device=charges.device)
             results = []
             for mask in singles:
-                _, atoms, single = _select(part, mask)
+                _, atoms, single = select(part, mask)
                 results.append(self._direct(charges[atoms], single))
             energies, potentials = zip(*results, strict=True)
             return torch.cat(energies), torch.cat(potentials)
@@ -279,8 +279,22 @@ def _waste_of_padding(structures: Structures) -> float:
     return float(padded / own)
 
 
-def _select(structures: Structures, graphs: Tensor) -> tuple[Tensor, Tensor, Structures]:
-    """Make the structures of a mask a batch of their own, and say where they came from."""
+def select(structures: Structures, graphs: Tensor) -> tuple[Tensor, Tensor, Structures]:
+    """Make the structures of a mask a batch of their own, and say where they came from.
+
+    Parameters
+    ----------
+    structures : Structures
+    graphs : Tensor, shape (n_graphs,), bool
+
+    Returns
+    -------
+    index : Tensor
+        Numbers of the structures in the batch they came from.
+    atoms : Tensor
+        Numbers of their atoms.
+    part : Structures
+    """
     atoms = graphs[structures.batch].nonzero().squeeze(-1)
     index = graphs.nonzero().squeeze(-1)
     renumbered = (graphs.cumsum(0) - 1)[structures.batch[atoms]]

@@ -14,7 +14,13 @@ from .config import HOW, SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
 from .fixed import FixedMeshEnergy
-from .validation import check_shape, check_structures, check_tensor, check_total_charge
+from .validation import (
+    Structures,
+    check_shape,
+    check_structures,
+    check_tensor,
+    check_total_charge,
+)
 
 FORMAT: int = 1
 """Version of what :class:`SOGLongRange` stores in a state dict."""
@@ -34,6 +40,8 @@ class SOGLongRange(nn.Module):
         Number of invariant features of each layer of the host model.
     config : SOGConfig, optional
         Options; the defaults if left out.
+    readout : LatentCharges, optional
+        Instead of a new one of these sizes.
 
     References
     ----------
@@ -42,11 +50,18 @@ class SOGLongRange(nn.Module):
 
     gate: Tensor
 
-    def __init__(self, layer_sizes: Sequence[int], config: SOGConfig | None = None) -> None:
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        config: SOGConfig | None = None,
+        readout: LatentCharges | None = None,
+    ) -> None:
         super().__init__()
         self.config = SOGConfig() if config is None else config
         c = self.config
-        self.readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+        if readout is None:
+            readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+        self.readout = readout
         self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
         self.register_buffer("gate", torch.ones(()))
 
@@ -181,20 +196,7 @@ class SOGLongRange(nn.Module):
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
         )
-        # Of a tensor in a graph, len() would fix the number of atoms.
-        n_atoms, width = positions.shape[0], sum(self.readout.layer_sizes)
-        check_tensor("features", features)
-        check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
-        charges = self.readout(features).to(positions.dtype)
-        constraint = self.config.charge_constraint
-        if constraint != "none":
-            wanted = positions.new_zeros(structures.num_graphs)
-            if constraint == "total":
-                if total_charge is None:
-                    expected = 'given for charge_constraint="total"'
-                    raise InputError(explain("total_charge", expected, "None"))
-                wanted = check_total_charge(total_charge, structures)
-            charges = project_total_charge(charges, wanted, structures.batch)
+        charges = self.latent_charges(features, structures, total_charge)
         out = self.energy.evaluate(charges, structures)
         scale = self.gate.sqrt()
         return LongRangeOutput(
@@ -203,3 +205,42 @@ class SOGLongRange(nn.Module):
             scale * out.potential,
             scale * charges,
         )
+
+    def latent_charges(
+        self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
+    ) -> Tensor:
+        """Latent charges of structures that are validated already, without the gate.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, sum(layer_sizes))
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+        total_charge : Tensor, shape (n_graphs,), in e, optional
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, num_channels), in e
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the features do not fit or a total charge is missing.
+        """
+        # Of a tensor in a graph, len() would fix the number of atoms.
+        positions = structures.positions
+        n_atoms, width = positions.shape[0], sum(self.readout.layer_sizes)
+        check_tensor("features", features)
+        check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
+        charges: Tensor = self.readout(features).to(positions.dtype)
+        constraint = self.config.charge_constraint
+        if constraint == "none":
+            return charges
+        wanted = positions.new_zeros(structures.num_graphs)
+        if constraint == "total":
+            if total_charge is None:
+                expected = 'given for charge_constraint="total"'
+                raise InputError(explain("total_charge", expected, "None"))
+            wanted = check_total_charge(total_charge, structures)
+        return project_total_charge(charges, wanted, structures.batch)

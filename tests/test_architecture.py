@@ -32,6 +32,7 @@ LAYERS = {
     "interaction": 4,
     "energy": 5,
     "fixed": 6,
+    "potential": 6,
     "tuning": 6,
     "config": 6,
     "io": 6,

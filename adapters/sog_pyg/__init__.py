@@ -1,1 +1,22 @@
-"""Adapter for PyTorch Geometric models: planned, not part of this version."""
+"""Long-range message passing and periodic structures for PyTorch Geometric."""
+
+from .host import check_version
+
+check_version()
+
+from .derivatives import EnergyForcesStress, energy_forces_stress  # noqa: E402
+from .graph import PeriodicGraph, make_periodic, periodic_edges  # noqa: E402
+from .layer import SOGLongRange  # noqa: E402
+from .model import WithLongRange  # noqa: E402
+from .transform import StoreBoundary  # noqa: E402
+
+__all__ = [
+    "EnergyForcesStress",
+    "PeriodicGraph",
+    "SOGLongRange",
+    "StoreBoundary",
+    "WithLongRange",
+    "energy_forces_stress",
+    "make_periodic",
+    "periodic_edges",
+]

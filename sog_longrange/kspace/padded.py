@@ -128,6 +128,61 @@ def padded_energy(
     Vico, Greengard, Ferrando, J. Comput. Phys. 323, 191 (2016) (kernels cut off beyond the
     structure); Ji, Liang, Xu, arXiv:2502.04668 (sums of Gaussians).
     """
+    box = pad(kernel, positions, cell, pbc, batch, tolerance)
+    backend = MeshBackend(box.meshes, batch, accelerator)
+    energy, potential = quadratic_energy(backend, box.phases, charges, box.table)
+    total = charges.new_zeros(len(cell), charges.shape[1]).index_add(0, batch, charges)
+    shift = box.means * total
+    return energy + 0.5 * (shift * total).sum(-1), potential + shift[batch]
+
+
+class PaddedBoxes(NamedTuple):
+    """Structures in boxes that are padded along their free axes.
+
+    Attributes
+    ----------
+    meshes : Meshes
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+        Reciprocal lattice vectors of the boxes.
+    phases : Tensor, shape (n_atoms, 3)
+        Of the atoms, for these vectors.
+    table : Tensor, shape (num_channels, modes of all structures), in eV/e^2
+        Kernel per volume on all modes but k = 0, times the window's influence.
+    means : Tensor, shape (n_graphs, num_channels), in eV/e^2
+        The kernel at k = 0.
+    """
+
+    meshes: Meshes
+    reciprocal: Tensor
+    phases: Tensor
+    table: Tensor
+    means: Tensor
+
+
+def pad(
+    kernel: Kernel,
+    positions: Tensor,
+    cell: Tensor,
+    pbc: Tensor,
+    batch: Tensor,
+    tolerance: float,
+) -> PaddedBoxes:
+    """Put structures with free axes into boxes, and the kernel on the modes of their meshes.
+
+    Parameters
+    ----------
+    kernel, positions, cell, pbc, batch, tolerance
+        As in :func:`padded_energy`.
+
+    Returns
+    -------
+    PaddedBoxes
+
+    Raises
+    ------
+    BoundaryError, InputTypeError, SizeError
+        As :func:`padded_energy`.
+    """
     amplitudes, widths = _gaussians(kernel, positions.dtype)
     flags = [tuple(row) for row in pbc.tolist()]
     resolution = Resolution.of(kernel, tolerance)
@@ -140,12 +195,9 @@ def padded_energy(
     origins = _origins(0.5 * (low + high), lengths, free, meshes).to(cell)
     table, means = _table(amplitudes, widths, padded, lengths, free, meshes, resolution)
     centred = positions - (origins[..., None] * frames).sum(1)[batch]
-    phases = wrapped_phases(centred, reciprocal_cell(padded), batch)
-    backend = MeshBackend(meshes, batch, accelerator)
-    energy, potential = quadratic_energy(backend, phases, charges, table)
-    total = charges.new_zeros(len(cell), charges.shape[1]).index_add(0, batch, charges)
-    shift = means * total
-    return energy + 0.5 * (shift * total).sum(-1), potential + shift[batch]
+    reciprocal = reciprocal_cell(padded)
+    phases = wrapped_phases(centred, reciprocal, batch)
+    return PaddedBoxes(meshes, reciprocal, phases, table, means)
 
 
 def _gaussians(kernel: Kernel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,127 @@
+"""Energies, forces and stress of any model, from one data object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from sog_longrange import DerivativeError, HostError
+from sog_longrange.errors import explain
+
+from .batching import fit_boundary, take
+
+Model = Callable[..., Tensor]
+
+
+class EnergyForcesStress(NamedTuple):
+    """Energies of a batch and their derivatives.
+
+    Attributes
+    ----------
+    energy : Tensor, shape [batch_size], in eV
+    forces : Tensor, shape [num_nodes, 3], in eV/Å
+        -dE / d pos.
+    stress : Tensor, shape [batch_size, 3, 3], in eV/Å^3, or None
+        dE / d strain per volume, positive under tension. Zero for structures that are not
+        periodic along all three axes, which have no volume; None for data without cells.
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor | None
+
+
+def energy_forces_stress(
+    model: Model, data: Data, *, create_graph: bool = False
+) -> EnergyForcesStress:
+    """Evaluate a model and differentiate its energy.
+
+    Parameters
+    ----------
+    model : callable
+        Called as ``model(z, pos, batch, cell, pbc, batch_size)``, with
+        ``total_charge=data.total_charge`` if the data have one; returns one energy for each
+        graph. A :class:`~sog_pyg.WithLongRange` is such a model.
+    data : Data or Batch
+        With `z` and `pos`, and `cell` and `pbc` if something is periodic, see
+        :class:`~sog_pyg.StoreBoundary`. Not changed.
+    create_graph : bool
+        Whether results can be differentiated further, for a loss of forces or stress.
+
+    Returns
+    -------
+    EnergyForcesStress
+        Part of the autograd graph only with `create_graph`.
+
+    Raises
+    ------
+    DerivativeError
+        If `create_graph` is asked of a compiled model: PyTorch cannot differentiate compiled
+        code twice.
+    HostError
+        If the model does not return one energy for each graph.
+    InputError, InputTypeError
+        If the data are malformed or lack `z` or `pos`.
+    """
+    if create_graph:
+        _refuse_compiled(model)
+    pos, z = take(data, "pos"), take(data, "z")
+    with torch.inference_mode(False), torch.enable_grad():
+        # What was made in inference mode can be differentiated as a copy only.
+        data = data.clone() if pos.is_inference() or z.is_inference() else data
+        batch = data.get("batch")
+        batch_size = data.num_graphs if batch is not None else 1
+        cell, pbc, _ = fit_boundary(data.get("cell"), data.get("pbc"), batch, batch_size)
+        pos = data.pos.detach().requires_grad_()
+        strain = None
+        moved = pos
+        if cell is not None:
+            strain = pos.new_zeros(batch_size, 3, 3).requires_grad_()
+            moved, cell = _strained(pos, cell, strain, batch)
+        charge = data.get("total_charge")
+        more = {} if charge is None else {"total_charge": torch.as_tensor(charge).reshape(-1)}
+        energy = model(data.z, moved, batch, cell, pbc, batch_size, **more)
+        if energy.numel() != batch_size:
+            expected = f"one energy for each of {batch_size} graphs"
+            raise HostError(explain("model", expected, f"shape {list(energy.shape)}"))
+        inputs = (pos,) if strain is None else (pos, strain)
+        slopes = torch.autograd.grad(
+            energy.sum(), inputs, create_graph=create_graph, materialize_grads=True
+        )
+    energy = energy.reshape(-1) if create_graph else energy.detach().reshape(-1)
+    stress = None if strain is None else _per_volume(slopes[1], data, cell, pbc)
+    return EnergyForcesStress(energy, -slopes[0], stress)
+
+
+def _strained(
+    pos: Tensor, cell: Tensor, strain: Tensor, batch: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Positions and cells under a symmetric strain."""
+    change = 0.5 * (strain + strain.transpose(-1, -2))
+    own = change[0].expand(len(pos), 3, 3) if batch is None else change[batch]
+    # Rows of free axes may hold anything: they are not strained, which nobody notices.
+    return pos + torch.einsum("na,nab->nb", pos, own), cell + cell @ change
+
+
+def _per_volume(virial: Tensor, data: Data, cell: Tensor | None, pbc: Tensor | None) -> Tensor:
+    if cell is None or pbc is None:
+        return torch.zeros_like(virial)
+    whole = pbc.all(-1)[:, None, None]
+    safe = torch.where(whole, cell.detach(), torch.eye(3).to(cell))
+    return torch.where(whole, virial / torch.linalg.det(safe).abs()[:, None, None], 0.0)
+
+
+def _refuse_compiled(model: Any) -> None:
+    parts = list(model.modules()) if isinstance(model, nn.Module) else [model]
+    for part in parts:
+        compiled = getattr(part, "_compiled_call_impl", None) is not None
+        if compiled or hasattr(part, "_orig_mod") or hasattr(part, "_torchdynamo_orig_callable"):
+            raise DerivativeError(
+                "PyTorch cannot differentiate compiled code twice, which a loss of forces or "
+                f"stress needs, and `{type(part).__name__}` is compiled. Train the model as it "
+                "was before torch.compile, and compile it afterwards, for inference."
+            )

@@ -1,0 +1,261 @@
+"""The long-range part as a layer, in PyG's own manner."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import sog_longrange
+from sog_longrange import ConfigError, InputError, SOGConfig
+from sog_longrange.errors import explain
+from sog_longrange.validation import check_shape, check_structures, check_tensor
+
+from .batching import Boundary, fit_boundary
+from .readout import LazyCharges
+
+OUTPUTS = ("energy", "features")
+
+# Meshes depend on the values of cells: compilers leave this to Python and go on behind it.
+_potential_and_field = torch.compiler.disable(sog_longrange.potential_and_field)
+
+
+class SOGLongRange(nn.Module):
+    r"""Long-range message passing between all nodes, at near-linear cost.
+
+    Each node is given a few latent charges :math:`q_{jp}`, a learned function of its features.
+    They act on each other over any distance, through periodic boundaries where there are
+    any, by the law
+
+    .. math::
+        \phi_{ip} = \sum_{j \neq i} K(|r_i - r_j|) \, q_{jp}, \qquad
+        K(r) = \sum_l a_l \, e^{-r^2 / 2 s_l^2},
+
+    whose amplitudes and widths are learned too and begin as 1/r, the law of electric charges.
+
+    With ``output="energy"`` the module returns their energy, which is added to the output of
+    a model. With ``output="features"`` it returns what each node feels, the potential
+    :math:`\phi` (invariant) and the field :math:`-\nabla \phi` (vectors), for the layers of a
+    network that come after it. Both can be differentiated twice, as training on forces needs.
+
+    Parameters
+    ----------
+    in_channels : int
+        Number of features of each node; -1 takes that of the first input.
+    num_charges : int
+        Number of latent charges of each node.
+    hidden_channels : int
+        Width of the perceptron that is added to the linear map from features to charges;
+        0 leaves it out.
+    output : {"energy", "features"}
+        What is returned.
+    **options
+        Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
+        ("coulomb", "power_law", "yukawa", "ewald"), `min_width` in Å, below which the law
+        is smoothed, `charge_constraint` ("none", "neutral", "total") and `tolerance`.
+
+    Raises
+    ------
+    ConfigError
+        If an option is unknown or out of range.
+
+    Notes
+    -----
+    Shapes, with B graphs, N nodes, F = `in_channels` and C = `num_charges`:
+
+    - **x** [N, F], **pos** [N, 3] in Å, **batch** [N], sorted
+    - **cell** [3, 3], [1, 3, 3] or [B, 3, 3] in Å, rows are lattice vectors
+    - **pbc** [3], [1, 3] or [B, 3], bool: along which lattice vectors a graph repeats
+    - **energy** [B, 1] in eV, or **potential** [N, C] in eV/e and **field** [N, 3, C] in
+      eV/(e Å)
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165; as layers of a network: Kosmala
+    et al., arXiv:2303.04791.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sog_pyg import SOGLongRange
+    >>> x, pos = torch.randn(10, 64), 5 * torch.rand(10, 3)
+    >>> cell, pbc = 8 * torch.eye(3), torch.tensor([True, True, True])
+    >>> SOGLongRange(num_charges=4)(x, pos, cell=cell, pbc=pbc).shape
+    torch.Size([1, 1])
+    >>> layer = SOGLongRange(num_charges=4, output="features")
+    >>> potential, field = layer(x, pos, cell=cell, pbc=pbc)
+    >>> potential.shape, field.shape
+    (torch.Size([10, 4]), torch.Size([10, 3, 4]))
+    """
+
+    def __init__(
+        self,
+        in_channels: int = -1,
+        num_charges: int = 4,
+        hidden_channels: int = 32,
+        output: str = "energy",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ConfigError(explain("output", "one of " + ", ".join(OUTPUTS), repr(output)))
+        sizes = {"num_channels": num_charges, "hidden_size": hidden_channels}
+        for twice, name in zip(sizes, ("num_charges", "hidden_channels"), strict=True):
+            if twice in options:
+                raise ConfigError(explain(twice, f"given as `{name}`", repr(options[twice])))
+        config = SOGConfig.from_dict(sizes | options)
+        self.output = output
+        readout = LazyCharges(in_channels, num_charges, hidden_channels)
+        self.part = sog_longrange.SOGLongRange(readout.layer_sizes, config, readout)
+
+    @property
+    def readout(self) -> LazyCharges:
+        """What turns features into latent charges."""
+        return cast(LazyCharges, self.part.readout)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of features of each node; -1 until the first input."""
+        return self.readout.in_channels
+
+    @property
+    def num_charges(self) -> int:
+        """Number of latent charges of each node."""
+        return self.readout.num_channels
+
+    def reset_parameters(self) -> None:
+        """Draw new weights, and begin again with the law of the start."""
+        self.readout.reset_parameters()
+        self.part.energy.load_state_dict(self.part.config.build_energy().state_dict())
+        self.part.gate.fill_(1.0)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch_size: int | None = None,
+        total_charge: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Evaluate a batch of graphs.
+
+        Parameters
+        ----------
+        x : Tensor, shape [num_nodes, in_channels]
+            Features that do not change when the graph is rotated.
+        pos : Tensor, shape [num_nodes, 3], in Å
+            Any periodic image of each node.
+        batch : Tensor, shape [num_nodes], sorted, optional
+            Graph of each node; left out, there is one.
+        cell : Tensor, shape [3, 3], [1, 3, 3] or [batch_size, 3, 3], in Å, optional
+            Rows are lattice vectors. Those of axes that are not periodic are never read.
+        pbc : Tensor, shape [3], [1, 3] or [batch_size, 3], bool, optional
+            Required with `cell`: what is periodic is never guessed.
+        batch_size : int, optional
+            Number of graphs, if some at the end may be empty.
+        total_charge : Tensor, shape [batch_size], in e, optional
+            For ``charge_constraint="total"``.
+
+        Returns
+        -------
+        Tensor, shape [batch_size, 1], in eV
+            The energy, for ``output="energy"``.
+        tuple of Tensor, shapes [num_nodes, C] in eV/e and [num_nodes, 3, C] in eV/(e Å)
+            Potential and field, for ``output="features"``.
+
+        Raises
+        ------
+        InputError, InputTypeError, BoundaryError, SizeError
+            If an argument is malformed or not finite; see
+            :meth:`sog_longrange.LongRangeEnergy.forward`.
+        """
+        boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
+        if self.output == "features":
+            return self._features(x, pos, batch, boundary, total_charge)
+        out = self.part(x, pos, *boundary[:2], batch, boundary.batch_size, total_charge)
+        return out.energy[:, None]
+
+    def _features(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        boundary: Boundary,
+        total_charge: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        charges = self._charges(x, pos, batch, boundary, total_charge)
+        arguments = (pos, boundary.cell, boundary.pbc, batch, boundary.batch_size)
+        return tuple(_potential_and_field(self.part.energy, charges, *arguments))
+
+    def charges(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch_size: int | None = None,
+        total_charge: Tensor | None = None,
+    ) -> Tensor:
+        """Read the latent charges of all nodes.
+
+        Parameters
+        ----------
+        x, pos, batch, cell, pbc, batch_size, total_charge
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape [num_nodes, C], in e
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`forward`.
+        """
+        boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
+        return self._charges(x, pos, batch, boundary, total_charge)
+
+    def _charges(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        boundary: Boundary,
+        total_charge: Tensor | None,
+    ) -> Tensor:
+        cell, pbc, batch_size = boundary
+        values = not self.part.energy.traced
+        structures = check_structures(pos, cell, pbc, batch, batch_size, values=values)
+        return self.part.latent_charges(x, structures, total_charge)
+
+    def _fit(
+        self,
+        x: Tensor,
+        pos: Tensor,
+        batch: Tensor | None,
+        cell: Tensor | None,
+        pbc: Tensor | None,
+        batch_size: int | None,
+    ) -> Boundary:
+        """Check what the core would name differently, and take the width of the first input."""
+        check_tensor("x", x)
+        check_tensor("pos", pos)
+        check_shape("pos", pos, (None, 3), "[num_nodes, 3]")
+        check_shape("x", x, (len(pos), None), f"[num_nodes={len(pos)}, in_channels]")
+        if x.shape[1] == 0:
+            raise InputError(explain("x", "of at least one channel", "none"))
+        if self.readout.is_open:
+            self.readout.fit(x)
+        return fit_boundary(cell, pbc, batch, batch_size)
+
+    def __repr__(self) -> str:
+        """Name, channels, law and output."""
+        kernel = self.part.config.kernel
+        return (
+            f"{type(self).__name__}({self.in_channels}, {self.num_charges}, "
+            f"kernel={kernel!r}, output={self.output!r})"
+        )
