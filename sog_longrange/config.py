@@ -57,6 +57,8 @@ class SOGConfig:
         Width of the perceptron of the charge readout; 0 leaves it out.
     charge_constraint : {"none", "neutral", "total"}
         Whether latent charges are free, sum to zero, or sum to a given total charge.
+    fractional_charge : bool
+        Whether that total charge may be other than a whole number of e.
     tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -84,6 +86,7 @@ class SOGConfig:
     learn_widths: bool = True
     hidden_size: int = 32
     charge_constraint: str = "none"
+    fractional_charge: bool = False
     tolerance: float = 1e-5
     zero_mode: bool | None = None
     remove_self: bool = True
