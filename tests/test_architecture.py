@@ -20,12 +20,17 @@ ACCELERATORS = {
 }
 """Modules that are imported only where the libraries they may need are installed."""
 
+OPTIONAL = {"scipy.signal": "spectra"}
+"""Modules that functions load by `load_library`, and the extra that installs each."""
+
 LAYERS = {
     "_version": 0,
     "errors": 0,
     "units": 0,
+    "optional": 1,
     "validation": 1,
     "geometry": 1,
+    "spectra": 2,
     "kernels": 2,
     "kspace": 3,
     "charges": 3,
@@ -106,6 +111,19 @@ def test_the_core_imports_lower_layers_only(path):
 def test_the_core_needs_torch_and_numpy_only(path):
     foreign = {name[0] for name in imports(path)} - {"sog_longrange"} - ALLOWED_IN_CORE
     assert foreign <= ACCELERATORS.get(path.name, set())
+
+
+def test_optional_libraries_are_those_of_their_extras():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    loaded = {}
+    for path in CORE_SOURCES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "load_library":
+                name, extra = (ast.literal_eval(argument) for argument in node.args)
+                loaded[name] = extra
+                (line,) = (x for x in project if x.startswith(f"{extra} = ["))
+                assert name.split(".")[0] in line
+    assert loaded == OPTIONAL
 
 
 @every_adapter_source
@@ -258,7 +276,7 @@ def test_importing_the_core_imports_no_host():
     process = run_python(IMPORT_EVERYTHING + "print(*sys.modules)")
     loaded = {name.split(".")[0] for name in process.stdout.split()}
     assert "sog_longrange" in loaded
-    assert loaded & {*HOSTS, *ADAPTERS, "finufft", "matplotlib"} == set()
+    assert loaded & {*HOSTS, *ADAPTERS, "finufft", "matplotlib", "scipy"} == set()
 
 
 def test_everything_exported_exists():
