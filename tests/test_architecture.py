@@ -20,7 +20,12 @@ ACCELERATORS = {
 }
 """Modules that are imported only where the libraries they may need are installed."""
 
-OPTIONAL = {"scipy.signal": "spectra"}
+OPTIONAL = {
+    "matplotlib": "plot",
+    "matplotlib.pyplot": "plot",
+    "matplotlib.ticker": "plot",
+    "scipy.signal": "spectra",
+}
 """Modules that functions load by `load_library`, and the extra that installs each."""
 
 LAYERS = {
@@ -33,6 +38,7 @@ LAYERS = {
     "spectra": 2,
     "kernels": 2,
     "kspace": 3,
+    "plots": 3,
     "charges": 3,
     "interaction": 4,
     "energy": 5,
@@ -77,10 +83,16 @@ def dotted_name(path):
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
+def is_for_types_only(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def imports(path):
-    """Absolute dotted names, as tuples, of everything a file imports."""
+    """Absolute dotted names, as tuples, of everything a file imports when it runs."""
     package = dotted_name(path) if path.name == "__init__.py" else dotted_name(path)[:-1]
-    for node in ast.walk(parse(path)):
+    tree = parse(path)
+    tree.body = [node for node in tree.body if not is_for_types_only(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield tuple(alias.name.split("."))
@@ -146,7 +158,8 @@ def test_importing_a_module_only_defines_names(path):
     )
     for node in parse(path).body:
         documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        assert documentation or isinstance(node, statements), f"line {node.lineno}"
+        defines = isinstance(node, statements) or is_for_types_only(node)
+        assert documentation or defines, f"line {node.lineno}"
 
 
 def functions_of(tree):
