@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, explain
-from .validation import check_finite, check_float, check_like, check_shape
+from .validation import check_finite, check_float, check_like, check_shape, check_tensor
 
 
 class LatentCharges(nn.Module):
@@ -141,6 +141,7 @@ class ChargeEmbedding(nn.Module):
         check_float("features", features)
         check_shape("features", features, (None, width), f"(n_atoms, {width})")
         check_like("features", features, self.output.weight, "the embedding's weights")
+        check_tensor("total_charge", total_charge)
         check_shape("total_charge", total_charge, (None,), "(n_graphs,)")
         charge = total_charge.to(features)
         hidden = torch.tanh(self.hidden(torch.stack([charge, charge**2], 1)))

@@ -104,13 +104,17 @@ class SOGConfig:
         check_readout(self.num_channels, self.hidden_size)
 
     def _check_used(self) -> None:
-        """Refuse options that the chosen kernel would ignore."""
+        """Refuse options that would be ignored."""
         for field in dataclasses.fields(self):
             kernels = USED_BY.get(field.name, KERNELS)
             if self.kernel not in kernels and getattr(self, field.name) != field.default:
                 expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
                 got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
                 raise ConfigError(explain(field.name, expected, got))
+        if self.fractional_charge and self.charge_constraint != "total":
+            expected = 'left out unless `charge_constraint` is "total"'
+            got = f"True with charge_constraint={self.charge_constraint!r}"
+            raise ConfigError(explain("fractional_charge", expected, got))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:

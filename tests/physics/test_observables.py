@@ -200,8 +200,10 @@ def assert_whole(numbers):
 @pytest.mark.parametrize("name", CELLS)
 def test_polarisation_is_that_of_the_phases_modulo_the_quantum(name):
     generator = torch.Generator().manual_seed(3)
-    charges = 0.25 * torch.randint(-4, 5, (6, 1), generator=generator).double()
-    places = 3.0 * torch.rand(6, 3, generator=generator, dtype=DOUBLE)
+    charges = 0.25 * torch.randint(-4, 5, (8, 1), generator=generator).double()
+    places = 3.0 * torch.rand(8, 3, generator=generator, dtype=DOUBLE)
+    # Where two images are equally near, one of them is taken, not their mean.
+    places[6:] = tensor([[0.5, 0.0, 0.0], [0.5, 0.5, 0.5]])
     structure = Structure(charges, places @ CELLS[name], CELLS[name], PERIODIC)
     reciprocal = 2.0 * torch.pi * torch.linalg.inv(CELLS[name]).T
     phases = torch.angle(torch.exp(1j * (structure.positions @ reciprocal.T)))
@@ -259,6 +261,16 @@ def test_displacing_a_sublattice_polarises_by_charge_times_distance():
     still = structure._replace(positions=structure.positions + 0.3)
     change = single(polarisation, moved) - single(polarisation, still)
     torch.testing.assert_close(change, 4.0 * shift / 5.64**3)
+
+
+def test_the_dipole_of_a_slab_or_wire_does_not_depend_on_basis_and_images():
+    structure = compact_structure(0, pbc=SLAB)
+    skewed = tensor([[1, 5, 0], [-1, -4, 0], [0, 0, 1]]) @ structure.cell
+    found = single(dipole, structure._replace(cell=skewed))
+    torch.testing.assert_close(found, single(dipole, structure), rtol=0, atol=1e-11)
+    wire = structure._replace(pbc=torch.tensor([True, False, False]))
+    moved = wire._replace(positions=wire.positions + 3.0 * wire.cell[0])
+    torch.testing.assert_close(single(dipole, moved), single(dipole, wire))
 
 
 def test_a_slab_has_its_dipole_along_the_normal():
