@@ -522,7 +522,7 @@ def _nearest(vectors: Tensor, lattice: Tensor, batch: Tensor, *, mean: bool) -> 
         shifts = torch.cartesian_prod(steps, steps, steps) - turns.round()[:, None]
         images = vectors[:, None] + torch.einsum("nsk,nkc->nsc", shifts, lattice[batch])
         squares = images.square().sum(-1)
-        shift = shifts[torch.arange(len(shifts)), squares.argmin(1)]
+        shift = shifts.take_along_dim(squares.argmin(1)[:, None, None], 1)[:, 0]
         if mean:
             # Atoms of crystals are where symmetry wants them to rounding only.
             slack = torch.finfo(vectors.dtype).eps ** 0.5 * lattice.square().sum(-1).amax(-1)
