@@ -245,7 +245,8 @@ def born_charges(
     the displaced atom itself: in periodic cells to the nearest image, and to the mean of
     images that are equally near. This is the derivative of :func:`dipole` with the origin
     where atom j was. It holds for responses that end within half the width of the cell;
-    of what reaches farther the images overlap. `sum_rule` shows it, larger cells mend it.
+    of what reaches farther the images overlap. A broken `sum_rule` tells it, though one that
+    holds is no proof, and larger cells mend it.
 
     Open structures take four backward passes. Periodic ones take as many as the largest has
     atoms or, without slabs and with `reach`, 3 n + 1 if that is less: n = 1 / (1 - 2 reach /
