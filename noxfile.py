@@ -137,6 +137,12 @@ def benchmark_pyg(session: nox.Session) -> None:
     run_in(session, "pyg", "benchmarks/pyg_accuracy.py", *session.posargs)
 
 
+@nox.session(venv_backend="none", default=False, requires=["env_core"])
+def benchmark_decay(session: nox.Session) -> None:
+    """Fit kernels to laws of decay; arguments after ``--`` are passed on."""
+    run_in(session, "core", "benchmarks/decay_laws.py", *session.posargs)
+
+
 @nox.session(venv_backend="none", default=False, requires=["env_bench"])
 def bench(session: nox.Session) -> None:
     """Time all backends and peers, by default in about three minutes."""

@@ -1,4 +1,4 @@
-"""Figures of the demo: colour-blind safe, labelled in place, large enough for a talk."""
+"""Figures of the demo: labelled in place, large enough for a talk."""
 
 from __future__ import annotations
 
@@ -11,34 +11,15 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 
+from sog_longrange.plots import COLOURS, FAINT, INK, SHADE, house_style, save_figure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # Okabe-Ito
-INK, FAINT, SHADE = "#1a1a1a", "#6b6b6b", "#E9EFF4"
 POINTS = {"ls": "", "marker": ".", "ms": 6, "alpha": 0.6}
-STYLE = {
-    "font.size": 15,
-    "font.family": "sans-serif",
-    "axes.titlesize": 17,
-    "axes.labelsize": 16,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 1.1,
-    "axes.axisbelow": True,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
-    "savefig.dpi": 200,
-}
 
 
 class Curve:
@@ -85,7 +66,7 @@ def draw_curves(
     ylabel : what the energies are.
     reference : name of the reference.
     """
-    with mpl.rc_context(STYLE):
+    with house_style():
         figure, axes = plt.subplots(
             2,
             len(curves),
@@ -104,7 +85,7 @@ def draw_curves(
         _common_ranges(axes, curves)
         _name_lines(axes[0, 0], curves[0], reference) if lines else _key(axes[0, 0], curves[0])
         _name_region(axes[0, 0], trained_to)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _energy_panel(ax: Axes, curve: Curve, lines: bool) -> None:
@@ -198,7 +179,7 @@ def draw_parity(
     models : the same for each model.
     path : PNG to write.
     """
-    with mpl.rc_context(STYLE):
+    with house_style():
         figure, axes = plt.subplots(
             1, len(models), figsize=(5.6 * len(models), 5.6), sharex=True, sharey=True
         )
@@ -226,7 +207,7 @@ def draw_parity(
             ax.set_xlabel("reference force (eV/Å)")
             ax.set(xlim=limits, ylim=limits, aspect="equal")
         axes[0].set_ylabel("predicted force (eV/Å)")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def draw_learning(
@@ -243,7 +224,7 @@ def draw_learning(
     exact, models : force components in eV/Å, of the reference and of each model.
     path : PNG to write.
     """
-    with mpl.rc_context(STYLE):
+    with house_style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(13.0, 5.6))
         everything = np.concatenate(list(exact.values()))
         limits = np.quantile(everything, [0.001, 0.999]) * 1.1
@@ -262,10 +243,4 @@ def draw_learning(
         left.legend(frameon=False, loc="upper right", labelcolor="linecolor", handlelength=0)
         right.set(xlim=limits, ylim=limits, aspect="equal")
         right.set(xlabel="exact force (eV/Å)", ylabel="predicted force (eV/Å)")
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure and release it."""
-    figure.savefig(path, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
+        save_figure(figure, path)

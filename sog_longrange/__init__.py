@@ -1,7 +1,7 @@
 """Long-range physics for machine-learned interatomic potentials."""
 
 from ._version import __version__
-from .charges import LatentCharges, project_total_charge
+from .charges import ChargeEmbedding, LatentCharges, project_total_charge
 from .config import SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import (
@@ -11,6 +11,7 @@ from .errors import (
     HostError,
     InputError,
     InputTypeError,
+    MissingLibraryError,
     PerformanceWarning,
     SizeError,
     SOGError,
@@ -18,7 +19,18 @@ from .errors import (
 from .fixed import FixedMeshEnergy
 from .kernels import Ewald, SumOfGaussians, coulomb, power_law, yukawa
 from .module import SOGLongRange
+from .observables import (
+    BornCharges,
+    born_charges,
+    centre,
+    dipole,
+    electric_field,
+    field_energy,
+    polarisation,
+    quadrupole,
+)
 from .potential import PotentialOutput, potential_and_field
+from .spectra import InfraredSpectrum, infrared_spectrum
 from .tuning import GridReport, find_tolerance, report_grid
 
 __all__ = [
@@ -49,4 +61,16 @@ __all__ = [
     "project_total_charge",
     "report_grid",
     "yukawa",
+    "BornCharges",
+    "born_charges",
+    "centre",
+    "dipole",
+    "electric_field",
+    "field_energy",
+    "polarisation",
+    "quadrupole",
+    "InfraredSpectrum",
+    "infrared_spectrum",
+    "ChargeEmbedding",
+    "MissingLibraryError",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, explain
-from .validation import check_finite, check_float, check_like, check_shape
+from .validation import check_finite, check_float, check_like, check_shape, check_tensor
 
 
 class LatentCharges(nn.Module):
@@ -82,6 +82,71 @@ class LatentCharges(nn.Module):
         if self.perceptron is not None:
             charges = charges + self.perceptron(features[:, -self.layer_sizes[-1] :])
         return charges
+
+
+class ChargeEmbedding(nn.Module):
+    """Let invariant features depend on the total charge of each structure.
+
+    Every atom of a structure of charge Q gets W tanh(w Q + v Q^2) added to its features:
+    smooth, bounded, and zero for neutral structures. W starts at zero, so that a model starts
+    as the one without the embedding; its gradient is alive wherever there is charge.
+
+    Parameters
+    ----------
+    num_features : int
+        Number of invariant features of each atom.
+    hidden_size : int
+        Number of functions of the charge, at least 1.
+
+    Raises
+    ------
+    ConfigError
+        If a size is out of range.
+
+    References
+    ----------
+    Unke et al., Nat. Commun. 12 (2021) 7273 (SpookyNet), for electronic charge as an input.
+    """
+
+    def __init__(self, num_features: int, hidden_size: int = 16) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ConfigError(explain("num_features", "at least 1", str(num_features)))
+        if hidden_size < 1:
+            raise ConfigError(explain("hidden_size", "at least 1", str(hidden_size)))
+        self.hidden = nn.Linear(2, hidden_size, bias=False)
+        self.output = nn.Linear(hidden_size, num_features, bias=False)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, features: Tensor, total_charge: Tensor, batch: Tensor) -> Tensor:
+        """Features with the charge of each atom's structure in them.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, num_features)
+        total_charge : Tensor, shape (n_graphs,), in e
+            See :func:`~sog_longrange.validation.check_total_charge`.
+        batch : Tensor, shape (n_atoms,)
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, num_features)
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If features or charges have another shape or dtype than the embedding.
+        """
+        width = self.output.out_features
+        check_float("features", features)
+        check_shape("features", features, (None, width), f"(n_atoms, {width})")
+        check_like("features", features, self.output.weight, "the embedding's weights")
+        check_tensor("total_charge", total_charge)
+        check_shape("total_charge", total_charge, (None,), "(n_graphs,)")
+        charge = total_charge.to(features)
+        hidden = torch.tanh(self.hidden(torch.stack([charge, charge**2], 1)))
+        shifts: Tensor = self.output(hidden)
+        return features + shifts[batch]
 
 
 def check_readout(num_channels: int, hidden_size: int) -> None:

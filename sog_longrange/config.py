@@ -57,6 +57,8 @@ class SOGConfig:
         Width of the perceptron of the charge readout; 0 leaves it out.
     charge_constraint : {"none", "neutral", "total"}
         Whether latent charges are free, sum to zero, or sum to a given total charge.
+    fractional_charge : bool
+        Whether that total charge may be other than a whole number of e.
     tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -84,6 +86,7 @@ class SOGConfig:
     learn_widths: bool = True
     hidden_size: int = 32
     charge_constraint: str = "none"
+    fractional_charge: bool = False
     tolerance: float = 1e-5
     zero_mode: bool | None = None
     remove_self: bool = True
@@ -101,13 +104,17 @@ class SOGConfig:
         check_readout(self.num_channels, self.hidden_size)
 
     def _check_used(self) -> None:
-        """Refuse options that the chosen kernel would ignore."""
+        """Refuse options that would be ignored."""
         for field in dataclasses.fields(self):
             kernels = USED_BY.get(field.name, KERNELS)
             if self.kernel not in kernels and getattr(self, field.name) != field.default:
                 expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
                 got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
                 raise ConfigError(explain(field.name, expected, got))
+        if self.fractional_charge and self.charge_constraint != "total":
+            expected = 'left out unless `charge_constraint` is "total"'
+            got = f"True with charge_constraint={self.charge_constraint!r}"
+            raise ConfigError(explain("fractional_charge", expected, got))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:

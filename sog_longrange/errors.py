@@ -40,6 +40,10 @@ class DerivativeError(SOGError, RuntimeError):
     """A derivative of higher order than the energy has was asked for."""
 
 
+class MissingLibraryError(SOGError, ImportError):
+    """A library that is optional, and needed for what was asked, is not installed."""
+
+
 class HostError(SOGError, RuntimeError):
     """The host framework (MACE, NequIP, ...) cannot do what was asked."""
 

@@ -180,7 +180,8 @@ class SOGLongRange(nn.Module):
         positions, cell, pbc, batch, num_graphs
             As in :meth:`LongRangeEnergy.forward`, in the dtype of the kernel.
         total_charge : Tensor, shape (n_graphs,), in e, optional
-            Required if, and used only if, `charge_constraint` is "total".
+            Required if, and used only if, `charge_constraint` is "total". Whole numbers,
+            unless `fractional_charge` is set.
 
         Returns
         -------
@@ -242,5 +243,6 @@ class SOGLongRange(nn.Module):
             if total_charge is None:
                 expected = 'given for charge_constraint="total"'
                 raise InputError(explain("total_charge", expected, "None"))
-            wanted = check_total_charge(total_charge, structures)
+            fractional = self.config.fractional_charge
+            wanted = check_total_charge(total_charge, structures, fractional=fractional)
         return project_total_charge(charges, wanted, structures.batch)

@@ -20,6 +20,8 @@ SINGULAR_CELL: float = 1e-8
 Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take its place.
 """
 
+_WHOLE = 1e-3
+
 
 class Structures(NamedTuple):
     """A validated batch of structures.
@@ -118,13 +120,18 @@ def check_charges(charges: Tensor, structures: Structures, *, values: bool = Tru
         check_finite("charges", charges)
 
 
-def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
+def check_total_charge(
+    total_charge: Tensor, structures: Structures, *, fractional: bool = True
+) -> Tensor:
     """Check a total charge per structure.
 
     Parameters
     ----------
     total_charge : Tensor, shape (n_graphs,), in e
     structures : Structures
+    fractional : bool
+        Whether values need not be integers. Integers may be off by 0.001, as sums of rounded
+        partial charges are.
 
     Returns
     -------
@@ -133,7 +140,8 @@ def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
     Raises
     ------
     InputError, InputTypeError
-        If the length is not the number of structures or a value is not finite.
+        If the length is not the number of structures, or a value is not finite or is no
+        integer and should be one.
     """
     check_tensor("total_charge", total_charge)
     if total_charge.is_complex() or total_charge.dtype == torch.bool:
@@ -141,7 +149,18 @@ def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
     n = structures.num_graphs
     check_shape("total_charge", total_charge, (n,), f"(n_graphs={n},)")
     check_finite("total_charge", total_charge)
+    if not (fractional or is_traced()):
+        _check_whole(total_charge.detach().double())
     return total_charge.to(structures.positions)
+
+
+def _check_whole(total_charge: Tensor) -> None:
+    wrong = (total_charge - total_charge.round()).abs() > _WHOLE
+    if bool(wrong.any()):
+        index = int(wrong.nonzero()[0])
+        got = f"{total_charge[index].item():.6g} for structure {index}"
+        remedy = "Set fractional_charge=True if that is meant."
+        raise InputError(explain("total_charge", "a whole number of e", got, remedy))
 
 
 def check_tensor(name: str, value: object) -> None:

@@ -20,14 +20,25 @@ ACCELERATORS = {
 }
 """Modules that are imported only where the libraries they may need are installed."""
 
+OPTIONAL = {
+    "matplotlib": "plot",
+    "matplotlib.pyplot": "plot",
+    "matplotlib.ticker": "plot",
+    "scipy.signal": "spectra",
+}
+"""Modules that functions load by `load_library`, and the extra that installs each."""
+
 LAYERS = {
     "_version": 0,
     "errors": 0,
     "units": 0,
+    "optional": 1,
     "validation": 1,
     "geometry": 1,
+    "spectra": 2,
     "kernels": 2,
     "kspace": 3,
+    "plots": 3,
     "charges": 3,
     "interaction": 4,
     "energy": 5,
@@ -73,10 +84,16 @@ def dotted_name(path):
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
+def is_for_types_only(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def imports(path):
-    """Absolute dotted names, as tuples, of everything a file imports."""
+    """Absolute dotted names, as tuples, of everything a file imports when it runs."""
     package = dotted_name(path) if path.name == "__init__.py" else dotted_name(path)[:-1]
-    for node in ast.walk(parse(path)):
+    tree = parse(path)
+    tree.body = [node for node in tree.body if not is_for_types_only(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield tuple(alias.name.split("."))
@@ -109,6 +126,19 @@ def test_the_core_needs_torch_and_numpy_only(path):
     assert foreign <= ACCELERATORS.get(path.name, set())
 
 
+def test_optional_libraries_are_those_of_their_extras():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    loaded = {}
+    for path in CORE_SOURCES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "load_library":
+                name, extra = (ast.literal_eval(argument) for argument in node.args)
+                loaded[name] = extra
+                (line,) = (x for x in project if x.startswith(f"{extra} = ["))
+                assert name.split(".")[0] in line
+    assert loaded == OPTIONAL
+
+
 @every_adapter_source
 def test_adapters_never_import_each_other(path):
     others = set(ADAPTERS) - {dotted_name(path)[0]}
@@ -129,7 +159,8 @@ def test_importing_a_module_only_defines_names(path):
     )
     for node in parse(path).body:
         documentation = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        assert documentation or isinstance(node, statements), f"line {node.lineno}"
+        defines = isinstance(node, statements) or is_for_types_only(node)
+        assert documentation or defines, f"line {node.lineno}"
 
 
 def functions_of(tree):
@@ -259,7 +290,7 @@ def test_importing_the_core_imports_no_host():
     process = run_python(IMPORT_EVERYTHING + "print(*sys.modules)")
     loaded = {name.split(".")[0] for name in process.stdout.split()}
     assert "sog_longrange" in loaded
-    assert loaded & {*HOSTS, *ADAPTERS, "finufft", "matplotlib"} == set()
+    assert loaded & {*HOSTS, *ADAPTERS, "finufft", "matplotlib", "scipy"} == set()
 
 
 def test_everything_exported_exists():

@@ -4,7 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import DOUBLE, tensor
 
-from sog_longrange import ConfigError, LatentCharges, project_total_charge
+from sog_longrange import (
+    ChargeEmbedding,
+    ConfigError,
+    InputError,
+    InputTypeError,
+    LatentCharges,
+    project_total_charge,
+)
 from sog_longrange.testing import assert_twice_differentiable
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -120,6 +127,8 @@ BAD_SIZES = [
     (lambda: LatentCharges([4, 0]), r"`layer_sizes` must be positive numbers, got \[4, 0\]"),
     (lambda: LatentCharges([4], 0), "`num_channels` must be at least 1, got 0"),
     (lambda: LatentCharges([4], 1, -1), "`hidden_size` must be at least 0, got -1"),
+    (lambda: ChargeEmbedding(0), "`num_features` must be at least 1, got 0"),
+    (lambda: ChargeEmbedding(4, 0), "`hidden_size` must be at least 1, got 0"),
 ]
 
 
@@ -127,3 +136,63 @@ BAD_SIZES = [
 def test_a_size_out_of_range_is_named(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+def trained_embedding(num_features=4):
+    """An embedding whose weights are not those of its start."""
+    embedding = ChargeEmbedding(num_features).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in embedding.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return embedding
+
+
+EMBEDDED = torch.tensor([0, 0, 2])
+
+
+def test_an_embedding_starts_as_nothing_with_a_living_gradient():
+    embedding, features = ChargeEmbedding(4).double(), torch.ones(3, 4, dtype=DOUBLE)
+    out = embedding(features, tensor([1.0, 0.0, -1.0]), EMBEDDED)
+    assert torch.equal(out, features)
+    (out**2).sum().backward()
+    assert float(embedding.output.weight.grad.abs().min()) > 0.0
+
+
+def test_an_embedding_leaves_neutral_structures_alone_and_tells_charges_apart():
+    embedding = trained_embedding().requires_grad_(False)
+    features = torch.zeros(3, 4, dtype=DOUBLE)
+    minus, zero, plus = (
+        embedding(features, tensor([q, 0.0, 0.0]), EMBEDDED) for q in (-1.0, 0.0, 1.0)
+    )
+    assert torch.equal(zero, features)
+    assert torch.equal(plus[2], features[2])
+    assert torch.equal(plus[0], plus[1])
+    for one, other in ((plus, zero), (minus, zero), (plus, minus), (plus, -minus)):
+        assert float((one - other)[0].abs().max()) > 0.1
+
+
+def test_an_embedding_is_twice_differentiable_and_bounded():
+    embedding = trained_embedding(2).requires_grad_(False)
+    features = tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    charge = tensor([1.0, 0.0, -2.0])
+    function = lambda x, q: embedding(x, q, EMBEDDED)  # noqa: E731
+    assert_twice_differentiable(function, (features, charge))
+    largest = embedding.output.weight.abs().sum(1).max()
+    assert float((function(features, 1e3 * charge) - features).abs().max()) <= float(largest)
+
+
+def test_whole_numbers_of_any_dtype_are_embedded():
+    embedding, features = trained_embedding(), torch.zeros(3, 4, dtype=DOUBLE)
+    whole = embedding(features, torch.tensor([1, 0, -1]), EMBEDDED)
+    assert torch.equal(whole, embedding(features, tensor([1.0, 0.0, -1.0]), EMBEDDED))
+
+
+def test_malformed_arguments_of_an_embedding_are_named():
+    embedding, charge = trained_embedding(), torch.zeros(3)
+    with pytest.raises(InputError, match=r"`features` must be of shape \(n_atoms, 4\)"):
+        embedding(torch.zeros(3, 5, dtype=DOUBLE), charge, EMBEDDED)
+    with pytest.raises(InputTypeError, match="like the embedding's weights"):
+        embedding(torch.zeros(3, 4), charge, EMBEDDED)
+    with pytest.raises(InputError, match=r"`total_charge` must be of shape \(n_graphs,\)"):
+        embedding(torch.zeros(3, 4, dtype=DOUBLE), charge[:, None], EMBEDDED)

@@ -112,6 +112,8 @@ NAN = float("nan")
         ({"kernel": "power_law", "exponent": 6.0, "strength": 0.0}, "strength"),
         ({"kernel": "yukawa", "kappa": 0.0}, "kappa"),
         ({"kernel": "ewald", "smearing": -1.0}, "smearing"),
+        ({"fractional_charge": True}, "fractional_charge"),
+        ({"fractional_charge": True, "charge_constraint": "neutral"}, "fractional_charge"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(options, name):

@@ -230,7 +230,7 @@ def test_float32_forces_and_their_training_gradients_agree_with_float64():
 @pytest.mark.parametrize("constraint", ["neutral", "total"])
 def test_charges_obey_the_constraint(constraint):
     module, batch = make_module(charge_constraint=constraint, num_channels=2), make_batch()
-    wanted = tensor([1.0, -2.0, 0.5]) if constraint == "total" else torch.zeros(3, dtype=DOUBLE)
+    wanted = tensor([1.0, -2.0, 3.0]) if constraint == "total" else torch.zeros(3, dtype=DOUBLE)
     out = module(*batch, total_charge=wanted)
     sums = torch.stack([part.sum(0) for part in out.charges.split(3)])
     torch.testing.assert_close(sums[:, 0], wanted, rtol=0, atol=1e-12)

@@ -367,9 +367,7 @@ def test_positions_of_another_dtype_than_the_module_are_named():
     values = {
         k: x.float() if k in ("positions", "cell") else x for k, x in module_arguments().items()
     }
-    with pytest.raises(
-        InputTypeError, match="`features` must be torch.float32 on cpu like `positions`"
-    ):
+    with pytest.raises(InputTypeError, match="`kernel` must be torch.float32 like `positions`"):
         module()(**values)
 
 
@@ -384,6 +382,27 @@ BAD_TOTALS = [
     ([1.0, 0.0], InputTypeError, "a torch.Tensor", "list"),
     (1.0, InputTypeError, "a torch.Tensor", "float"),
 ]
+
+
+FRACTIONS = [[0.5, 0.0], [0.0, -1.002], [1.0, 0.9]]
+
+
+@pytest.mark.parametrize("total", FRACTIONS)
+def test_a_fractional_total_charge_is_refused_unless_it_is_meant(total):
+    values = {**module_arguments(), "total_charge": torch.tensor(total)}
+    with pytest.raises(InputError, match="Set fractional_charge=True") as caught:
+        module(charge_constraint="total")(**values)
+    index = 0 if total == [0.5, 0.0] else 1
+    got = f"{total[index]:.6g} for structure {index}"
+    check_message(caught.value, "total_charge", "a whole number of e", got)
+    out = module(charge_constraint="total", fractional_charge=True)(**values)
+    sums = torch.zeros(2, dtype=DOUBLE).index_add(0, BATCH, out.charges[:, 0])
+    torch.testing.assert_close(sums, torch.tensor(total).double())
+
+
+def test_rounded_sums_of_partial_charges_are_whole():
+    values = {**module_arguments(), "total_charge": torch.tensor([0.9999, -2.0003])}
+    module(charge_constraint="total")(**values)
 
 
 @pytest.mark.parametrize(("total", "error", "expected", "got"), BAD_TOTALS)

@@ -258,8 +258,11 @@ def test_left_out_arguments_mean_one_open_structure():
 
 @pytest.mark.parametrize("total", [None, [0.5, 0.0, -1.0]])
 def test_constraints_ignore_structures_without_atoms(total):
-    options = {"charge_constraint": "neutral" if total is None else "total"}
-    module = SOGLongRange([5], SOGConfig(**options)).double()
+    config = SOGConfig(
+        charge_constraint="neutral" if total is None else "total",
+        fractional_charge=total is not None,
+    )
+    module = SOGLongRange([5], config).double()
     first, last = (random_structure(s, 3, 5) for s in (0, 2))
     none = first._replace(charges=first.charges[:0], positions=first.positions[:0])
     wanted = None if total is None else torch.tensor(total)

@@ -38,6 +38,7 @@ HELP = {
     "learn_widths": "train the widths of the Gaussians",
     "hidden_size": "width of the perceptron of the charge readout; 0 for none",
     "charge_constraint": "latent charges are free, neutral, or sum to the total_charge of the data",
+    "fractional_charge": "let total charges be other than whole numbers",
     "tolerance": "relative accuracy of the reciprocal sum",
     "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
     "accelerator": "compiled code for the mesh: auto, none, numba or triton",

@@ -15,7 +15,7 @@ README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=["ase", "own model", "large"])
+@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=["ase", "own model", "charges", "large"])
 def test_python_block_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(make_sogmace(SOGConfig()), "my_model.model")
