@@ -19,12 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .energy import LongRangeEnergy
 from .errors import BoundaryError, InputError, explain
 from .geometry import cell_volume, reciprocal_cell, reduced_cell, wrapped_phases
 from .validation import (
     Structures,
-    check_charges,
     check_finite,
     check_float,
     check_like,
@@ -302,53 +300,6 @@ def born_charges(
     pull = _Pull(charges, positions, create_graph) if charges.requires_grad else None
     with torch.set_grad_enabled(create_graph):
         return _born(charges, structures, pull, root, reach, enforce_sum_rule)
-
-
-def electric_field(
-    energy: LongRangeEnergy,
-    charges: Tensor,
-    positions: Tensor,
-    cell: Tensor | None = None,
-    pbc: Tensor | None = None,
-    batch: Tensor | None = None,
-    num_graphs: int | None = None,
-) -> Tensor:
-    """Electric field at each atom, that of all other charges and of all images.
-
-    Test charges of zero at the places of the atoms feel the potential there; the field is
-    its negative gradient, with all charges held fixed.
-
-    Parameters
-    ----------
-    energy : LongRangeEnergy
-        Its output holds the potential itself.
-    charges : Tensor, shape (n_atoms, n_channels), in e
-    positions, cell, pbc, batch, num_graphs
-        As in :meth:`~sog_longrange.LongRangeEnergy.forward`.
-
-    Returns
-    -------
-    Tensor, shape (n_atoms, n_channels, 3), in V/Å
-        Not differentiable: the potential is differentiable once.
-
-    Raises
-    ------
-    InputError, InputTypeError, BoundaryError, SizeError
-        As :meth:`~sog_longrange.LongRangeEnergy.forward`.
-    """
-    structures = check_structures(positions, cell, pbc, batch, num_graphs)
-    check_charges(charges, structures)
-    places, cell, pbc, batch, num_graphs = structures
-    places, cell, charges = places.detach(), cell.detach(), charges.detach()
-    sites = places.clone().requires_grad_()
-    batch, order = torch.cat([batch, batch]).sort(stable=True)
-    everyone = torch.cat([charges, torch.zeros_like(charges)])[order]
-    with torch.enable_grad():
-        everywhere = torch.cat([places, sites])[order]
-        potential = energy(everyone, everywhere, cell, pbc, batch, num_graphs).potential
-        felt = potential[order >= len(places)].sum(0)
-        pulls = [torch.autograd.grad(one, sites, retain_graph=True)[0] for one in felt]
-    return -torch.stack(pulls, 1)
 
 
 def field_energy(
