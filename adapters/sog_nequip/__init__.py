@@ -4,9 +4,12 @@ NequIP loads this module whenever it is imported itself, so it stays small and n
 beside a version of NequIP that it does not know it warns and registers nothing.
 """
 
-from .host import warn_unless_supported
+from .host import warn, warn_unless_supported
 
 if warn_unless_supported():
-    from . import registry
-
-    registry.register()
+    try:
+        from . import registry
+    except ImportError as error:
+        warn(str(error))
+    else:
+        registry.register()

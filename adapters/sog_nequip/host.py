@@ -27,9 +27,19 @@ def warn_unless_supported(version: str = __version__) -> bool:
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if OLDEST <= numbers < FIRST_UNSUPPORTED:
         return True
+    warn(f"nequip {version} is installed")
+    return False
+
+
+def warn(reason: str) -> None:
+    """Say that the models of the adapter are not available.
+
+    Parameters
+    ----------
+    reason : str
+    """
     warnings.warn(
-        f"sog-longrange adds a long range to {SUPPORTED}, but nequip {version} is installed: "
+        f"sog-longrange adds a long range to {SUPPORTED}, but {reason}: "
         f'its models are not available. Install a supported one: pip install "{SUPPORTED}".',
         stacklevel=2,
     )
-    return False

@@ -6,11 +6,13 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
 from nequip.model import model_builder
 from nequip.model.utils import fresh_model_builder_context
 from nequip.nn import SequentialGraphNetwork, graph_model
+from nequip.utils import dtype_to_name
 from torch import nn
 
 from sog_longrange import HostError, SOGConfig
@@ -19,6 +21,12 @@ from sog_longrange.errors import explain
 from .nn import LongRange
 
 EXPECTED = "a NequIP or Allegro model"
+COMPARED = (
+    graph_model.MODEL_DTYPE_KEY,
+    graph_model.TYPE_NAMES_KEY,
+    graph_model.R_MAX_KEY,
+    graph_model.PER_EDGE_TYPE_CUTOFF_KEY,
+)
 HostModule = Any  # A module of NequIP's, whose fields have irreps.
 
 
@@ -114,6 +122,8 @@ def SOGModelFromSaved(  # noqa: N802
     with fresh_model_builder_context():
         saved = get_method(config.pop("_target_"))(**config)
     if isinstance(saved, nn.ModuleDict):
+        if len(saved) != 1:
+            raise HostError(explain("model", "a file with one model", f"{sorted(saved)}"))
         (saved,) = saved.values()
     own = {"r_max": r_max, "type_names": type_names, "per_edge_type_cutoff": per_edge_type_cutoff}
     _check_same(saved, own)
@@ -204,9 +214,11 @@ def _edge_norm(network: HostModule) -> nn.Module | None:
 
 def _check_same(saved: HostModule, own: Mapping[str, Any]) -> None:
     """Check that the config repeats what the saved model was trained with."""
-    config = {"model_dtype": saved.metadata[graph_model.MODEL_DTYPE_KEY], **own}
-    wanted = graph_model._model_metadata_from_config(config)
-    for key in (graph_model.TYPE_NAMES_KEY, graph_model.R_MAX_KEY, "per_edge_type_cutoff"):
+    dtype = dtype_to_name(torch.get_default_dtype())  # That of the model which is being built.
+    wanted = graph_model._model_metadata_from_config({"model_dtype": dtype, **own})
+    for key in COMPARED:
         trained, given = saved.metadata.get(key), wanted.get(key)
+        if key == graph_model.R_MAX_KEY:
+            trained, given = float(trained), float(given)
         if trained != given:
             raise HostError(explain(key, f"{trained}, as in the trained model", str(given)))

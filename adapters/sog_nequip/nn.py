@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sog_longrange import (
     ConfigError,
+    FixedMeshEnergy,
     HostError,
     InputError,
     LongRangeOutput,
@@ -156,7 +158,9 @@ class LongRange(GraphModuleMixin, nn.Module):
                 AtomicDataDict.BATCH_KEY,
             )
         )
+        self._check_total_charge(total_charge)
         features, positions = self._features(data), data[AtomicDataDict.POSITIONS_KEY]
+        pbc, contradicted = self._periodicity(data, n_graphs)
         order = _order(batch)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
@@ -164,24 +168,34 @@ class LongRange(GraphModuleMixin, nn.Module):
             features,
             positions,
             None if cell is None else cell.view(-1, 3, 3),
-            self._periodicity(data, n_graphs),
+            pbc,
             batch,
             n_graphs,
             None if total_charge is None else total_charge.view(-1),
         )
-        if order is None:
-            return out
-        back = order.argsort()
-        energy, *of_atoms = out
-        return LongRangeOutput(energy, *[x[back] for x in of_atoms])
+        if order is not None:
+            back = order.argsort()
+            energy, *of_atoms = out
+            out = LongRangeOutput(energy, *[x[back] for x in of_atoms])
+        return out if contradicted is None else _without_energies(out, contradicted)
 
     def _check_gate(self) -> None:
-        """Refuse to train while nothing would ever open a closed gate."""
-        if not self.is_opening and float(self.long_range.gate) == 0.0:
+        """Refuse to train while nothing would ever open the gate further."""
+        gate = float(self.long_range.gate)
+        if not self.is_opening and gate < 1.0:
             raise HostError(
-                "The model was built with `warm_up: true`, but nothing fades its long-range "
-                "energy in. Add `- _target_: sog_nequip.train.WarmUp` to the callbacks of the "
-                "trainer."
+                f"The long-range energy of the model is faded in to {gate:.0%} only (`warm_up: "
+                "true`), and nothing goes on with it. Add `- _target_: sog_nequip.train.WarmUp` "
+                "to the callbacks of the trainer."
+            )
+
+    def _check_total_charge(self, total_charge: Tensor | None) -> None:
+        if total_charge is None and AtomicDataDict.TOTAL_CHARGE_KEY in self.extra_inputs:
+            raise HostError(
+                "charge_constraint: total needs the total charge of each structure as the field "
+                f"`{AtomicDataDict.TOTAL_CHARGE_KEY}`: in training by `key_mapping` of the data, "
+                "in ASE by atoms.info['charge'] and SOGNequIPCalculator.from_saved_model. "
+                "Compiled models have no such input yet."
             )
 
     def _features(self, data: Data) -> Tensor:
@@ -205,28 +219,36 @@ class LongRange(GraphModuleMixin, nn.Module):
         normed: Tensor = self.edge_norm(fields)[AtomicDataDict.NODE_FEATURES_KEY]
         return normed
 
-    def _periodicity(self, data: Data, n_graphs: int) -> Tensor | None:
-        """Which axes are periodic. The field is taken out, as NequIP's own models do."""
+    def _periodicity(self, data: Data, n_graphs: int) -> tuple[Tensor | None, Tensor | None]:
+        """Tell which axes are periodic, and in a graph which structures contradict that.
+
+        The field is taken out, as NequIP's own models do.
+        """
         given = data.pop(AtomicDataDict.PBC_KEY, None)
         if self.boundary == "data":
             if given is None and AtomicDataDict.CELL_KEY in data:
                 raise HostError(
                     "The boundary of the structures is not known: NequIP passes cells without "
                     f"`{AtomicDataDict.PBC_KEY}` here. In `nequip-compile` use --target sog_ase "
-                    "or sog_batch, or say what all structures are by --modifiers sog_periodic or "
-                    "--modifiers sog_open."
+                    "or sog_batch; for pair_nequip --modifiers sog_use_mesh; or, to run in Python, "
+                    "say what all structures are by --modifiers sog_periodic or sog_open."
                 )
-            return given
+            return given, None
         shape = (n_graphs, 3)
         device = data[AtomicDataDict.POSITIONS_KEY].device
         pbc = torch.full(shape, self.boundary == "periodic", dtype=torch.bool, device=device)
-        if given is not None and not is_traced() and not torch.equal(given, pbc):
+        if given is None:
+            return pbc, None
+        if is_traced():
+            return pbc, (given != pbc).any(-1)
+        if not torch.equal(given, pbc):
             got = f"a structure with pbc {given.tolist()}"
             raise InputError(explain("pbc", f"as boundary={self.boundary!r} says", got))
-        return pbc
+        return pbc, None
 
     def fix_mesh(self) -> None:
         """Prepare for export to C++; see :meth:`sog_use_mesh`."""
+        self._check_not_fixed()
         if self.largest_cell is None:
             raise HostError(
                 "The mesh of a model that runs without Python has a fixed size, and no largest "
@@ -240,9 +262,31 @@ class LongRange(GraphModuleMixin, nn.Module):
         self.long_range.fix_mesh(torch.tensor(self.largest_cell, dtype=torch.float64))
         self._nequip_custom_ops_libs = ()
 
+    def set_boundary(self, boundary: str) -> None:
+        """Change the boundary; see :meth:`sog_periodic` and :meth:`sog_open`."""
+        self._check_not_fixed()
+        self.boundary = boundary
+
+    def set_largest_cell(self, rows: list[list[float]]) -> None:
+        """Record the largest cell; see :meth:`sog_largest_cell`."""
+        self._check_not_fixed()
+        self.largest_cell = rows
+
+    def _check_not_fixed(self) -> None:
+        """Refuse to change what a fixed mesh was made for."""
+        if isinstance(self.long_range.energy, FixedMeshEnergy):
+            raise HostError("The mesh is fixed already: let `sog_use_mesh` be the last modifier.")
+
     def _get_metadata_contributions(self) -> dict[str, str]:
         """Return what a compiled model tells about its long-range part."""
-        found = {"sog_boundary": self.boundary}
+        gate = float(self.long_range.gate)
+        if gate < 1.0:
+            warnings.warn(
+                f"The long-range energy of this model is faded in to {gate:.0%} only: it is from a "
+                "step before the end of the warm-up. Train longer, or with fewer steps of WarmUp.",
+                stacklevel=2,
+            )
+        found = {"sog_boundary": self.boundary, "sog_gate": str(gate)}
         if self.largest_cell is not None:
             found["sog_largest_cell"] = str(self.largest_cell)
         return found
@@ -250,14 +294,20 @@ class LongRange(GraphModuleMixin, nn.Module):
     @model_modifier(persistent=True)
     @classmethod
     def sog_periodic(cls, model: nn.Module) -> nn.Module:
-        """Take all structures as periodic, whatever the data or the host say."""
-        return _for_each(cls, model, lambda part: setattr(part, "boundary", "periodic"))
+        """Take all structures as periodic, where the host does not tell.
+
+        If it tells otherwise, that is an error, or in a compiled model an energy of NaN.
+        """
+        return _for_each(cls, model, lambda part: part.set_boundary("periodic"))
 
     @model_modifier(persistent=True)
     @classmethod
     def sog_open(cls, model: nn.Module) -> nn.Module:
-        """Take all structures as open, whatever the data or the host say."""
-        return _for_each(cls, model, lambda part: setattr(part, "boundary", "open"))
+        """Take all structures as open, where the host does not tell.
+
+        If it tells otherwise, that is an error, or in a compiled model an energy of NaN.
+        """
+        return _for_each(cls, model, lambda part: part.set_boundary("open"))
 
     @model_modifier(persistent=True)
     @classmethod
@@ -271,7 +321,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             Allow for the fluctuations of a simulation at constant pressure.
         """
         rows = _lattice_rows(lengths)
-        return _for_each(cls, model, lambda part: setattr(part, "largest_cell", rows))
+        return _for_each(cls, model, lambda part: part.set_largest_cell(rows))
 
     @model_modifier(persistent=False)
     @classmethod
@@ -298,6 +348,12 @@ def _order(batch: Tensor | None) -> Tensor | None:
     return batch.argsort(stable=True)
 
 
+def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOutput:
+    """NaN where the data contradict the boundary, because no graph can raise."""
+    lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
+    return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
+
+
 def _add(data: Data, field: str, energy: Tensor) -> None:
     data[field] = data[field] + energy.to(data[field].dtype)
 
@@ -315,7 +371,7 @@ def _check_host(data: Data) -> None:
         raise HostError(
             "The compile target passes neither cell nor boundary. pair_allegro replaces periodic "
             "images by ghost atoms, whose charges would count twice. Compile for pair_nequip with "
-            "--modifiers sog_use_mesh, which runs Allegro models too."
+            "--modifiers sog_use_mesh, which runs Allegro models too. Data of your own need `pbc`."
         )
 
 
@@ -335,11 +391,15 @@ def _feature_field(irreps_in: dict[str, Any]) -> str:
 
 def _lattice_rows(largest_cell: list[Any]) -> list[list[float]]:
     """Three rows from three lengths or from three rows."""
-    cell = torch.tensor([list(x) if hasattr(x, "__len__") else x for x in largest_cell])
-    if cell.shape == (3,):
+    expected = "three positive lengths or three lattice vectors, in Å"
+    wrong = ConfigError(explain("largest_cell", expected, str(largest_cell)))
+    try:
+        cell = torch.tensor([list(x) if hasattr(x, "__len__") else x for x in largest_cell])
+    except (TypeError, ValueError) as error:
+        raise wrong from error
+    if cell.shape == (3,) and bool((cell > 0).all()):
         cell = torch.diag(cell)
     if cell.shape != (3, 3) or not bool((cell.double().norm(dim=-1) > 0).all()):
-        expected = "three lengths or three lattice vectors in Å"
-        raise ConfigError(explain("largest_cell", expected, str(largest_cell)))
+        raise wrong
     rows: list[list[float]] = cell.double().tolist()
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -54,6 +55,23 @@ class WarmUp(Callback):
                 raise HostError(explain("model", expected, "one without", remedy))
             part.long_range.fade_in(trainer.optimizers[0], self.steps)
             part.is_opening = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if training ended before the long-range energy was there in full.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+        """
+        for part in long_range_parts(pl_module.model):
+            gate = float(part.long_range.gate)
+            if gate < 1.0:
+                warnings.warn(
+                    f"Training ended with the long-range energy faded in to {gate:.0%} only. Train "
+                    f"longer, or with fewer than {self.steps} steps of WarmUp.",
+                    stacklevel=2,
+                )
 
 
 def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:

@@ -140,14 +140,20 @@ def test_the_calculator_opens_the_ase_target(with_boundary):
         assert results["latent_charges"] == pytest.approx(charges, abs=1e-10)
 
 
+def test_nequips_own_targets_need_to_be_told_the_boundary(tmp_path):
+    for target in ("ase", "pair_nequip"):
+        with pytest.raises(HostError, match=r"sog_use_mesh.*sog_open"):
+            export(build(sog=SOG), target, tmp_path)
+
+
 @slow
-def test_nequips_own_ase_target_takes_the_boundary_from_a_modifier(tmp_path):
-    model = build(sog=SOG)
-    with pytest.raises(HostError, match="sog_open"):
-        export(model, "ase", tmp_path)
-    modify(model, [{"modifier": "sog_open"}])
-    _, compiled = export(model, "ase", tmp_path, in_vacuum())
+def test_compiled_energies_are_nan_where_the_data_contradict_the_boundary(tmp_path):
+    model = modify(build(sog=SOG), [{"modifier": "sog_open"}])
+    _, compiled = export(model, ASE_TARGET, tmp_path, in_vacuum())
     assert_same(compiled, build(sog=SOG).eval(), in_vacuum())
+    out = compiled(to_data(crystal()))
+    assert out["total_energy"].isnan().all()
+    assert out["atomic_energy"].isnan().all()
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +204,17 @@ def test_a_fixed_mesh_needs_a_largest_cell_and_a_periodic_boundary():
         modify(
             build(sog=SOG, largest_cell=LARGEST, boundary="open"), [{"modifier": "sog_use_mesh"}]
         )
+
+
+def test_a_fixed_mesh_is_the_last_modifier():
+    for modifier in (
+        {"modifier": "sog_open"},
+        {"modifier": "sog_periodic"},
+        {"modifier": "sog_use_mesh"},
+        {"modifier": "sog_largest_cell", "lengths": [99, 99, 99]},
+    ):
+        with pytest.raises(HostError, match="last modifier"):
+            modify(fixed("nequip"), [modifier])
 
 
 def fixed(base, **changes):

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from nequip.data import AtomicDataDict
+from nequip.integrations.utils import basic_transforms
 from nequip_builders import (
     BASES,
+    R_MAX,
     STRUCTURES,
+    TYPES,
     acetaldehyde,
     build,
     crystal,
@@ -17,6 +20,7 @@ from nequip_builders import (
 )
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError
+from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
 from sog_nequip.train import long_range_parts
 
@@ -178,8 +182,20 @@ def test_total_charge_is_read_from_the_field_charge():
     charges = model(data)["latent_charges"][:, 0].reshape(2, -1).sum(1)
     torch.testing.assert_close(charges, torch.tensor([1.0, -2.0]))
     del data["charge"]
-    with pytest.raises(InputError, match="total_charge"):
+    with pytest.raises(HostError, match="charge_constraint"):
         model(data)
+
+
+def test_the_calculator_reads_the_total_charge_and_needs_a_long_range_part():
+    transforms = basic_transforms({}, R_MAX, TYPES, {t: t for t in TYPES})
+    atoms = acetaldehyde()
+    atoms.info["charge"] = -1
+    model = build(sog=SOG | {"charge_constraint": "total"}).eval()
+    atoms.calc = SOGNequIPCalculator(model, "cpu", transforms=transforms)
+    assert atoms.get_charges().sum() == pytest.approx(-1.0, abs=1e-10)
+    atoms.calc = SOGNequIPCalculator(build(bare=True).eval(), "cpu", transforms=transforms)
+    with pytest.raises(HostError, match="long-range part"):
+        atoms.get_potential_energy()
 
 
 @every_base
@@ -234,6 +250,8 @@ def test_slabs_are_refused_with_the_ewald_kernel():
         ({"boundary": "periodc"}, "boundary"),
         ({"largest_cell": [10.0, 10.0]}, "largest_cell"),
         ({"largest_cell": [10.0, 10.0, 0.0]}, "largest_cell"),
+        ({"largest_cell": [-10.0, 10.0, 10.0]}, "largest_cell"),
+        ({"largest_cell": [10, [1, 2, 3], 3]}, "largest_cell"),
     ],
 )
 def test_wrong_options_are_explained(changes, message):
@@ -252,7 +270,17 @@ def test_a_foreign_model_is_refused():
         attach(torch.nn.Linear(1, 1), long_range_parts(build())[0].long_range.config)
 
 
-def test_training_with_a_gate_that_nothing_opens_is_refused():
+@pytest.mark.parametrize("gate", [0.0, 0.04])
+def test_training_with_a_gate_that_nothing_opens_is_refused(gate):
     model = build(warm_up=True).train()
+    long_range_parts(model)[0].long_range.gate.fill_(gate)
     with pytest.raises(HostError, match="WarmUp"):
         evaluate(model, crystal())
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_from_the_middle_of_the_warm_up_says_so():
+    model = build(warm_up=True).eval()
+    long_range_parts(model)[0].long_range.gate.fill_(0.04)
+    with pytest.warns(UserWarning, match="4%"):
+        assert float(model.metadata["sog_gate"]) == pytest.approx(0.04)

@@ -145,9 +145,11 @@ def test_packages_are_extended_and_packaged_again(folder, short_range):
     assert modified.metadata["sog_largest_cell"].startswith("[[6.0, 0.0")
 
 
-def test_another_cutoff_than_the_trained_models_is_refused(folder, short_range):
+def test_another_cutoff_or_precision_than_the_trained_models_is_refused(folder, short_range):
     with pytest.raises(RuntimeError, match=r"r_max.*must be 3\.5"):
         extend(folder, "wrong", f"trained='{short_range}'", "extended.r_max=5.0")
+    with pytest.raises(RuntimeError, match=r"model_dtype.*must be float64"):
+        extend(folder, "wrong", f"trained='{short_range}'", "extended.model_dtype=float32")
 
 
 def test_the_calculator_opens_a_checkpoint(long_range):
