@@ -214,6 +214,7 @@ def test_unknown_option_suggests_the_nearest(capsys):
         ({"sog_min_width": -1.0}, "`min_width` must be positive"),
         ({"enable_cueq": True}, "--enable_cueq is not supported"),
         ({"sog_kernel": "power_law"}, "`exponent` must be given"),
+        ({"sog_kernel": "coulomb+yukawa"}, "`share_kernel` must be False"),
         ({"sog_num_channels": 0}, "`num_channels` must be at least 1"),
         ({"sog_tolerance": 7.0}, "`tolerance` must be between"),
         ({"sog_lr_factor": -1.0}, "`lr_factor` must be finite and not negative, got -1.0"),
