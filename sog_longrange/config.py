@@ -38,17 +38,21 @@ class SOGConfig:
 
     Attributes
     ----------
-    kernel : {"coulomb", "power_law", "yukawa", "ewald"}
-        Law that the sum of Gaussians starts as, or the fixed Ewald kernel.
+    kernel : {"coulomb", "power_law", "yukawa", "ewald"} or laws joined by "+"
+        Law that the sum of Gaussians starts as, or the fixed Ewald kernel. With laws joined
+        as in "coulomb+power_law" channels are divided among them in equal blocks, in this
+        order; a law may be there more than once, for a larger share. This needs
+        ``share_kernel=False``, and `zero_mode` where the laws differ in its default.
     exponent, kappa, strength : float, optional
         Parameters of the start: exponent of the power law, which has no default,
         inverse screening length of the Yukawa law in 1/Å, and the strength of either in
         eV Å^exponent/e^2 (by default 1 and that of Coulomb). With a negative strength
-        like charges attract, as in dispersion.
+        like charges attract, as in dispersion. Where both laws are joined, it is that of
+        the power law.
     smearing : float
         Width in Å of the Gaussian charges of the Ewald kernel.
     num_channels : int
-        Number of latent charges of each atom.
+        Number of latent charges of each atom; a multiple of the number of joined laws.
     share_kernel : bool
         Whether all channels share one sum of Gaussians.
     num_gaussians, min_width, max_width, learn_amplitudes, learn_widths
@@ -56,7 +60,9 @@ class SOGConfig:
     hidden_size : int
         Width of the perceptron of the charge readout; 0 leaves it out.
     charge_constraint : {"none", "neutral", "total"}
-        Whether latent charges are free, sum to zero, or sum to a given total charge.
+        Whether latent charges are free, sum to zero, or sum to a given total charge, which is
+        that of the first channel. Both constraints make all other channels neutral, also
+        those of a joined law such as dispersion, where charges of one sign attract.
     fractional_charge : bool
         Whether that total charge may be other than a whole number of e.
     tolerance, backend, accelerator
@@ -96,18 +102,40 @@ class SOGConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _coerce(name, getattr(self, name), hint))
-        _check_choice("kernel", self.kernel, KERNELS)
+        self._check_laws()
         _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
         self._check_used()
         # A kernel is cheap to build and knows what it takes; so does an energy.
         self.build_energy()
         check_readout(self.num_channels, self.hidden_size)
 
+    @property
+    def _laws(self) -> list[str]:
+        return self.kernel.split("+")
+
+    def _check_laws(self) -> None:
+        """Refuse laws that are unknown or cannot be joined as asked."""
+        laws = self._laws
+        for law in laws:
+            _check_choice("kernel", law, KERNELS)
+        if len(laws) == 1:
+            return
+        if "ewald" in laws:
+            expected = f'"ewald" alone or {", ".join(SUMS)} joined by "+"'
+            raise ConfigError(explain("kernel", expected, repr(self.kernel)))
+        if self.share_kernel:
+            expected = f"False with kernel={self.kernel!r}, where channels have laws of their own"
+            raise ConfigError(explain("share_kernel", expected, "True"))
+        if self.num_channels % len(laws):
+            expected = f"a multiple of {len(laws)}, the number of laws in kernel={self.kernel!r}"
+            raise ConfigError(explain("num_channels", expected, str(self.num_channels)))
+
     def _check_used(self) -> None:
         """Refuse options that would be ignored."""
         for field in dataclasses.fields(self):
             kernels = USED_BY.get(field.name, KERNELS)
-            if self.kernel not in kernels and getattr(self, field.name) != field.default:
+            used = any(law in kernels for law in self._laws)
+            if not used and getattr(self, field.name) != field.default:
                 expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
                 got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
                 raise ConfigError(explain(field.name, expected, got))
@@ -168,8 +196,11 @@ class SOGConfig:
         """Return a new kernel with these options."""
         if self.kernel == "ewald":
             return Ewald(self.smearing)
+        laws = self._laws
+        block = self.num_channels // len(laws)
+        starts = [self._start(law) for law in laws for _ in range(block)]
         return SumOfGaussians(
-            self._start(),
+            starts if len(laws) > 1 else self._start(self.kernel),
             num_channels=1 if self.share_kernel else self.num_channels,
             num_gaussians=self.num_gaussians,
             min_width=self.min_width,
@@ -189,12 +220,13 @@ class SOGConfig:
             accelerator=self.accelerator,
         )
 
-    def _start(self) -> Start:
-        if self.kernel == "coulomb":
+    def _start(self, law: str) -> Start:
+        if law == "coulomb":
             return coulomb()
         strength = {} if self.strength is None else {"strength": self.strength}
-        if self.kernel == "yukawa":
-            return yukawa(self.kappa, **strength)
+        if law == "yukawa":
+            # One number cannot be the strength of 1/r and of another power.
+            return yukawa(self.kappa, **({} if "power_law" in self._laws else strength))
         if self.exponent is None:
             raise ConfigError(explain("exponent", 'given for kernel="power_law"', "None"))
         return power_law(self.exponent, **strength)

@@ -8,6 +8,7 @@ boundaries follow the same law.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -234,10 +235,12 @@ class SumOfGaussians(nn.Module):
 
     Parameters
     ----------
-    start : PowerLaw or Yukawa
-        Law to begin with: :func:`coulomb`, :func:`power_law` or :func:`yukawa`.
+    start : PowerLaw or Yukawa, or a sequence of them
+        Law to begin with: :func:`coulomb`, :func:`power_law` or :func:`yukawa`. A sequence
+        gives each channel its own, such as the charge and the dispersion of an atom.
     num_channels : int
-        Number of channels with a kernel of their own; 1 is shared by all channels.
+        Number of channels with a kernel of their own; 1 is shared by all channels. With a
+        sequence of starts it is their number.
     num_gaussians : int
         Number of Gaussians, at least 2.
     min_width, max_width : float
@@ -246,12 +249,16 @@ class SumOfGaussians(nn.Module):
         Whether training may change them.
     zero_mode : bool, optional
         Whether k = 0 is kept. By default it is for laws that are integrable over all
-        space (Yukawa, exponents above 3) and dropped for the others.
+        space (Yukawa, exponents above 3) and dropped for the others. It is one for all
+        channels: without it, a channel of integrable law lacks the term of Khat(0) times its
+        squared total charge over 2 V, and with it, the total charge of a Coulomb channel costs
+        a large energy. Starts that differ in their default need it given.
 
     Raises
     ------
     ConfigError
-        If an option is out of range or the start's amplitudes overflow or vanish.
+        If an option is out of range, a start's amplitudes overflow or vanish, or several starts
+        are not as many as the channels or differ in their default of `zero_mode`.
 
     Notes
     -----
@@ -266,12 +273,13 @@ class SumOfGaussians(nn.Module):
     2 sqrt(2) exp(-pi^2 / (2 ln b)) at a ratio b of neighbouring widths.
     """
 
+    start: Start | tuple[Start, ...]
     start_amplitudes: Tensor
     pinned_value: Tensor
 
     def __init__(
         self,
-        start: Start | None = None,
+        start: Start | Sequence[Start] | None = None,
         *,
         num_channels: int = 1,
         num_gaussians: int = 12,
@@ -284,12 +292,16 @@ class SumOfGaussians(nn.Module):
         super().__init__()
         _check_gaussians(num_channels, num_gaussians, min_width, max_width)
         start = coulomb() if start is None else start
+        if isinstance(start, Sequence):
+            _check_starts(start, num_channels)
+            start = start[0] if len(start) == 1 else tuple(start)
         self.start = start
         self.num_channels = num_channels
         self.min_width = float(min_width)
-        self.zero_mode = start.zero_mode if zero_mode is None else zero_mode
+        self.zero_mode = _zero_mode_of(self.starts) if zero_mode is None else zero_mode
         widths = _log_spaced(1.2 * min_width, max_width, num_gaussians)
-        amplitudes = start.amplitudes(widths, math.log(widths[1] / widths[0]))
+        log_ratio = math.log(widths[1] / widths[0])
+        amplitudes = torch.stack([x.amplitudes(widths, log_ratio) for x in self.starts])
         self.gauge_radius = 4.0 * self.min_width
         self._set_start(amplitudes, widths, learn_amplitudes, learn_widths)
 
@@ -297,18 +309,26 @@ class SumOfGaussians(nn.Module):
         dtype = torch.get_default_dtype()
         shape = (self.num_channels, -1)
         r2 = torch.tensor(self.gauge_radius**2, dtype=torch.float64)
-        pinned = gaussian_radial(r2, amplitudes[None], widths[None]).to(dtype)
-        if not torch.finfo(dtype).tiny <= float(pinned.abs()) < math.inf:
-            got = f"{float(pinned)} for {self.start}"
-            raise ConfigError(explain("start", f"representable at {self.gauge_radius:.4g} Å", got))
+        pinned = gaussian_radial(r2, amplitudes, widths.expand_as(amplitudes)).to(dtype)
+        for start, value in zip(self.starts, pinned.tolist(), strict=True):
+            if not torch.finfo(dtype).tiny <= abs(value) < math.inf:
+                expected = f"representable at {self.gauge_radius:.4g} Å"
+                raise ConfigError(explain("start", expected, f"{value} for {start}"))
         # The inverse of s = min_width + softplus(raw), without overflow.
         excess = widths - self.min_width
         raw_widths = (excess + torch.log(-torch.expm1(-excess))).expand(shape).to(dtype)
         log_amplitudes = torch.zeros_like(raw_widths)
-        self.register_buffer("start_amplitudes", amplitudes.to(dtype))
-        self.register_buffer("pinned_value", pinned[0])
+        # One start is saved without an axis of channels, and broadcasts over them.
+        own = slice(None) if len(self.starts) > 1 else 0
+        self.register_buffer("start_amplitudes", amplitudes.to(dtype)[own])
+        self.register_buffer("pinned_value", pinned[own])
         self.log_amplitudes = nn.Parameter(log_amplitudes, requires_grad=learn[0])
         self.raw_widths = nn.Parameter(raw_widths.clone(), requires_grad=learn[1])
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        """The start of each channel, or the one of all channels."""
+        return self.start if isinstance(self.start, tuple) else (self.start,)
 
     @property
     def widths(self) -> Tensor:
@@ -336,22 +356,34 @@ class SumOfGaussians(nn.Module):
         amplitudes = free * (self.pinned_value / value)[:, None]
         return FixedGaussians(amplitudes, widths, self.min_width, self.zero_mode)
 
-    def start_error(self, r_min: float, r_max: float) -> float:
+    def start_error(self, r_min: float, r_max: float, channel: int | None = None) -> float:
         """Largest relative deviation of the kernel, as it is now, from its start's law.
 
         Parameters
         ----------
         r_min, r_max : float
             Range of distances, in Å.
+        channel : int, optional
+            Which channel, against its own law; by default the worst of all.
 
         Returns
         -------
         float
             max |K(r) / law(r) - 1| over 2000 log-spaced distances.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such channel.
         """
+        if channel is not None and not 0 <= channel < self.num_channels:
+            expected = f"from 0 to {self.num_channels - 1}"
+            raise ConfigError(explain("channel", expected, str(channel)))
         with torch.no_grad():
             r = _log_spaced(r_min, r_max, 2000).to(self.raw_widths)
-            return float((self.radial(r**2) / self.start.law(r) - 1.0).abs().max())
+            laws = torch.stack([start.law(r) for start in self.starts])
+            errors = (self.radial(r**2) / laws - 1.0).abs().amax(-1)
+            return float(errors.max() if channel is None else errors[channel])
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
@@ -468,6 +500,24 @@ def boys_zero(t: Tensor) -> Tensor:
 def _log_spaced(low: float, high: float, count: int) -> Tensor:
     ends = torch.tensor([low, high], dtype=torch.float64).log()
     return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64).exp()
+
+
+def _check_starts(starts: Sequence[Start], num_channels: int) -> None:
+    if len(starts) == 0:
+        raise ConfigError(explain("start", "a law or at least one in a sequence", repr(starts)))
+    if len(starts) != num_channels:
+        expected = f"{len(starts)}, one for each start"
+        raise ConfigError(explain("num_channels", expected, str(num_channels)))
+
+
+def _zero_mode_of(starts: Sequence[Start]) -> bool:
+    defaults = {start.zero_mode for start in starts}
+    if len(defaults) > 1:
+        kept = dict.fromkeys(f"{start.zero_mode} for {start}" for start in starts)
+        expected = "given for starts that differ in its default"
+        remedy = "Use False unless the charges of each Coulomb channel sum to zero."
+        raise ConfigError(explain("zero_mode", expected, "None: " + ", ".join(kept), remedy))
+    return defaults.pop()
 
 
 def _check_strength(strength: float) -> None:

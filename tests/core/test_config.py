@@ -171,6 +171,78 @@ def test_the_kernel_starts_as_the_options_say(options, start):
     assert kernel.start == start
 
 
+CHARGE_AND_DISPERSION = {
+    "kernel": "coulomb+power_law",
+    "exponent": 6,
+    "strength": -2,
+    "num_channels": 4,
+    "share_kernel": False,
+    "zero_mode": False,
+}
+
+
+def joined(**options):
+    return SOGConfig(**(CHARGE_AND_DISPERSION | options))
+
+
+COULOMB, SIXTH = PowerLaw(1.0, COULOMB_CONSTANT), PowerLaw(6.0, -2.0)
+SCREENED = Yukawa(0.3, COULOMB_CONSTANT)
+
+
+@pytest.mark.parametrize(
+    ("options", "starts"),
+    [
+        ({}, (COULOMB, COULOMB, SIXTH, SIXTH)),
+        ({"kernel": "power_law+coulomb", "num_channels": 2}, (SIXTH, COULOMB)),
+        ({"kernel": "coulomb+power_law+coulomb+coulomb"}, (COULOMB, SIXTH, COULOMB, COULOMB)),
+        ({"kernel": "yukawa+power_law", "kappa": 0.3}, (SCREENED, SCREENED, SIXTH, SIXTH)),
+        (
+            {"kernel": "coulomb+yukawa", "exponent": None, "num_channels": 2},
+            (COULOMB, Yukawa(0.1, -2.0)),
+        ),
+    ],
+)
+def test_joined_laws_get_equal_blocks_of_channels_in_their_order(options, starts):
+    kernel = joined(**options).build_kernel()
+    assert kernel.starts == starts
+    assert kernel.num_channels == len(starts)
+    assert kernel.zero_mode is False
+
+
+def test_joined_laws_that_agree_need_no_zero_mode():
+    assert joined(kernel="yukawa+power_law", zero_mode=None).build_kernel().zero_mode
+    assert not joined(exponent=2, zero_mode=None).build_kernel().zero_mode
+
+
+def test_joined_laws_survive_dictionaries_and_are_compared():
+    config = joined()
+    assert SOGConfig.from_dict(config.to_dict()) == config
+    assert config.differences(joined(backend="direct")) == ""
+    other = joined(kernel="power_law+coulomb")
+    expected = "kernel coulomb+power_law here, power_law+coulomb there"
+    assert config.differences(other) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share_kernel": True}, "`share_kernel` must be False with kernel='coulomb.power_law'"),
+        ({"num_channels": 3}, "`num_channels` must be a multiple of 2, .*'coulomb.*', got 3"),
+        ({"num_channels": 0}, "`num_channels` must be at least 1, got 0"),
+        ({"zero_mode": None}, "`zero_mode` must be given for starts that differ .* Use False"),
+        ({"exponent": None}, "`exponent` must be given"),
+        ({"kappa": 0.3}, "`kappa` must be left out unless `kernel` is one of yukawa"),
+        ({"smearing": 2.0}, "`smearing` must be left out unless `kernel` is one of ewald"),
+        ({"kernel": "coulomb+ewald"}, '`kernel` must be "ewald" alone or .*, got .coulomb.ewald'),
+        ({"kernel": "coulomb+powerlaw"}, "`kernel` must be .* Did you mean 'power_law'"),
+        ({"kernel": "coulomb+"}, "`kernel` must be one of .*, got ''"),
+    ],
+)
+def test_laws_that_cannot_be_joined_so_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        joined(**options)
+
+
 def test_options_reach_the_kernel():
     config = SOGConfig(
         num_gaussians=5, min_width=0.8, learn_widths=False, learn_amplitudes=False, zero_mode=True

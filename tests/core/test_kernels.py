@@ -1,16 +1,39 @@
 import copy
 import math
+import pickle
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import DOUBLE, sum_of_gaussians, tensor
+from references import (
+    CELLS,
+    DOUBLE,
+    PERIODIC,
+    SUMS,
+    atoms_in,
+    energy_of,
+    energy_value,
+    forces_of,
+    perturbed,
+    random_structure,
+    relative_error,
+    sum_of_gaussians,
+    tensor,
+)
 from scipy.special import erf
 
-from sog_longrange import ConfigError, Ewald, SumOfGaussians, coulomb, power_law, yukawa
+from sog_longrange import (
+    ConfigError,
+    Ewald,
+    LongRangeEnergy,
+    SumOfGaussians,
+    coulomb,
+    power_law,
+    yukawa,
+)
 from sog_longrange.kernels import boys_zero
-from sog_longrange.testing import assert_twice_differentiable
+from sog_longrange.testing import assert_twice_differentiable, join
 from sog_longrange.units import COULOMB_CONSTANT
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -220,10 +243,155 @@ def double_default():
     torch.set_default_dtype(before)
 
 
+LAWS = (coulomb(), power_law(6.0, -20.0))
+
+
+def joined(starts=LAWS, **options):
+    options = {"num_gaussians": 6, "max_width": 8.0, "zero_mode": False} | options
+    return sum_of_gaussians(starts, num_channels=len(starts), **options)
+
+
+def parts_of(kernel):
+    """One kernel for each channel of `kernel`, with its start and parameters."""
+    state = kernel.state_dict()
+    parts = []
+    for channel, start in enumerate(kernel.starts):
+        options = {"num_gaussians": kernel.widths.shape[1], "zero_mode": kernel.zero_mode}
+        parts.append(joined([start], **options))
+        own = {name: x[channel] for name, x in state.items()}
+        own |= {name: own[name][None] for name in ("log_amplitudes", "raw_widths")}
+        parts[-1].load_state_dict(own)
+    return parts
+
+
+def energy_of_parts(kernel, structure, value=energy_value, **options):
+    return sum(
+        value(LongRangeEnergy(part, **options), structure._replace(charges=charges[:, None]))
+        for part, charges in zip(parts_of(kernel), structure.charges.T, strict=True)
+    )
+
+
+def test_each_channel_follows_its_own_start():
+    starts = (coulomb(), power_law(6.0, -3.0), yukawa(0.2), power_law(4.0))
+    options = {"num_gaussians": 20, "min_width": 0.5, "max_width": 5000.0}
+    kernel = joined(starts, **options)
+    r = torch.linspace(3.0, 8.0, 50, dtype=DOUBLE)
+    errors = [kernel.start_error(3.0, 8.0, channel) for channel in range(4)]
+    for start, error, found in zip(starts, errors, kernel.radial(r**2).detach(), strict=True):
+        alone = sum_of_gaussians(start, **options)
+        assert error == pytest.approx(alone.start_error(3.0, 8.0), rel=1e-6)
+        assert float((found / start.law(r) - 1.0).abs().max()) <= error
+        assert error < 0.03
+    assert kernel.start_error(3.0, 8.0) == max(errors)
+
+
+def test_each_channel_keeps_sign_and_value_at_the_gauge_radius():
+    kernel = joined()
+    r2 = tensor([kernel.gauge_radius**2])
+    before = kernel.radial(r2).detach()
+    expected = torch.cat([part.radial(r2) for part in parts_of(kernel)]).detach()
+    assert torch.equal(before, expected)
+    with_raw_parameters(kernel, 0, 3.0)
+    torch.testing.assert_close(kernel.radial(r2).detach(), before, rtol=1e-6, atol=0.0)
+    assert kernel.amplitudes.detach().sign().unique(dim=1).tolist() == [[1.0], [-1.0]]
+
+
+def test_one_start_in_a_sequence_is_that_start():
+    kernel, single = SumOfGaussians([power_law(6.0)]), SumOfGaussians(power_law(6.0))
+    assert kernel.start == single.start
+    assert kernel.zero_mode
+    kernel.load_state_dict(single.state_dict())
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_the_state_of_a_kernel_with_one_start_is_as_it_was(num_channels):
+    state = SumOfGaussians(num_channels=num_channels).state_dict()
+    assert {name: tuple(x.shape) for name, x in state.items()} == {
+        "log_amplitudes": (num_channels, 12),
+        "raw_widths": (num_channels, 12),
+        "start_amplitudes": (12,),
+        "pinned_value": (),
+    }
+
+
+@pytest.mark.parametrize("given", [None, False, True])
+def test_starts_that_agree_decide_on_the_zero_mode(given):
+    kernel = joined([power_law(6.0), yukawa(0.1)], zero_mode=given)
+    assert kernel.zero_mode is (given is not False)
+
+
+def test_joined_kernels_survive_pickle_and_state():
+    kernel, x = perturbed(joined(), 0.3), tensor([0.3, 4.0])
+    twin = pickle.loads(pickle.dumps(kernel))  # noqa: S301
+    assert str(twin) == str(kernel)
+    assert twin.starts == LAWS
+    other = joined()
+    other.load_state_dict(kernel.state_dict())
+    for copied in (twin, other, kernel.snapshot()):
+        assert torch.equal(copied.radial(x), kernel.radial(x))
+        assert torch.equal(copied.fourier(x), kernel.fourier(x))
+
+
+def test_open_energy_of_joined_laws_is_the_sum_of_their_energies():
+    kernel, structure = perturbed(joined(), 0.3), random_structure(1, 6, 2, periodic=False)
+    distances = torch.pdist(structure.positions)
+    first, second = torch.triu_indices(6, 6, 1)
+    pairs = (structure.charges[first] * structure.charges[second]).T
+    expected = float((pairs * kernel.radial(distances**2)).sum().detach())
+    assert energy_value(LongRangeEnergy(kernel), structure) == pytest.approx(expected, rel=1e-12)
+    assert energy_of_parts(kernel, structure) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("boundary", [PERIODIC, PERIODIC & tensor([1, 1, 0]).bool()])
+@pytest.mark.parametrize("zero_mode", [False, True])
+@pytest.mark.parametrize("name", SUMS)
+def test_periodic_energy_of_joined_laws_is_the_sum_of_their_energies(name, zero_mode, boundary):
+    if name == "finufft":
+        pytest.importorskip("finufft", reason="FINUFFT is not installed.")
+    if name == "numba":
+        pytest.importorskip("numba", reason="numba is not installed.")
+    kernel = perturbed(joined(zero_mode=zero_mode), 0.3)
+    structure = atoms_in(CELLS["triclinic"], n_channels=2)._replace(pbc=boundary)
+    options = {"tolerance": 1e-6} | SUMS[name]
+    model = LongRangeEnergy(kernel, **options)
+    for value in (energy_value, forces_of):
+        found = torch.as_tensor(value(model, structure))
+        expected = torch.as_tensor(energy_of_parts(kernel, structure, value, **options))
+        assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_energy_of_joined_laws_is_twice_differentiable(periodic):
+    model = LongRangeEnergy(perturbed(joined(num_gaussians=3), 0.2), tolerance=0.05)
+    charges, positions, *rest = join([random_structure(2, 3, 2, periodic=periodic, edge=5.0)])
+    assert_twice_differentiable(lambda q, r: energy_of(model)(q, r, *rest), (charges, positions))
+
+
+def test_channels_of_joined_laws_do_not_meet():
+    structure = random_structure(3, 2, 2, periodic=False)
+    structure.charges[:] = torch.eye(2, dtype=DOUBLE)
+    assert energy_value(LongRangeEnergy(joined()), structure) == pytest.approx(0.0)
+
+
 NAN, INF = float("nan"), float("inf")
 BAD_KERNELS = [
     (lambda: SumOfGaussians(num_channels=0), "`num_channels` must be at least 1, got 0"),
     (lambda: SumOfGaussians(num_gaussians=1), "`num_gaussians` must be at least 2, got 1"),
+    (lambda: SumOfGaussians([]), r"`start` must be a law or at least one .*, got \[\]"),
+    (lambda: SumOfGaussians([coulomb()] * 2), "`num_channels` must be 2, one for .*, got 1"),
+    (
+        lambda: SumOfGaussians((coulomb(), power_law(6.0)), num_channels=3),
+        "`num_channels` must be 2, one for each start, got 3",
+    ),
+    (
+        lambda: SumOfGaussians((coulomb(), power_law(6.0)), num_channels=2),
+        "`zero_mode` must be given .* None: False for .*=1.0.*, True for .*=6.0.* Use False",
+    ),
+    (
+        lambda: SumOfGaussians((yukawa(0.1), yukawa(100.0)), num_channels=2),
+        "`start` must be representable .*, got 0.0 for Yukawa.kappa=100.0",
+    ),
+    (lambda: SumOfGaussians().start_error(1.0, 2.0, 1), "`channel` must be from 0 to 0, got 1"),
     (lambda: SumOfGaussians(min_width=0.0), "`min_width` must be positive and finite, got 0.0"),
     (lambda: SumOfGaussians(min_width=NAN), "`min_width` must be positive and finite, got nan"),
     (lambda: SumOfGaussians(max_width=1.2), "`max_width` must be .* above .* 1.2, got 1.2"),

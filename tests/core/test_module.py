@@ -117,7 +117,18 @@ def reload(module):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"share_kernel": False, "num_channels": 2}, {"kernel": "ewald"}]
+    "options",
+    [
+        {},
+        {"share_kernel": False, "num_channels": 2},
+        {"kernel": "ewald"},
+        {
+            "kernel": "yukawa+power_law",
+            "exponent": 6,
+            "share_kernel": False,
+            "num_channels": 2,
+        },
+    ],
 )
 def test_state_dict_restores_the_energy(options):
     module, batch = make_module(0, **options), make_batch()

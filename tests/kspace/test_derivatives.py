@@ -4,7 +4,15 @@ from references import evaluate, perturbed, random_structure, sum_of_gaussians
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import functional_call
 
-from sog_longrange import DerivativeError, Ewald, LongRangeEnergy, SOGConfig, SOGLongRange, coulomb
+from sog_longrange import (
+    DerivativeError,
+    Ewald,
+    LongRangeEnergy,
+    SOGConfig,
+    SOGLongRange,
+    coulomb,
+    power_law,
+)
 from sog_longrange.geometry import (
     choose_modes,
     reciprocal_cell,
@@ -23,10 +31,12 @@ KERNELS = ("shared", "per_channel", "ewald")
 def make_kernel(name, num_channels=2, **options):
     if name == "ewald":
         return Ewald(1.0)
-    own = num_channels if name == "per_channel" else 1
-    kernel = sum_of_gaussians(
-        coulomb(), num_channels=own, num_gaussians=2, max_width=2.5, **options
-    )
+    own = 1 if name == "shared" else num_channels
+    start = coulomb()
+    if name == "joined":
+        start = [coulomb(), power_law(6.0, -20.0)][:own]
+        options = {"zero_mode": False} | options
+    kernel = sum_of_gaussians(start, num_channels=own, num_gaussians=2, max_width=2.5, **options)
     return perturbed(kernel, 0.2)
 
 
@@ -56,7 +66,7 @@ def test_energy_is_twice_differentiable_in_every_input(boundary, kernel, n_chann
 
 
 @pytest.mark.parametrize("boundary", ["left_handed", "open", "mixed"])
-@pytest.mark.parametrize("kernel", ["shared", "per_channel"])
+@pytest.mark.parametrize("kernel", ["shared", "per_channel", "joined"])
 def test_energy_is_twice_differentiable_in_raw_parameters(boundary, kernel):
     model = LongRangeEnergy(make_kernel(kernel), tolerance=TOLERANCE)
     names, values = zip(*model.named_parameters(), strict=True)
@@ -231,8 +241,15 @@ def five_point_difference(function, entry, step=1e-3):
         {"share_kernel": False, "charge_constraint": "neutral"},
         {"kernel": "yukawa"},
         {"kernel": "ewald"},
+        {
+            "kernel": "coulomb+power_law",
+            "exponent": 6,
+            "strength": -20,
+            "share_kernel": False,
+            "zero_mode": False,
+        },
     ],
-    ids=["per_channel", "shared", "ewald"],
+    ids=["per_channel", "shared", "ewald", "joined"],
 )
 def test_force_loss_gradient_of_every_parameter_equals_finite_differences(options):
     model = make_module(**options)

@@ -12,11 +12,15 @@ from sog_longrange import (
     SOGLongRange,
     SumOfGaussians,
     coulomb,
+    power_law,
 )
 from sog_longrange.testing import join
 
 KERNELS = {
     "per_channel": SumOfGaussians(coulomb(), num_channels=2, num_gaussians=4).double(),
+    "joined": SumOfGaussians(
+        (coulomb(), power_law(6.0, -20.0)), num_channels=2, num_gaussians=4, zero_mode=False
+    ).double(),
     "ewald": Ewald(1.2),
 }
 BACKENDS = ("direct", "mesh")

@@ -23,14 +23,15 @@ from .patches import Schedule, patched_run_train
 Options = TypeVar("Options", SOGConfig, Schedule)
 
 HELP = {
-    "kernel": "law that the sum of Gaussians starts as, or the fixed Ewald kernel",
+    "kernel": "law that the sum of Gaussians starts as: coulomb, power_law, yukawa, or laws joined "
+    "as in coulomb+power_law for equal blocks of channels; or the fixed ewald kernel",
     "exponent": "exponent of the power_law start, which has no default",
     "kappa": "inverse screening length of the yukawa start, 1/Å",
-    "strength": "strength of the power_law or yukawa start, eV Å^exponent/e^2; negative for "
-    "dispersion, where like attracts like",
+    "strength": "strength of the power_law or yukawa start (of power_law where both are joined), "
+    "eV Å^exponent/e^2; negative for dispersion, where like attracts like",
     "smearing": "width of the Gaussian charges of the ewald kernel, Å",
-    "num_channels": "latent charges of each atom",
-    "share_kernel": "one sum of Gaussians for all channels",
+    "num_channels": "latent charges of each atom; a multiple of the number of joined laws",
+    "share_kernel": "one sum of Gaussians for all channels; False for joined laws",
     "num_gaussians": "number of Gaussians",
     "min_width": "lower bound of every width, Å",
     "max_width": "widest Gaussian of the start, Å",
@@ -42,7 +43,8 @@ HELP = {
     "tolerance": "relative accuracy of the reciprocal sum",
     "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
     "accelerator": "compiled code for the mesh: auto, none, numba or triton",
-    "zero_mode": "keep k = 0 (default: as the kernel's start needs it)",
+    "zero_mode": "keep k = 0 (default: as the kernel's start needs it; required where joined laws "
+    "differ in that)",
     "remove_self": "remove the interaction of each charge with itself",
     "lr_factor": "learning rate of the charge readout relative to --lr (stage two has one rate)",
     "kernel_lr_factor": "learning rate of the kernel relative to --lr (stage two has one rate)",

@@ -115,6 +115,18 @@ def test_yaml_config_takes_our_options(training_folder):
     assert load().long_range.energy.kernel.smearing == 1.5
 
 
+def test_yaml_config_trains_charge_and_dispersion(training_folder):
+    options = {"kernel": "coulomb+power_law", "exponent": 6, "strength": -20, "num_channels": 2}
+    options |= {"share_kernel": False, "zero_mode": False}
+    config = SETTINGS | {f"sog_{k}": v for k, v in options.items()} | {"max_num_epochs": 1}
+    (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["--config=config.yaml"])
+    part = load().long_range
+    assert part.config == SOGConfig(**options)
+    assert part.energy.kernel.log_amplitudes.detach().abs().amax(1).min() > 0.0
+    assert part.energy.kernel.amplitudes.detach()[:, 0].sign().tolist() == [1.0, -1.0]
+
+
 def test_bare_foundation_model_is_extended_and_the_start_equals_it(training_folder):
     run_train.run(build_parser().parse_args(arguments(name="bare")))
     main(arguments(name="tuned", foundation_model="bare.model", sog_warmup=5, lr=0.0))
@@ -214,6 +226,7 @@ def test_unknown_option_suggests_the_nearest(capsys):
         ({"sog_min_width": -1.0}, "`min_width` must be positive"),
         ({"enable_cueq": True}, "--enable_cueq is not supported"),
         ({"sog_kernel": "power_law"}, "`exponent` must be given"),
+        ({"sog_kernel": "coulomb+yukawa"}, "`share_kernel` must be False"),
         ({"sog_num_channels": 0}, "`num_channels` must be at least 1"),
         ({"sog_tolerance": 7.0}, "`tolerance` must be between"),
         ({"sog_lr_factor": -1.0}, "`lr_factor` must be finite and not negative, got -1.0"),
