@@ -63,8 +63,8 @@ def test_boxes_are_what_the_recipe_says(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "files"),
     [
-        ("examples/04_pyg_schnet.py", {"errors.png", "results.json"}),
-        ("examples/05_pyg_layer.py", {"errors.png", "results.json"}),
+        ("examples/02_pyg_schnet.py", {"errors.png", "results.json"}),
+        ("examples/03_pyg_layer.py", {"errors.png", "results.json"}),
         ("benchmarks/pyg_accuracy.py", {"table.md", "results.json"}),
     ],
 )

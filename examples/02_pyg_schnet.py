@@ -4,7 +4,7 @@ PyG's SchNet knows no cells and nothing beyond its cutoff. Here it gets both wit
 periodic graph, and `WithLongRange` around it. The same SchNet without the long-range part is
 trained beside it. The data are made here, with exact Coulomb forces.
 
-    python examples/04_pyg_schnet.py      # a few minutes on one core
+    python examples/02_pyg_schnet.py      # a few minutes on one core
 
 Writes results.json and errors.png into --output.
 """

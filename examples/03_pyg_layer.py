@@ -4,7 +4,7 @@ The network has two message-passing layers. Between them a `SOGLongRange` layer 
 feel the potential and the field of all others, however far away; see charge_network.py, which
 is all there is to write. The same network with a third convolution instead is trained beside it.
 
-    python examples/05_pyg_layer.py      # a few minutes on one core
+    python examples/03_pyg_layer.py      # a few minutes on one core
 
 Writes results.json and errors.png into --output.
 """
