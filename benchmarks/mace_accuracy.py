@@ -78,6 +78,19 @@ SYSTEMS = {
         "dimers_bfdb/CP", "train", ("train", "test"), 300, (*DIMERS, "--r_max=6.0")
     ),
     "wca_control": accuracy.System("syn_wca_control", "val", ("test",), 40, GAS),
+    # Forces hold the response of the charges to the geometry.
+    "envq": accuracy.System("syn_envq", "val", ("test", "test_triclinic"), 40, GAS),
+    "decay_p1": accuracy.System(
+        "syn_decay_p1", "val", ("test_interp", "test_extrap"), 120, (*DIMERS, "--batch_size=4")
+    ),
+    "decay_yuk": accuracy.System(
+        "syn_decay_yuk",
+        "val",
+        ("test_interp", "test_extrap"),
+        120,
+        (*DIMERS, "--batch_size=4"),
+        ("--sog_kernel=yukawa", "--sog_kappa=0.1"),
+    ),
 }
 
 
