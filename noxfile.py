@@ -47,7 +47,7 @@ def env_mace(session: nox.Session) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_nequip(session: nox.Session) -> None:
     """Environment of the NequIP and Allegro adapter."""
-    install_project(session, "nequip", "allegro,fast,plot,demo,test")
+    install_project(session, "nequip", "allegro,fast,plot,demo,test,parallel")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -94,8 +94,9 @@ def tests_pyg(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["env_nequip"])
 def tests_nequip(session: nox.Session) -> None:
     """Tests of the NequIP and Allegro adapter; the commands of NequIP train and compile."""
-    args = ("-m", "pytest", "tests/adapters/nequip", "--cov=sog_nequip")
-    run_in(session, "nequip", *args, *session.posargs, COVERAGE_FILE=".coverage.nequip")
+    # Without coverage, which slows down the compilers; classes and modules in two processes.
+    args = ("-m", "pytest", "tests/adapters/nequip", "--numprocesses=2", "--dist=loadscope")
+    run_in(session, "nequip", *args, *session.posargs, OMP_NUM_THREADS="1")
 
 
 TESTS = ["tests_core", "tests_mace", "tests_nequip", "tests_pyg"]

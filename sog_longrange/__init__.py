@@ -21,12 +21,14 @@ from .kernels import Ewald, SumOfGaussians, coulomb, power_law, yukawa
 from .module import SOGLongRange
 from .observables import (
     BornCharges,
+    FieldOutput,
     born_charges,
     centre,
     dipole,
     field_energy,
     polarisation,
     quadrupole,
+    uniform_field,
 )
 from .potential import PotentialOutput, potential_and_field
 from .spectra import InfraredSpectrum, infrared_spectrum
@@ -61,12 +63,14 @@ __all__ = [
     "report_grid",
     "yukawa",
     "BornCharges",
+    "FieldOutput",
     "born_charges",
     "centre",
     "dipole",
     "field_energy",
     "polarisation",
     "quadrupole",
+    "uniform_field",
     "InfraredSpectrum",
     "infrared_spectrum",
     "ChargeEmbedding",

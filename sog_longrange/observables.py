@@ -54,6 +54,25 @@ class BornCharges(NamedTuple):
     sum_rule: Tensor
 
 
+class FieldOutput(NamedTuple):
+    """Charges in a uniform external electric field.
+
+    Attributes
+    ----------
+    energy : Tensor, shape (n_graphs,), in eV
+        See :func:`field_energy`.
+    atomic_energies : Tensor, shape (n_atoms,), in eV
+        -sqrt(eps_inf) q_j d_j.E, d_j the vector from the origin to the nearest image of atom
+        j. They sum to the energy, and each depends on the origin.
+    dipole : Tensor, shape (n_graphs, 3), in e Å
+        See :func:`dipole`.
+    """
+
+    energy: Tensor
+    atomic_energies: Tensor
+    dipole: Tensor
+
+
 def centre(
     positions: Tensor,
     weights: Tensor | None = None,
@@ -348,10 +367,45 @@ def field_energy(
     Souza, Iniguez, Vanderbilt, Phys. Rev. Lett. 89 (2002) 117602, for the energy -P.E of a
     periodic cell and its branches.
     """
+    rest = (cell, pbc, batch, num_graphs)
+    return uniform_field(charges, positions, field, *rest, origin=origin, eps_inf=eps_inf).energy
+
+
+def uniform_field(
+    charges: Tensor,
+    positions: Tensor,
+    field: Tensor,
+    cell: Tensor | None = None,
+    pbc: Tensor | None = None,
+    batch: Tensor | None = None,
+    num_graphs: int | None = None,
+    *,
+    origin: Tensor | None = None,
+    eps_inf: float = 1.0,
+) -> FieldOutput:
+    """Energy of charges in a uniform external electric field, by atoms, and the dipole.
+
+    Parameters
+    ----------
+    charges, positions, field, cell, pbc, batch, num_graphs, origin, eps_inf
+        As in :func:`field_energy`, which also tells the gauge.
+
+    Returns
+    -------
+    FieldOutput
+        Twice differentiable.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If an argument is malformed or a periodic cell is singular.
+    """
     root = _root(eps_inf)
     structures = _check("charges", charges, positions, cell, pbc, batch, num_graphs)
-    moments = _moments(charges, structures, origin)
-    return -root * (moments * _per_graph("field", field, structures)).sum(-1)
+    fields = _per_graph("field", field, structures)
+    moments = charges[:, None] * _arms(structures, origin)
+    energies = -root * (moments * fields[structures.batch]).sum(-1)
+    return FieldOutput(_sum(energies, structures), energies, _sum(moments, structures))
 
 
 def _born(

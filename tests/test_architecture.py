@@ -50,6 +50,7 @@ LAYERS = {
     "module": 7,
     "observables": 7,
     "testing": 7,
+    "atoms": 8,
 }
 """A module of the core imports only from layers below its own."""
 

@@ -11,6 +11,12 @@ from ase.calculators.calculator import all_changes
 from mace.calculators import MACECalculator
 
 from sog_longrange import HostError, InputError
+from sog_longrange.atoms import (
+    EXTERNAL_FIELD,
+    dipole_of_atoms,
+    external_field,
+    is_field_changed,
+)
 from sog_longrange.errors import explain
 
 from .model import SOGMACE
@@ -21,12 +27,18 @@ class SOGMACECalculator(MACECalculator):
 
     Everything that `MACECalculator` returns is right for SOGMACE models too; this
     class adds to ``results``: `long_range_energy` and `short_range_energy` in eV,
-    `latent_charges` (n_atoms, n_channels) in e, and `charges` (n_atoms,), the first
-    channel. The sign of all charges together is free, so that a committee has no mean
-    charge: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) instead.
+    `latent_charges` (n_atoms, n_channels) in e, `charges` (n_atoms,), the first
+    channel, and their `dipole` (3,) in e Å, of periodic structures on the branch of
+    :func:`sog_longrange.dipole`. The sign of all charges together is free, so that a
+    committee has no mean charge or dipole: it reports `latent_charges_comm` (n_models,
+    n_atoms, n_channels) and `dipole_comm` (n_models, 3) instead, and refuses fields.
 
     The total charge of a structure is read from ``info["charge"]`` or
-    ``info["total_charge"]``.
+    ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
+    from ``info["external_field"]``. Its energy is in all results, and `field_energy` in eV.
+    With charges whose sign no training data fixed, the field may act the wrong way round.
+    The field must be perpendicular to the periodic lattice vectors, as that on a slab is; along
+    them take the forces Z^T E of :func:`sog_longrange.born_charges`.
 
     Parameters
     ----------
@@ -54,7 +66,15 @@ class SOGMACECalculator(MACECalculator):
                     "Use mace.calculators.MACECalculator for models without a long-range part."
                 )
         if self.num_models == 1:
-            self.implemented_properties: list[str] = [*self.implemented_properties, "charges"]
+            own = ["charges", "dipole"]
+            self.implemented_properties: list[str] = [*self.implemented_properties, *own]
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Tell what changed since the last calculation, the external field included."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if not changes and is_field_changed(self.atoms, atoms):
+            changes.append("info")
+        return changes
 
     def calculate(
         self,
@@ -63,7 +83,9 @@ class SOGMACECalculator(MACECalculator):
         system_changes: list[str] = all_changes,
     ) -> None:
         """Calculate all properties of a structure; see `ase.calculators.calculator`."""
-        self._choose_charge_key(self.atoms if atoms is None else atoms)
+        given = self.atoms if atoms is None else atoms
+        self._choose_charge_key(given)
+        self._read_field(given)
         outputs: list[dict[str, Any]] = []
 
         def keep(_module: SOGMACE, _inputs: object, output: dict[str, Any]) -> None:
@@ -87,13 +109,30 @@ class SOGMACECalculator(MACECalculator):
                 explain("atoms.info", "with 'charge', the total charge in e", str(atoms.info))
             )
 
+    def _read_field(self, atoms: Atoms) -> None:
+        """Have MACE pass an external field on, if it is well-formed and has a meaning."""
+        field = external_field(atoms)
+        self.info_keys[EXTERNAL_FIELD] = EXTERNAL_FIELD
+        if self.num_models > 1 and field is not None and bool(field.any()):
+            raise HostError(
+                "A committee cannot be in an external field: the sign of the charges of each "
+                "model is free, so that energies in the field have no mean. Run its models one "
+                f'by one, or remove atoms.info["{EXTERNAL_FIELD}"].'
+            )
+
     def _add_results(self, outputs: list[dict[str, Any]]) -> None:
         n_atoms = len(self.atoms)
         for key in ("long_range_energy", "short_range_energy"):
             self.results[key] = float(torch.stack([out[key][0] for out in outputs]).detach().mean())
         charges = [out["latent_charges"][:n_atoms].detach().cpu().numpy() for out in outputs]
+        dipoles = [dipole_of_atoms(values[:, 0], self.atoms) for values in charges]
         if self.num_models > 1:
             self.results["latent_charges_comm"] = np.stack(charges)
-        else:
-            self.results["latent_charges"] = charges[0]
-            self.results["charges"] = charges[0][:, 0].copy()
+            self.results["dipole_comm"] = np.stack(dipoles)
+            return
+        self.results["latent_charges"] = charges[0]
+        self.results["charges"] = charges[0][:, 0].copy()
+        self.results["dipole"] = dipoles[0]
+        if EXTERNAL_FIELD in self.atoms.info:
+            energy = outputs[0].get("field_energy")
+            self.results["field_energy"] = 0.0 if energy is None else float(energy[0].detach())

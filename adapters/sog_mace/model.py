@@ -8,7 +8,7 @@ import torch
 from mace.modules.utils import get_outputs
 from torch import Tensor, nn
 
-from sog_longrange import HostError, InputError, SOGConfig, SOGLongRange
+from sog_longrange import HostError, InputError, SOGConfig, SOGLongRange, uniform_field
 from sog_longrange.errors import explain
 
 from .host import check_model
@@ -107,7 +107,9 @@ class SOGMACE(nn.Module):
         Parameters
         ----------
         data : dict
-            A MACE batch. Structures may be periodic along any axes.
+            A MACE batch. Structures may be periodic along any axes. `external_field`
+            (n_graphs, 3) in V/Å is a uniform electric field, and none where it is zero
+            throughout, which MACE fills in.
         training : bool
             Keep the graph of forces and stress for the derivative of a loss.
         compute_force, compute_virials, compute_stress, compute_displacement, compute_hessian
@@ -121,7 +123,10 @@ class SOGMACE(nn.Module):
             MACE's output, with the long-range energy in `energy`, `interaction_energy`,
             `node_energy` and all derivatives, and also `long_range_energy` and
             `short_range_energy` (n_graphs,) in eV, `latent_charges` and
-            `latent_potential` (n_atoms, n_channels) in e and eV/e.
+            `latent_potential` (n_atoms, n_channels) in e and eV/e. In a field also its energy
+            `field_energy` (n_graphs,) in eV, which is in the former energies and derivatives
+            too, and the `dipole` (n_graphs, 3) in e Å, both of the charges of the first
+            channel; :func:`sog_longrange.field_energy` tells the gauge.
 
         Raises
         ------
@@ -183,7 +188,23 @@ class SOGMACE(nn.Module):
             latent_potential=long_range.potential,
             displacement=geometry.displacement,
         )
+        _add_field(out, geometry)
         return out
+
+
+def _add_field(out: dict[str, Any], geometry: _Geometry) -> None:
+    """Add the energy of an external field, if there is one, to an output."""
+    data, positions = geometry.data, geometry.data["positions"]
+    field = data.get("external_field")
+    if field is None or not (field.requires_grad or bool(field.any())):
+        return
+    structures = (geometry.cell, geometry.pbc, data["batch"], geometry.num_graphs)
+    charges = out["latent_charges"][:, 0]
+    added = uniform_field(charges, positions, field.to(positions), *structures)
+    for key in ("energy", "interaction_energy"):
+        out[key] = out[key] + added.energy
+    out["node_energy"] = out["node_energy"] + added.atomic_energies
+    out.update(field_energy=added.energy, dipole=added.dipole)
 
 
 def _refuse(edges: bool, lammps_mliap: bool) -> None:

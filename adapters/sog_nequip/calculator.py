@@ -11,9 +11,16 @@ from nequip.integrations.ase import NequIPCalculator
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 
 from sog_longrange import HostError
+from sog_longrange.atoms import dipole_of_atoms, external_field, is_field_changed
 from sog_longrange.errors import explain
 
-from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
+from .keys import (
+    EXTERNAL_FIELD_KEY,
+    FIELD_ENERGY_KEY,
+    LATENT_CHARGES_KEY,
+    LONG_RANGE_ATOMIC_ENERGY_KEY,
+    LONG_RANGE_ENERGY_KEY,
+)
 from .registry import ASE_TARGET
 
 
@@ -21,17 +28,30 @@ class SOGNequIPCalculator(NequIPCalculator):
     """`NequIPCalculator` for models with a long-range part.
 
     Adds to ``results``: `long_range_energy` and `short_range_energy` in eV,
-    `long_range_energies` (n_atoms,) in eV, `latent_charges` (n_atoms, n_channels) in e and
-    `charges` (n_atoms,), the first channel. The sign of all charges together is free. The total
-    charge of a structure is read from ``info["charge"]`` or ``info["total_charge"]``; compiled
-    models have no such input.
+    `long_range_energies` (n_atoms,) in eV, `latent_charges` (n_atoms, n_channels) in e,
+    `charges` (n_atoms,), the first channel, and their `dipole` (3,) in e Å, of periodic
+    structures on the branch of :func:`sog_longrange.dipole`. The sign of all charges together
+    is free, and with it that of the dipole.
+
+    Models that are not compiled read the total charge of a structure from ``info["charge"]`` or
+    ``info["total_charge"]``.
 
     Open it by `from_compiled_model` with a model that was compiled by
     ``nequip-compile --target sog_ase``, in which periodic and open structures may come in
     turn, or by `from_saved_model` with a checkpoint or package.
+
+    Models that are not compiled read a uniform external electric field, of 3 floats in V/Å,
+    from ``info["external_field"]``. Its energy is in all results, and `field_energy` in eV.
+    With charges whose sign no training data fixed, the field may act the wrong way round.
+    The field must be perpendicular to the periodic lattice vectors, as that on a slab is; along
+    them take the forces Z^T E of :func:`sog_longrange.born_charges`.
     """
 
-    implemented_properties = [*NequIPCalculator.implemented_properties, "charges"]  # noqa: RUF012
+    implemented_properties = [  # noqa: RUF012
+        *NequIPCalculator.implemented_properties,
+        "charges",
+        "dipole",
+    ]
 
     @classmethod
     def _get_aoti_compile_target(cls) -> dict[str, Any]:
@@ -54,23 +74,47 @@ class SOGNequIPCalculator(NequIPCalculator):
         calculator: SOGNequIPCalculator = cls._from_saved_model(*args, **kwargs)
         return calculator
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Tell what changed since the last calculation, the external field included."""
+        changes: list[str] = super().check_state(atoms, tol)
+        if not changes and is_field_changed(self.atoms, atoms):
+            changes.append("info")
+        return changes
+
     def atoms_to_data(self, atoms: Atoms) -> dict[str, torch.Tensor]:
-        """Read a structure, with its total charge if ``info`` holds one.
+        """Make the input of the model from a structure.
 
         Parameters
         ----------
-        atoms : Atoms
-            Total charge in e under `charge` or `total_charge`.
+        atoms : ase.Atoms
+            With the total charge in e and an external field in ``info``, if there are any.
 
         Returns
         -------
         dict
+
+        Raises
+        ------
+        HostError
+            If there is an external field and the model takes none.
+        InputError
+            If the external field is not 3 finite numbers.
         """
+        field = external_field(atoms)
         data: dict[str, torch.Tensor] = super().atoms_to_data(atoms)
         charge = atoms.info.get("charge", atoms.info.get("total_charge"))
         if charge is not None:
             data[AtomicDataDict.TOTAL_CHARGE_KEY] = torch.tensor([[charge]], device=self.device)
-        return data
+        if field is None:
+            return data
+        is_compiled = getattr(self.model, "is_compile_graph_model", False)
+        if is_compiled or EXTERNAL_FIELD_KEY not in getattr(self.model, "model_input_fields", ()):
+            raise HostError(
+                "Compiled models, and models packaged by older versions, take no external "
+                "field. Open a checkpoint or package by SOGNequIPCalculator.from_saved_model, "
+                f'or remove atoms.info["{EXTERNAL_FIELD_KEY}"].'
+            )
+        return data | {EXTERNAL_FIELD_KEY: field[None].to(self.device)}
 
     def save_extra_outputs(self, out: dict[str, torch.Tensor]) -> None:
         """Store the long-range results of an evaluation.
@@ -94,9 +138,13 @@ class SOGNequIPCalculator(NequIPCalculator):
         }
         unit = self.energy_units_to_eV
         total = float(out[AtomicDataDict.TOTAL_ENERGY_KEY].detach().sum())
-        long_range = float(found[LONG_RANGE_ENERGY_KEY].sum())
+        long_range, of_field = float(found[LONG_RANGE_ENERGY_KEY].sum()), 0.0
+        if FIELD_ENERGY_KEY in out:
+            of_field = float(out[FIELD_ENERGY_KEY].detach().sum())
+            self.results["field_energy"] = unit * of_field
         self.results["long_range_energy"] = unit * long_range
-        self.results["short_range_energy"] = unit * (total - long_range)
+        self.results["short_range_energy"] = unit * (total - long_range - of_field)
         self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY][:, 0]
         self.results["latent_charges"] = found[LATENT_CHARGES_KEY]
-        self.results["charges"] = found[LATENT_CHARGES_KEY][:, 0].copy()
+        charges = self.results["charges"] = found[LATENT_CHARGES_KEY][:, 0].copy()
+        self.results["dipole"] = dipole_of_atoms(charges, self.atoms)

@@ -10,8 +10,10 @@ from nequip.data._key_registry import register_fields
 LATENT_CHARGES_KEY: Final[str] = "latent_charges"
 LONG_RANGE_ENERGY_KEY: Final[str] = "long_range_energy"
 LONG_RANGE_ATOMIC_ENERGY_KEY: Final[str] = "long_range_atomic_energy"
+EXTERNAL_FIELD_KEY: Final[str] = "external_field"
+FIELD_ENERGY_KEY: Final[str] = "field_energy"
 
 register_fields(
-    graph_fields=[LONG_RANGE_ENERGY_KEY],
+    graph_fields=[LONG_RANGE_ENERGY_KEY, EXTERNAL_FIELD_KEY, FIELD_ENERGY_KEY],
     node_fields=[LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY],
 )

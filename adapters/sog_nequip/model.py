@@ -181,7 +181,7 @@ def attach(
     else:
         network.insert("long_range", long_range, after=total)
     for part in (network, outer):
-        part.irreps_in.update(dict.fromkeys(long_range.extra_inputs))
+        part.irreps_in.update(long_range.extra_inputs)
         part.irreps_out.update(long_range.irreps_out)
     return outer
 

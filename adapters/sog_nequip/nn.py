@@ -15,17 +15,25 @@ from torch import Tensor, nn
 
 from sog_longrange import (
     ConfigError,
+    FieldOutput,
     FixedMeshEnergy,
     HostError,
     InputError,
     LongRangeOutput,
     SOGConfig,
     SOGLongRange,
+    uniform_field,
 )
 from sog_longrange.errors import explain
 from sog_longrange.validation import is_traced
 
-from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
+from .keys import (
+    EXTERNAL_FIELD_KEY,
+    FIELD_ENERGY_KEY,
+    LATENT_CHARGES_KEY,
+    LONG_RANGE_ATOMIC_ENERGY_KEY,
+    LONG_RANGE_ENERGY_KEY,
+)
 
 BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
@@ -106,14 +114,17 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LATENT_CHARGES_KEY: Irreps([(config.num_channels, (0, 1))]),
                 LONG_RANGE_ENERGY_KEY: Irreps("0e"),
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
+                FIELD_ENERGY_KEY: Irreps("0e"),
             },
         )
 
     @property
-    def extra_inputs(self) -> list[str]:
-        """Fields that are needed and that NequIP would not pass on by itself."""
-        total = self.long_range.config.charge_constraint == "total"
-        return [AtomicDataDict.PBC_KEY, *[AtomicDataDict.TOTAL_CHARGE_KEY] * total]
+    def extra_inputs(self) -> dict[str, Irreps | None]:
+        """Fields that are used and that NequIP would not pass on by itself, with irreps."""
+        fields = {AtomicDataDict.PBC_KEY: None, EXTERNAL_FIELD_KEY: Irreps("1o")}
+        if self.long_range.config.charge_constraint == "total":
+            fields[AtomicDataDict.TOTAL_CHARGE_KEY] = None
+        return fields
 
     def forward(self, data: Data) -> Data:
         """Add the long-range energy to a batch.
@@ -121,13 +132,17 @@ class LongRange(GraphModuleMixin, nn.Module):
         Parameters
         ----------
         data : dict
-            Fields of a batch, behind the sum of atomic energies.
+            Fields of a batch, behind the sum of atomic energies. With `external_field`
+            (n_graphs, 3) in V/Å, the charges of the first channel are in that uniform
+            electric field; :func:`sog_longrange.field_energy` tells the gauge.
 
         Returns
         -------
         dict
             With `latent_charges` (n_atoms, n_channels) in e, `long_range_energy`
-            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV.
+            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. In a field also
+            with `field_energy` (n_graphs, 1) in eV, which is no part of the former but of
+            the total and atomic energies.
 
         Raises
         ------
@@ -139,16 +154,20 @@ class LongRange(GraphModuleMixin, nn.Module):
         _check_host(data)
         if self.training and not is_traced():
             self._check_gate()
-        out = self._evaluate(data)
+        out, added = self._evaluate(data)
         data[LATENT_CHARGES_KEY] = out.charges
         data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
         _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
         _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
+        if added is not None:
+            data[FIELD_ENERGY_KEY] = added.energy[:, None]
+            _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[FIELD_ENERGY_KEY])
+            _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, added.atomic_energies[:, None])
         return data
 
-    def _evaluate(self, data: Data) -> LongRangeOutput:
-        """Long-range results, atoms in the order of the data."""
+    def _evaluate(self, data: Data) -> tuple[LongRangeOutput, FieldOutput | None]:
+        """Results of the long range and of a field, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
         cell, total_charge, batch = (
             data.get(key)
@@ -164,20 +183,24 @@ class LongRange(GraphModuleMixin, nn.Module):
         order = _order(batch)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
-        out: LongRangeOutput = self.long_range(
-            features,
-            positions,
+        structures = (
             None if cell is None else cell.view(-1, 3, 3),
             pbc,
             batch,
             n_graphs,
-            None if total_charge is None else total_charge.view(-1),
         )
-        if order is not None:
-            back = order.argsort()
-            energy, *of_atoms = out
-            out = LongRangeOutput(energy, *[x[back] for x in of_atoms])
-        return out if contradicted is None else _without_energies(out, contradicted)
+        total_charge = None if total_charge is None else total_charge.view(-1)
+        out: LongRangeOutput = self.long_range(features, positions, *structures, total_charge)
+        if contradicted is not None:
+            out = _without_energies(out, contradicted)
+        added = _in_field(data, out.charges, positions, *structures)
+        if order is None:
+            return out, added
+        back = order.argsort()
+        energy, *of_atoms = out
+        if added is not None:
+            added = added._replace(atomic_energies=added.atomic_energies[back])
+        return LongRangeOutput(energy, *[x[back] for x in of_atoms]), added
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
@@ -352,6 +375,22 @@ def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOu
     """NaN where the data contradict the boundary, because no graph can raise."""
     lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
     return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
+
+
+def _in_field(
+    data: Data, charges: Tensor, positions: Tensor, *structures: Any
+) -> FieldOutput | None:
+    """Energies in an external field, if the data hold one."""
+    field = data.get(EXTERNAL_FIELD_KEY)
+    if field is None:
+        return None
+    if is_traced():
+        raise HostError(
+            f"Compiled models take no `{EXTERNAL_FIELD_KEY}`. Leave it out, or run the model as "
+            "it is: without `compile_mode: compile` in training, by "
+            "SOGNequIPCalculator.from_saved_model in ASE."
+        )
+    return uniform_field(charges[:, 0], positions, field.to(positions), *structures)
 
 
 def _add(data: Data, field: str, energy: Tensor) -> None:

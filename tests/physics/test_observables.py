@@ -31,6 +31,7 @@ from sog_longrange import (
     polarisation,
     potential_and_field,
     quadrupole,
+    uniform_field,
 )
 from sog_longrange.testing import (
     CELL_BASES,
@@ -611,6 +612,16 @@ def test_fields_of_a_batch_are_those_of_its_structures():
     pairs = zip(fields, structures, strict=True)
     expected = torch.stack([single(field_energy_of(field), s) for field, s in pairs])
     torch.testing.assert_close(found, expected)
+
+
+def test_energies_of_atoms_in_a_field_sum_to_the_energy():
+    structures = [compact_structure(s, pbc=p) for s, p in ((0, OPEN), (1, PERIODIC))]
+    charges, positions, *rest = join(structures)
+    found = uniform_field(charges[:, 0], positions, FIELD, *rest, eps_inf=1.8)
+    sums = torch.zeros(2, dtype=DOUBLE).index_add(0, rest[2], found.atomic_energies)
+    torch.testing.assert_close(sums, found.energy, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.energy, -(1.8**0.5) * found.dipole @ FIELD)
+    torch.testing.assert_close(found.dipole, dipole(charges[:, 0], positions, *rest))
 
 
 @pytest.mark.parametrize("periodic", [True, False], ids=["periodic", "open"])

@@ -55,7 +55,8 @@ def make_sogmace(config=PRECISE, **options):
 def make_batch(frames, heads=("Default",)):
     """A MACE batch of structures."""
     table = AtomicNumberTable(list(ELEMENTS))
-    keys = data.KeySpecification(info_keys={"total_charge": "charge"}, arrays_keys={})
+    info_keys = {"total_charge": "charge", "external_field": "external_field"}
+    keys = data.KeySpecification(info_keys=info_keys, arrays_keys={})
     items = [
         data.AtomicData.from_config(
             data.config_from_atoms(frame, key_specification=keys, head_name=heads[-1]),

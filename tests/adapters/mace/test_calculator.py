@@ -5,9 +5,9 @@ import pytest
 import torch
 from ase.calculators.fd import calculate_numerical_forces
 from mace.calculators import MACECalculator
-from mace_builders import make_batch, make_mace, make_sogmace, water_box
+from mace_builders import make_batch, make_mace, make_sogmace, open_molecule, water_box
 
-from sog_longrange import HostError, InputError, SOGConfig
+from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
 from sog_mace import SOGMACECalculator
 
 OPTIONS = {"device": "cpu", "default_dtype": "float64"}
@@ -52,6 +52,62 @@ def test_committee_reports_energies_but_no_mean_charge():
     assert np.allclose(atoms.calc.results["latent_charges_comm"], single)
     assert "charges" not in atoms.calc.results
     assert atoms.calc.results["energy_var"] > 0
+
+
+def test_dipole_is_the_sum_of_charges_times_positions():
+    atoms = open_molecule()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
+    expected = atoms.get_charges() @ atoms.positions
+    assert np.abs(expected).max() > 1e-3
+    assert atoms.get_dipole_moment() == pytest.approx(expected, abs=1e-12)
+    assert "field_energy" not in atoms.calc.results
+
+
+@pytest.mark.parametrize("make", [open_molecule, water_box])
+def test_a_field_of_the_atoms_info_adds_its_energy_and_forces(make):
+    atoms, across = make(), np.array([0.1, -0.2, 0.3])
+    if atoms.pbc.any():
+        atoms.pbc = [True, True, False]
+        across[:2] = 0.0
+    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
+    energy, dipole = atoms.get_potential_energy(), atoms.get_dipole_moment()
+    # MACE does not see a change within an array.
+    for field in (np.zeros(3), across):
+        atoms.info["external_field"] = field
+        added = atoms.get_potential_energy() - energy
+        assert added == pytest.approx(-dipole @ field, abs=1e-11)
+        assert atoms.calc.results["field_energy"] == pytest.approx(added, abs=1e-11)
+    assert atoms.get_dipole_moment() == pytest.approx(dipole)
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 2])
+    assert np.allclose(atoms.get_forces()[[0, 2]], numerical, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", [[0.1, 0.2], [[0.1, 0.2, 0.3]], [0.1, 0.2, np.nan], "x"])
+def test_malformed_fields_are_refused(field):
+    atoms = open_molecule()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
+    atoms.info["external_field"] = field
+    with pytest.raises(InputError, match="must be 3 finite numbers in V/Å"):
+        atoms.get_potential_energy()
+
+
+def test_fields_along_a_periodic_axis_are_refused():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
+    atoms.info["external_field"] = [0.0, 0.0, 0.1]
+    with pytest.raises(BoundaryError, match="perpendicular"):
+        atoms.get_potential_energy()
+
+
+def test_committee_has_no_mean_dipole_and_refuses_fields():
+    atoms = open_molecule()
+    atoms.calc = SOGMACECalculator(models=[make_sogmace(), make_sogmace()], **OPTIONS)
+    atoms.get_potential_energy()
+    assert atoms.calc.results["dipole_comm"].shape == (2, 3)
+    assert "dipole" not in atoms.calc.results
+    atoms.info["external_field"] = [0.0, 0.0, 0.1]
+    with pytest.raises(HostError, match="committee cannot be in an external field"):
+        atoms.get_potential_energy()
 
 
 def test_charge_of_the_atoms_info_reaches_the_model():

@@ -138,6 +138,67 @@ def test_long_range_energy_is_there_and_adds_up():
     assert out["latent_charges"].shape == (len(data["positions"]), 2)
 
 
+def in_fields(frames):
+    """The structures in one field each, the last one in none."""
+    for frame, field in zip(frames, ([0.1, -0.2, 0.3], [-0.3, 0.1, 0.2]), strict=False):
+        frame.info["external_field"] = field
+    return frames
+
+
+def test_forces_and_stress_in_a_field_equal_finite_differences():
+    model, frames = make_sogmace(), in_fields(mixed_frames())
+    data = make_batch(frames)
+    out = model(data, compute_stress=True)
+    assert (out["forces"] - model(make_batch(mixed_frames()))["forces"])[:13].abs().min() > 1e-6
+    for atom, axis in [(0, 0), (4, 1), (9, 2)]:
+        expected = numerical_force(model, data, atom, axis)
+        assert abs(out["forces"][atom, axis].item() - expected) < 1e-8
+    expected = numerical_stress(model, frames[0], ("Default",), 0, 1)
+    assert abs(out["stress"][0, 0, 1].item() - expected) < 1e-9
+
+
+@pytest.mark.parametrize("cls", [modules.MACE, modules.ScaleShiftMACE])
+def test_a_field_adds_minus_dipole_times_field(cls):
+    model, data = make_sogmace(cls=cls), make_batch(in_fields(mixed_frames()))
+    out, without = model(data), model(make_batch(mixed_frames()))
+    expected = -(out["dipole"] * data["external_field"]).sum(-1)
+    assert expected[:2].abs().min() > 1e-3
+    assert expected[2] == 0.0
+    torch.testing.assert_close(out["field_energy"], expected)
+    for key in ("energy", "interaction_energy"):
+        torch.testing.assert_close(out[key] - without[key], expected, atol=1e-11, rtol=0)
+    atoms = torch.zeros(3).index_add(0, data["batch"], out["node_energy"])
+    torch.testing.assert_close(atoms, out["energy"], atol=1e-12, rtol=0)
+
+
+def test_without_a_field_nothing_changes():
+    model, data = make_sogmace(), make_batch(mixed_frames())
+    assert not data["external_field"].any()  # MACE fills it in.
+    found = model(dict(data), compute_stress=True)
+    del data["external_field"]
+    expected = model(data, compute_stress=True)
+    assert found.keys() == expected.keys()
+    assert "field_energy" not in found
+    for key in ("energy", "forces", "stress", "node_energy"):
+        assert torch.equal(found[key], expected[key]), key
+
+
+def test_the_dipole_is_the_derivative_in_a_field_of_zero():
+    model, data = make_sogmace(), make_batch([open_molecule()])
+    data["external_field"].requires_grad_()
+    out = model(data, training=True)
+    slope = -torch.autograd.grad(out["energy"].sum(), data["external_field"])[0]
+    torch.testing.assert_close(slope, out["dipole"])
+
+
+def test_malformed_fields_are_refused():
+    data = make_batch(mixed_frames())
+    with pytest.raises(InputError, match="`field` must be of shape"):
+        make_sogmace()(dict(data, external_field=torch.ones(2, 3)))
+    with pytest.raises(InputError, match="`field` must be finite"):
+        make_sogmace()(dict(data, external_field=torch.full((3, 3), torch.nan)))
+
+
 def test_batch_equals_single():
     model, frames = make_sogmace(), mixed_frames()
     together = model(make_batch(frames), compute_stress=True)

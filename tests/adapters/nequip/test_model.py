@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from ase.calculators.fd import calculate_numerical_forces
 from nequip.data import AtomicDataDict
-from nequip.integrations.utils import basic_transforms
+from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
+from nequip.nn.compile import DictInputOutputWrapper
+from nequip.utils.test import assert_AtomicData_equivariant
 from nequip_builders import (
     BASES,
     R_MAX,
@@ -18,8 +21,10 @@ from nequip_builders import (
     slab,
     to_data,
 )
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError
+from sog_longrange.atoms import dipole_of_atoms
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
 from sog_nequip.train import long_range_parts
@@ -110,6 +115,132 @@ def test_atoms_need_not_be_sorted_by_structure(model):
     torch.testing.assert_close(found["total_energy"], expected["total_energy"])
 
 
+FIELD = torch.tensor([[0.1, -0.2, 0.3]], dtype=torch.float64)
+
+
+def in_field(model, atoms, field=FIELD):
+    return model(to_data(atoms) | {"external_field": field})
+
+
+def test_a_field_adds_minus_dipole_times_field(model):
+    for make in STRUCTURES.values():
+        atoms = make()
+        out, without = in_field(model, atoms), evaluate(model, atoms)
+        dipole = dipole_of_atoms(without["latent_charges"][:, 0].detach().numpy(), atoms)
+        expected = -(FIELD[0] @ torch.tensor(dipole)).item()
+        assert abs(expected) > 1e-4
+        assert out["field_energy"].shape == (1, 1)
+        assert out["field_energy"].item() == pytest.approx(expected)
+        added = out["total_energy"] - without["total_energy"]
+        assert added.item() == pytest.approx(expected, abs=1e-11)
+        total = out["total_energy"].item()
+        assert out["atomic_energy"].sum().item() == pytest.approx(total, abs=1e-12, rel=1e-13)
+        assert torch.equal(out["long_range_energy"], without["long_range_energy"])
+        assert "field_energy" not in without
+
+
+@pytest.mark.parametrize("name", ["triclinic", "slab", "zero cell"])
+def test_forces_and_stress_in_a_field_are_the_gradients_of_the_energy(model, name):
+    atoms = STRUCTURES[name]()
+    out = in_field(model, atoms)
+    direction = np.random.default_rng(0).normal(size=atoms.positions.shape)
+    strain = np.array([[0.3, 0.1, 0.2], [0.1, -0.2, 0.4], [0.2, 0.4, 0.1]])
+
+    def moved(step):
+        copy = atoms.copy()
+        copy.positions += step * direction
+        return in_field(model, copy)["total_energy"].item()
+
+    def strained(step):
+        copy = atoms.copy()
+        copy.set_cell(atoms.cell.array @ (np.eye(3) + step * strain), scale_atoms=True)
+        return in_field(model, copy)["total_energy"].item()
+
+    expected = -(out["forces"].detach().numpy() * direction).sum()
+    assert derivative(moved) == pytest.approx(expected, rel=1e-8, abs=1e-8)
+    if atoms.pbc.any():
+        expected = (out["stress"][0].detach().numpy() * strain).sum() * atoms.get_volume()
+        assert derivative(strained) == pytest.approx(expected, rel=1e-7, abs=1e-8)
+
+
+def test_fields_of_an_unsorted_batch_are_those_of_its_structures(model):
+    fields = torch.cat([FIELD, -2.0 * FIELD])
+    atoms = [crystal(), in_vacuum()]
+    data = AtomicDataDict.batched_from_list([to_data(a) for a in atoms])
+    order = torch.randperm(len(data["pos"]), generator=torch.Generator().manual_seed(1))
+    mixed = dict(data) | {key: data[key][order] for key in ("pos", "atom_types", "batch")}
+    mixed |= {"edge_index": order.argsort()[data["edge_index"]], "external_field": fields}
+    found = model(mixed)
+    singles = [in_field(model, a, f[None]) for a, f in zip(atoms, fields, strict=True)]
+    for key in ("total_energy", "field_energy", "forces", "atomic_energy"):
+        expected = torch.cat([out[key] for out in singles])
+        expected = expected if "total" in key or "field" in key else expected[order]
+        torch.testing.assert_close(found[key], expected, atol=1e-10, rtol=1e-11)
+
+
+def test_models_in_a_field_are_equivariant(model):
+    data = to_data(crystal()) | {"external_field": FIELD}
+    data = AtomicDataDict.with_batch_(data)
+    # The jump of the field's potential stays where it is when atoms move.
+    assert_AtomicData_equivariant(model, data, do_translation=False)
+
+
+def test_malformed_fields_are_refused(model):
+    with pytest.raises(InputError, match="`field` must be of shape"):
+        in_field(model, crystal(), torch.ones(2, 3))
+    with pytest.raises(InputError, match="`field` must be finite"):
+        in_field(model, crystal(), FIELD * torch.nan)
+
+
+def calculator_of(model):
+    types = {t: t for t in TYPES}
+    mapper = ChemicalSpeciesToAtomTypeMapper(
+        model_type_names=TYPES, chemical_species_to_atom_type_map=types
+    )
+    transforms = [mapper, NeighborListTransform(r_max=R_MAX)]
+    return SOGNequIPCalculator(model, "cpu", transforms=transforms)
+
+
+@pytest.mark.parametrize("make", [acetaldehyde, slab])
+def test_the_calculator_reads_a_field_and_returns_the_dipole(model, make):
+    atoms, across = make(), FIELD[0].numpy()
+    if atoms.pbc.any():
+        across = 0.05 * np.cross(*atoms.cell.array[:2])
+    atoms.calc = calculator_of(model)
+    energy, dipole = atoms.get_potential_energy(), atoms.get_dipole_moment()
+    if not atoms.pbc.any():
+        assert dipole == pytest.approx(atoms.get_charges() @ atoms.positions, abs=1e-12)
+    for field in (np.zeros(3), across):
+        atoms.info["external_field"] = field
+        added = atoms.get_potential_energy() - energy
+        assert added == pytest.approx(-dipole @ field, abs=1e-11)
+        results = atoms.calc.results
+        assert results["field_energy"] == pytest.approx(added, abs=1e-11)
+        parts = [results[f"{part}_energy"] for part in ("short_range", "long_range", "field")]
+        assert sum(parts) == pytest.approx(results["energy"], abs=1e-11)
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 2])
+    assert atoms.get_forces()[[0, 2]] == pytest.approx(numerical, abs=1e-6, rel=1e-6)
+
+
+def test_the_calculator_refuses_malformed_fields_and_models_without_them(model):
+    atoms = acetaldehyde()
+    atoms.calc = calculator_of(model)
+    atoms.info["external_field"] = [0.1, np.nan, 0.0]
+    with pytest.raises(InputError, match="must be 3 finite numbers in V/Å"):
+        atoms.get_potential_energy()
+    atoms.info["external_field"] = [0.1, 0.0, 0.0]
+    compiled = DictInputOutputWrapper(model, ["pos"], ["total_energy"]).eval()
+    atoms.calc = calculator_of(compiled)
+    with pytest.raises(HostError, match="from_saved_model"):
+        atoms.get_potential_energy()
+
+
+def test_a_field_in_a_trace_is_refused(model):
+    data = to_data(crystal()) | {"external_field": FIELD}
+    with pytest.raises(HostError, match="Compiled models take no `external_field`"):
+        make_fx(lambda pos: model(data | {"pos": pos})["total_energy"])(data["pos"])
+
+
 def test_a_molecule_has_the_same_energy_in_every_vacuum(model):
     energies = [energy_of(model, acetaldehyde()), energy_of(model, in_vacuum())]
     assert energies[0] == pytest.approx(energies[1], abs=1e-10)
@@ -187,13 +318,12 @@ def test_total_charge_is_read_from_the_field_charge():
 
 
 def test_the_calculator_reads_the_total_charge_and_needs_a_long_range_part():
-    transforms = basic_transforms({}, R_MAX, TYPES, {t: t for t in TYPES})
     atoms = acetaldehyde()
     atoms.info["charge"] = -1
     model = build(sog=SOG | {"charge_constraint": "total"}).eval()
-    atoms.calc = SOGNequIPCalculator(model, "cpu", transforms=transforms)
+    atoms.calc = calculator_of(model)
     assert atoms.get_charges().sum() == pytest.approx(-1.0, abs=1e-10)
-    atoms.calc = SOGNequIPCalculator(build(bare=True).eval(), "cpu", transforms=transforms)
+    atoms.calc = calculator_of(build(bare=True).eval())
     with pytest.raises(HostError, match="long-range part"):
         atoms.get_potential_energy()
 

@@ -1,0 +1,107 @@
+"""What the ASE calculators of the adapters share: an external field in, a dipole out.
+
+`Atoms` are those of ASE, which is not imported here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import BoundaryError, InputError, explain
+from .observables import dipole
+
+EXTERNAL_FIELD: Final = "external_field"
+"""Key of the uniform external electric field in `atoms.info`, of 3 floats in V/Å."""
+
+
+_PERPENDICULAR = 1e-6  # V
+
+
+class AtomsLike(Protocol):
+    """What is read of an `ase.Atoms`."""
+
+    info: dict[str, Any]
+    positions: np.ndarray
+    cell: Any
+    pbc: np.ndarray
+
+
+def external_field(atoms: AtomsLike) -> Tensor | None:
+    """Read the uniform external field of a structure.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    Tensor, shape (3,), float64, in V/Å, or None
+        None if `atoms.info` has no such key.
+
+    Raises
+    ------
+    InputError
+        If it is not 3 finite numbers.
+    BoundaryError
+        If its potential differs between periodic images: charge that flows from one cell to the
+        next would then feel the place where the potential jumps back.
+    """
+    if EXTERNAL_FIELD not in atoms.info:
+        return None
+    given = atoms.info[EXTERNAL_FIELD]
+    try:
+        field = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        field = np.empty(0)
+    if field.shape != (3,) or not np.isfinite(field).all():
+        name = f'atoms.info["{EXTERNAL_FIELD}"]'
+        raise InputError(explain(name, "3 finite numbers in V/Å", repr(given)))
+    rises = np.asarray(atoms.cell.array)[np.asarray(atoms.pbc)] @ field
+    if np.abs(rises).max(initial=0.0) > _PERPENDICULAR:
+        raise BoundaryError(
+            explain(
+                f'atoms.info["{EXTERNAL_FIELD}"]',
+                "perpendicular to the periodic lattice vectors",
+                f"{given!r} with pbc={np.asarray(atoms.pbc).tolist()}",
+                "Take the forces Z^T E of sog_longrange.born_charges along periodic axes.",
+            )
+        )
+    return torch.from_numpy(field)
+
+
+def is_field_changed(before: AtomsLike, after: AtomsLike) -> bool:
+    """Tell whether two structures are in different fields, which ASE does not look at.
+
+    Parameters
+    ----------
+    before, after : ase.Atoms
+
+    Returns
+    -------
+    bool
+    """
+    fields: list[Any] = [atoms.info.get(EXTERNAL_FIELD) for atoms in (before, after)]
+    return not np.array_equal(fields[0], fields[1])
+
+
+def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:
+    """Dipole of the charges of a structure.
+
+    Parameters
+    ----------
+    charges : ndarray, shape (n_atoms,), in e
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    ndarray, shape (3,), in e Å
+        See :func:`~sog_longrange.dipole` for the branch of periodic structures.
+    """
+    numbers = (np.asarray(charges, dtype=np.float64), atoms.positions, atoms.cell.array)
+    values, positions, cell = (torch.tensor(x) for x in numbers)
+    moments: np.ndarray = dipole(values, positions, cell, torch.tensor(atoms.pbc))[0].numpy()
+    return moments
