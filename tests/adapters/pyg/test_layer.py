@@ -183,9 +183,11 @@ def test_reset_parameters_begins_again():
 
 def test_charges_obey_their_constraint():
     layer, data = make_layer("features", charge_constraint="total"), mixed_batch()
-    wanted = torch.tensor([1.0, -1.0, 0.0, 2.0, 0.5])
+    wanted = torch.tensor([1.0, -1.0, 0.0, 2.0, 3.0])
     with pytest.raises(InputError, match="`total_charge` must be given"):
         evaluate(layer, data)
+    with pytest.raises(InputError, match="fractional_charge"):
+        evaluate(layer, data, total_charge=0.5 * wanted)
     x = features(len(data.pos))
     charges = layer.charges(x, data.pos, data.batch, data.cell, data.pbc, 5, wanted)
     sums = torch.zeros(5, 2).index_add(0, data.batch, charges)
