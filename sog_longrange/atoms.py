@@ -1,4 +1,4 @@
-"""What the ASE calculators of the adapters share: an external field in, a dipole out.
+"""What the ASE calculators of the adapters share: charge and field in, a dipole out.
 
 `Atoms` are those of ASE, which is not imported here.
 """
@@ -17,6 +17,9 @@ from .observables import dipole
 EXTERNAL_FIELD: Final = "external_field"
 """Key of the uniform external electric field in `atoms.info`, of 3 floats in V/Å."""
 
+
+TOTAL_CHARGE: Final = ("charge", "total_charge")
+"""Keys of the total charge in `atoms.info`, in e; the first that is there counts."""
 
 _PERPENDICULAR = 1e-6  # V
 
@@ -73,8 +76,23 @@ def external_field(atoms: AtomsLike) -> Tensor | None:
     return torch.from_numpy(field)
 
 
-def is_field_changed(before: AtomsLike, after: AtomsLike) -> bool:
-    """Tell whether two structures are in different fields, which ASE does not look at.
+def total_charge_key(atoms: AtomsLike) -> str | None:
+    """Find the key under which the total charge of a structure is.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    str or None
+        None if `atoms.info` holds no total charge.
+    """
+    return next((key for key in TOTAL_CHARGE if key in atoms.info), None)
+
+
+def is_info_changed(before: AtomsLike, after: AtomsLike) -> bool:
+    """Tell whether field or total charge of two structures differ, at which ASE does not look.
 
     Parameters
     ----------
@@ -84,8 +102,10 @@ def is_field_changed(before: AtomsLike, after: AtomsLike) -> bool:
     -------
     bool
     """
-    fields: list[Any] = [atoms.info.get(EXTERNAL_FIELD) for atoms in (before, after)]
-    return not np.array_equal(fields[0], fields[1])
+    return any(
+        not np.array_equal(before.info.get(key), after.info.get(key))
+        for key in (EXTERNAL_FIELD, *TOTAL_CHARGE)
+    )
 
 
 def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:

@@ -15,7 +15,8 @@ from sog_longrange.atoms import (
     EXTERNAL_FIELD,
     dipole_of_atoms,
     external_field,
-    is_field_changed,
+    is_info_changed,
+    total_charge_key,
 )
 from sog_longrange.errors import explain
 
@@ -70,9 +71,9 @@ class SOGMACECalculator(MACECalculator):
             self.implemented_properties: list[str] = [*self.implemented_properties, *own]
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last calculation, the external field included."""
+        """Tell what changed since the last calculation, field and total charge included."""
         changes: list[str] = super().check_state(atoms, tol)
-        if not changes and is_field_changed(self.atoms, atoms):
+        if not changes and is_info_changed(self.atoms, atoms):
             changes.append("info")
         return changes
 
@@ -101,7 +102,7 @@ class SOGMACECalculator(MACECalculator):
 
     def _choose_charge_key(self, atoms: Atoms) -> None:
         """Read the total charge under either key, and refuse to guess one that matters."""
-        key = next((key for key in ("charge", "total_charge") if key in atoms.info), None)
+        key = total_charge_key(atoms)
         if key is not None:
             self.info_keys["total_charge"] = key
         elif any(m.long_range.config.charge_constraint == "total" for m in self.models):

@@ -11,7 +11,12 @@ from nequip.integrations.ase import NequIPCalculator
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 
 from sog_longrange import HostError
-from sog_longrange.atoms import dipole_of_atoms, external_field, is_field_changed
+from sog_longrange.atoms import (
+    dipole_of_atoms,
+    external_field,
+    is_info_changed,
+    total_charge_key,
+)
 from sog_longrange.errors import explain
 
 from .keys import (
@@ -75,9 +80,9 @@ class SOGNequIPCalculator(NequIPCalculator):
         return calculator
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last calculation, the external field included."""
+        """Tell what changed since the last calculation, field and total charge included."""
         changes: list[str] = super().check_state(atoms, tol)
-        if not changes and is_field_changed(self.atoms, atoms):
+        if not changes and is_info_changed(self.atoms, atoms):
             changes.append("info")
         return changes
 
@@ -102,9 +107,10 @@ class SOGNequIPCalculator(NequIPCalculator):
         """
         field = external_field(atoms)
         data: dict[str, torch.Tensor] = super().atoms_to_data(atoms)
-        charge = atoms.info.get("charge", atoms.info.get("total_charge"))
-        if charge is not None:
-            data[AtomicDataDict.TOTAL_CHARGE_KEY] = torch.tensor([[charge]], device=self.device)
+        key = total_charge_key(atoms)
+        if key is not None:
+            charge = torch.tensor([[atoms.info[key]]], device=self.device)
+            data[AtomicDataDict.TOTAL_CHARGE_KEY] = charge
         if field is None:
             return data
         is_compiled = getattr(self.model, "is_compile_graph_model", False)

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from sog_longrange import BoundaryError, InputError, dipole
-from sog_longrange.atoms import dipole_of_atoms, external_field, is_field_changed
+from sog_longrange.atoms import (
+    dipole_of_atoms,
+    external_field,
+    is_info_changed,
+    total_charge_key,
+)
 
 
 def atoms(pbc=(False, False, False), **info):
@@ -34,10 +39,19 @@ def test_malformed_fields_are_refused(field):
 
 def test_a_field_that_changes_is_told_from_one_that_does_not():
     without, field = atoms(), np.array([0.0, 0.0, 1.0])
-    assert not is_field_changed(without, atoms(energy=1.0))
-    assert is_field_changed(without, atoms(external_field=field))
-    assert is_field_changed(atoms(external_field=-field), atoms(external_field=field))
-    assert not is_field_changed(atoms(external_field=field), atoms(external_field=field.tolist()))
+    assert not is_info_changed(without, atoms(energy=1.0))
+    assert is_info_changed(without, atoms(external_field=field))
+    assert is_info_changed(atoms(external_field=-field), atoms(external_field=field))
+    assert not is_info_changed(atoms(external_field=field), atoms(external_field=field.tolist()))
+
+
+@pytest.mark.parametrize("key", ["charge", "total_charge"])
+def test_a_total_charge_is_found_under_either_key_and_its_change_told(key):
+    assert total_charge_key(atoms(energy=1.0)) is None
+    assert total_charge_key(atoms(**{key: 0})) == key
+    assert is_info_changed(atoms(**{key: 0}), atoms(**{key: 1}))
+    assert is_info_changed(atoms(), atoms(**{key: 1}))
+    assert not is_info_changed(atoms(**{key: 1}), atoms(**{key: 1.0}, energy=2.0))
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, False)])

@@ -323,6 +323,8 @@ def test_the_calculator_reads_the_total_charge_and_needs_a_long_range_part():
     model = build(sog=SOG | {"charge_constraint": "total"}).eval()
     atoms.calc = calculator_of(model)
     assert atoms.get_charges().sum() == pytest.approx(-1.0, abs=1e-10)
+    atoms.info["charge"] = 1
+    assert atoms.get_charges().sum() == pytest.approx(1.0, abs=1e-10)
     atoms.calc = calculator_of(build(bare=True).eval())
     with pytest.raises(HostError, match="long-range part"):
         atoms.get_potential_energy()
