@@ -102,10 +102,10 @@ def is_info_changed(before: AtomsLike, after: AtomsLike) -> bool:
     -------
     bool
     """
-    return any(
-        not np.array_equal(before.info.get(key), after.info.get(key))
-        for key in (EXTERNAL_FIELD, *TOTAL_CHARGE)
-    )
+    values: list[tuple[Any, Any]] = [
+        (before.info.get(key), after.info.get(key)) for key in (EXTERNAL_FIELD, *TOTAL_CHARGE)
+    ]
+    return any(not np.array_equal(old, new) for old, new in values)
 
 
 def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:
