@@ -32,6 +32,7 @@ LAYERS = {
     "_version": 0,
     "errors": 0,
     "units": 0,
+    "hosts": 1,
     "optional": 1,
     "validation": 1,
     "geometry": 1,
