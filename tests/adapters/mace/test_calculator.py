@@ -140,6 +140,23 @@ def test_a_reach_and_padding_change_no_born_charge():
     assert np.abs(expected.diagonal(0, 1, 2) - expected[:, 1:2, 1]).max() > 1e-3
 
 
+def test_the_sum_rule_of_free_charges_is_broken_by_the_strain_derivative_of_their_sum():
+    atoms = water_box() * (2, 2, 2)
+    calculator = SOGMACECalculator(models=make_sogmace(SOGConfig(), layers=1), **OPTIONS)
+
+    def total_charge(step):
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell.array @ (np.eye(3) + step), scale_atoms=True)
+        return calculator.get_charges(strained).sum()
+
+    for a, b in [(0, 0), (0, 1)]:
+        step = 1e-4 * np.outer(np.eye(3)[a], np.eye(3)[b])
+        derivative = (total_charge(step) - total_charge(-step)) / 2e-4
+        found = calculator.get_born_charges(atoms, reach=4.0).sum_rule[a, b]
+        assert found == pytest.approx(-derivative, abs=1e-5)
+        assert abs(derivative) > 1e-2
+
+
 def test_a_field_along_periodic_axes_adds_the_forces_of_born_charges():
     atoms = water_box()
     calculator = atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
