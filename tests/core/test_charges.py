@@ -42,6 +42,18 @@ def test_first_channel_sums_to_the_total_charge_and_the_others_to_zero(inputs):
 
 
 @few
+@given(batches(), st.randoms(use_true_random=False))
+def test_only_chosen_channels_are_projected_and_the_first_of_them_has_the_total(inputs, random):
+    charges, total, batch = inputs
+    order = random.sample(range(charges.shape[1]), random.randint(1, charges.shape[1]))
+    found = project_total_charge(charges, total, batch, order)
+    alone = project_total_charge(charges[:, order], total, batch)
+    torch.testing.assert_close(found[:, order], alone)
+    free = [channel for channel in range(charges.shape[1]) if channel not in order]
+    assert torch.equal(found[:, free], charges[:, free])
+
+
+@few
 @given(batches())
 def test_projection_changes_nothing_twice(inputs):
     _, total, batch = inputs
