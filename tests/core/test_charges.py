@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import DOUBLE, tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import (
     ChargeEmbedding,
@@ -51,6 +52,21 @@ def test_only_chosen_channels_are_projected_and_the_first_of_them_has_the_total(
     torch.testing.assert_close(found[:, order], alone)
     free = [channel for channel in range(charges.shape[1]) if channel not in order]
     assert torch.equal(found[:, free], charges[:, free])
+
+
+@pytest.mark.parametrize("channels", [None, (2, 0)])
+def test_a_trace_of_the_projection_serves_other_sizes(channels):
+    def project(charges, total, batch):
+        return project_total_charge(charges, total, batch, channels)
+
+    def inputs(*sizes):
+        batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(len(batch), 3, generator=generator), torch.randn(len(sizes)), batch
+
+    graph = make_fx(project, tracing_mode="symbolic")(*inputs(3, 4))
+    others = inputs(5, 0, 2, 4)
+    assert torch.equal(graph(*others), project(*others))
 
 
 @few

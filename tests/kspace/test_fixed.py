@@ -70,8 +70,12 @@ def test_a_cell_larger_than_recorded_gives_nan():
     assert bool(fixed(q, r, 1.2 * cell)[0].isnan().all())
 
 
-def test_the_graph_has_nothing_but_aten_and_serves_other_sizes():
-    _, fixed, (q, r, cell, _) = models("ewald")
+exported = pytest.mark.parametrize("name", ["ewald", "joined", "coupled"])
+
+
+@exported
+def test_the_graph_has_nothing_but_aten_and_serves_other_sizes(name):
+    _, fixed, (q, r, cell, _) = models(name)
 
     def energy_and_forces(q, r, cell):
         moved = r.detach().requires_grad_()
@@ -89,8 +93,9 @@ def test_the_graph_has_nothing_but_aten_and_serves_other_sizes():
         torch.testing.assert_close(a, b)
 
 
-def test_it_exports_with_a_dynamic_number_of_atoms():
-    _, fixed, (q, r, cell, _) = models("ewald")
+@exported
+def test_it_exports_with_a_dynamic_number_of_atoms(name):
+    _, fixed, (q, r, cell, _) = models(name)
     atoms = torch.export.Dim("atoms")
     program = torch.export.export(
         fixed, (q, r, cell), dynamic_shapes=({0: atoms}, {0: atoms}, None)
