@@ -134,7 +134,8 @@ def kernel_matrix(
     -------
     FixedGaussians
         A kernel for :class:`~sog_longrange.LongRangeEnergy`, which holds these tensors as they
-        are: no parameters, and where they are computed from some, part of the graph.
+        are: where they are computed from parameters they are part of the graph, and `to()` of
+        the energy neither moves nor converts them.
 
     Raises
     ------

@@ -261,6 +261,10 @@ def test_options_from_before_channels_could_be_coupled_mean_that_they_are_not():
     options = joined().to_dict()
     assert options.pop("couple_channels") is False
     assert SOGConfig.from_dict(options) == joined()
+    pickled = joined()
+    del pickled.__dict__["couple_channels"]
+    assert pickled == joined()
+    assert type(pickled.build_kernel()) is SumOfGaussians
 
 
 @pytest.mark.parametrize(
