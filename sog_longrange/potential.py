@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .channels import apply_laws
 from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
 from .geometry import (
@@ -167,7 +168,7 @@ def _on_padded_mesh(
     geometry = boxes.phases, boxes.table, boxes.reciprocal
     out = _convolve(boxes.meshes, accelerator, charges, *geometry, part.batch)
     total = charges.new_zeros(part.num_graphs, charges.shape[1])
-    mean = (boxes.means * total.index_add(0, part.batch, charges))[part.batch]
+    mean = apply_laws(boxes.means, total.index_add(0, part.batch, charges), 1)[part.batch]
     return out._replace(potential=out.potential + mean + _own(energy, kernel, charges, -1.0))
 
 
@@ -198,15 +199,16 @@ def _over_pairs(
     # Forward mode: reverse mode would need the graph also where nothing is differentiated.
     value, slope, *_ = torch.func.jvp(kernel.radial, (r2,), (torch.ones_like(r2),))
     value, slope = value.T, -2.0 * slope.T[:, None] * vectors[..., None]
-    potential = torch.zeros_like(charges).index_add(0, first, value * charges[second])
-    potential = potential.index_add(0, second, value * charges[first])
+    at_first, at_second = charges[first], charges[second]
+    potential = torch.zeros_like(charges).index_add(0, first, apply_laws(value, at_second, 1))
+    potential = potential.index_add(0, second, apply_laws(value, at_first, 1))
     field = charges.new_zeros(len(charges), 3, charges.shape[1])
-    field = field.index_add(0, first, slope * charges[second][:, None])
-    field = field.index_add(0, second, -slope * charges[first][:, None])
+    field = field.index_add(0, first, apply_laws(slope, at_second[:, None], 2))
+    field = field.index_add(0, second, -apply_laws(slope, at_first[:, None], 2))
     return PotentialOutput(potential + _own(energy, kernel, charges, 0.0), field)
 
 
 def _own(energy: LongRangeEnergy, kernel: Kernel, charges: Tensor, sign: float) -> Tensor:
     """Potential of each charge at itself, -1 times where a sum holds it and should not."""
     factor = sign if energy.remove_self else sign + 1.0
-    return factor * kernel.radial(charges.new_zeros(1)).T * charges
+    return factor * apply_laws(kernel.radial(charges.new_zeros(1)).T, charges, 1)

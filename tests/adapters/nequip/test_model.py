@@ -377,9 +377,13 @@ def test_a_closed_gate_is_the_model_without_a_long_range(base):
             assert torch.equal(found[key], expected[key])
 
 
+COUPLED = {"share_kernel": False, "couple_channels": True}
+
+
 @every_base
-def test_every_parameter_gets_a_gradient_from_a_force_loss(base):
-    model = build(base, sog=SOG).train()
+@pytest.mark.parametrize("options", [{}, COUPLED], ids=["shared", "coupled"])
+def test_every_parameter_gets_a_gradient_from_a_force_loss(base, options):
+    model = build(base, sog=SOG | options).train()
     out = evaluate(model, crystal())
     (out["forces"].square().sum() + out["stress"].square().sum()).backward()
     lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
