@@ -40,6 +40,7 @@ LAYERS = {
     "kspace": 3,
     "plots": 3,
     "charges": 3,
+    "states": 4,
     "interaction": 4,
     "energy": 5,
     "fixed": 6,

@@ -25,8 +25,8 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
     Raises
     ------
     InputError
-        If positions, cell or a label is not finite, or a total charge is missing where
-        `charge_constraint` is "total".
+        If positions, cell or a label is not finite, or a total charge is missing where the
+        options need one: MACE would take it as zero.
     BoundaryError
         If a frame is periodic along one or two axes and the kernel is "ewald".
     """
@@ -36,8 +36,8 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
             expected = "all true or all false in each frame with the Ewald kernel"
             remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."
             raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
-        if config.charge_constraint == "total" and frame.properties.get("total_charge") is None:
-            expected = "in every frame with charge_constraint='total'"
+        if config.needs_total_charge and frame.properties.get("total_charge") is None:
+            expected = "in every frame with charge_embedding or charge_constraint='total'"
             remedy = "Add it to the data, or name its key by --total_charge_key."
             raise InputError(explain("total_charge", expected, f"none in {where}", remedy))
 

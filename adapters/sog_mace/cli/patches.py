@@ -44,7 +44,7 @@ class Schedule:
     Attributes
     ----------
     lr_factor, kernel_lr_factor : float
-        Learning rates of the charge readout and of the kernel, relative to MACE's. The
+        Learning rates of the charges, with their states, and of the kernel, relative to MACE's. The
         kernel's is small by default: it holds the physics that a few short separations
         should not bend.
     warmup : int
@@ -139,12 +139,15 @@ class Patches:
         """Give the long-range part its parameter group and leave no parameter out."""
         self.model = model  # MACE may have copied it on the way here.
         options: dict[str, Any] = self.originals["get_params_options"](args, model)
+        kernel = list(model.long_range.energy.parameters())
+        known = {id(parameter) for parameter in kernel}
+        charges = [p for p in model.long_range.parameters() if id(p) not in known]
         parts = (
-            ("long_range_charges", model.long_range.readout, self.schedule.lr_factor),
-            ("long_range_kernel", model.long_range.energy, self.schedule.kernel_lr_factor),
+            ("long_range_charges", charges, self.schedule.lr_factor),
+            ("long_range_kernel", kernel, self.schedule.kernel_lr_factor),
         )
-        for name, part, factor in parts:
-            group = {"name": name, "params": part.parameters(), "lr": factor * args.lr}
+        for name, parameters, factor in parts:
+            group = {"name": name, "params": parameters, "lr": factor * args.lr}
             options["params"].append(group | {"weight_decay": 0.0})
         for group in options["params"]:
             # MACE hands over generators: looking into them would empty them.
