@@ -41,11 +41,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("demo_charges"), help="folder (default: %(default)s)")
-    add("--epochs", type=int, default=60, help="for both models (default: %(default)s)")
+    add("--epochs", type=int, default=35, help="for both models (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="(default: %(default)s)")
     add("--r-max", type=float, default=4.5, help="cutoff of both models, Å (default: %(default)s)")
     add("--features", type=int, default=16, help="scalars and vectors (default: %(default)s)")
-    add("--conformations", type=int, default=40, help="trained, each (default: %(default)s)")
+    add("--conformations", type=int, default=30, help="trained, each (default: %(default)s)")
     add("--seed", type=int, default=1, help="of training (default: %(default)s)")
     add("--workers", type=int, default=2, help="processes that label (default: %(default)s)")
     add("--reuse-models", action="store_true", help="evaluate the models that are there")
@@ -85,12 +85,17 @@ def rmse(difference: np.ndarray) -> float:
     return 1e3 * float(np.sqrt(np.mean(difference**2)))
 
 
+def state_name(charge: int) -> str:
+    """Name of a charge state in table and figure."""
+    return f"charge {charge:+d}" if charge else "charge 0"
+
+
 def errors(frames: list[Atoms], said: evaluation.Prediction) -> dict[str, dict[str, float]]:
     """RMSE of energies in meV and forces in meV/Å at each charge, and of vertical differences."""
     exact = evaluation.reference(frames)
     charges = np.array([frame.info["total_charge"] for frame in frames])
     table = {
-        f"charge {charge:+d}": evaluation.rmse(said, exact, charges == charge)
+        state_name(charge): evaluation.rmse(said, exact, charges == charge)
         for charge in charged_molecules.CHARGES
     }
     wanted, found = vertical(exact.energies), vertical(said.energies)
@@ -100,12 +105,12 @@ def errors(frames: list[Atoms], said: evaluation.Prediction) -> dict[str, dict[s
 
 def print_errors(table: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print the errors of both models."""
-    print(f"\n{'RMSE on unseen conformations':30s}" + "".join(f"{name:>12s}" for name in table))
+    print(f"\n{'RMSE on unseen conformations':33s}" + "".join(f"{name:>12s}" for name in table))
     units = {"energy": "energy, meV", "forces": "forces, meV/Å"}
     for row, values in next(iter(table.values())).items():
         for key in (key for key in units if key in values):
             cells = "".join(f"{errors[row][key]:12.1f}" for errors in table.values())
-            print(f"{row + ', ' + units[key]:30s}{cells}")
+            print(f"{row:18s} {units[key]:14s}{cells}")
     print()
 
 
@@ -113,7 +118,7 @@ def check_charges(model: Path, frames: list[Atoms]) -> float:
     """Largest deviation in e of the sum of charges from the total charge, in ASE."""
     from sog_mace import SOGMACECalculator
 
-    calculator = SOGMACECalculator(str(model), device="cpu")
+    calculator = SOGMACECalculator(str(model), device="cpu", default_dtype="float64")
     worst = 0.0
     for frame in tqdm(frames, desc="  charges", unit="frame", ncols=100):
         atoms = frame.copy()
@@ -127,7 +132,7 @@ def show_refusals(model: Path, frame: Atoms) -> None:
     from sog_longrange import SOGError
     from sog_mace import SOGMACECalculator
 
-    calculator = SOGMACECalculator(str(model), device="cpu")
+    calculator = SOGMACECalculator(str(model), device="cpu", default_dtype="float64")
     for charge in (None, 0.5):
         atoms = frame.copy()
         atoms.info = {} if charge is None else {"charge": charge}
@@ -145,18 +150,14 @@ def figure_panels(
 ) -> list[figures.Parity]:
     """Energies of each model by charge, and vertical differences of the last model."""
     exact = evaluation.reference(frames)
-    names = [frame.info["molecule"] for frame in frames]
-    charges = [frame.info["total_charge"] for frame in frames]
-    neutral = exact.energies * (np.array(charges) == 0)
-    zero = np.array([neutral[[n == name for n in names]].sum() for name in names])
-    zero /= sum(
-        name == names[0] and charge == 0 for name, charge in zip(names, charges, strict=True)
-    )
-    states = [f"charge {charge:+d}" for charge in charges]
-    shifted = exact.energies - zero
+    names = np.array([frame.info["molecule"] for frame in frames])
+    charges = np.array([frame.info["total_charge"] for frame in frames])
+    neutral = {n: exact.energies[(names == n) & (charges == 0)].mean() for n in set(names)}
+    zero = np.array([neutral[name] for name in names])
+    states = [state_name(charge) for charge in charges]
     quantity = "energy (eV)"
     panels = [
-        figures.Parity(model, shifted, said.energies - zero, states, quantity)
+        figures.Parity(model, exact.energies - zero, said.energies - zero, states, quantity)
         for model, said in models.items()
     ]
     model, said = list(models.items())[-1]

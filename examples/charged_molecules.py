@@ -41,7 +41,7 @@ class Recipe:
     seed : of all random numbers.
     """
 
-    train: int = 40
+    train: int = 30
     valid: int = 5
     test: int = 20
     distortion: float = 0.02

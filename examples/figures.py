@@ -273,8 +273,9 @@ def draw_parities(parts: list[Parity], path: Path) -> None:
     parts : the panels, left to right.
     path : PNG to write.
     """
-    figure, axes = panels(len(parts))
-    for ax, part in zip(axes, parts, strict=True):
-        draw_groups(part.exact, part.found, part.groups, quantity=part.quantity, ax=ax)
-        ax.set_title(f"{part.title}\n{ax.get_title(loc='left')}", loc="left")
-    save_figure(figure, path)
+    with house_style():
+        figure, axes = panels(len(parts))
+        for ax, part in zip(axes, parts, strict=True):
+            draw_groups(part.exact, part.found, part.groups, quantity=part.quantity, ax=ax)
+            ax.set_title(f"{part.title}\n{ax.get_title(loc='left')}", loc="left")
+        save_figure(figure, path)

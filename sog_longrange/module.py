@@ -50,6 +50,7 @@ class SOGLongRange(nn.Module):
     """
 
     gate: Tensor
+    states: ChargeStates | None
 
     def __init__(
         self,
@@ -64,9 +65,9 @@ class SOGLongRange(nn.Module):
             readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
         self.readout = readout
         self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
-        self.states: ChargeStates | None = None
-        if c.charge_embedding > 0:
-            self.states = ChargeStates(sum(layer_sizes), c.charge_embedding)
+        size = c.charge_embedding
+        states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
+        self.register_module("states", states)
         self.register_buffer("gate", torch.ones(()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
-from sog_mace.cli.frames import check_frames
+from sog_mace.cli.frames import check_frames, check_streams
 from sog_mace.host import check_names, check_version
 from sog_mace.model import SOGMACE
 
@@ -123,6 +123,7 @@ class Patches:
     ) -> Any:
         """Wrap the model that MACE configures, after a look at the data."""
         check_frames(head_configs, self.config)
+        check_streams(loader.dataset, self.config)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
