@@ -242,7 +242,7 @@ def test_energies_hold_both_parts():
     torch.testing.assert_close(charges.atomic_energies, per_atom)
     summed = torch.zeros(3, dtype=DOUBLE).index_add(0, batch[4], out.atomic_energies)
     torch.testing.assert_close(summed, out.energy)
-    assert float(state.energy[1]) == 0.0
+    assert state.energy[1].item() == 0.0
     assert bool((state.energy[[0, 2]].abs() > 1e-3).all())
 
 
