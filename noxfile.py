@@ -115,6 +115,12 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_mace"])
+def demo_charges(session: nox.Session) -> None:
+    """Train and compare models on charge states; arguments after ``--`` are passed on."""
+    run_in(session, "mace", "examples/04_charge_states.py", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_mace"])
 def benchmark_mace(session: nox.Session) -> None:
     """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
     run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)

@@ -28,7 +28,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 METHOD = "GFN2-xTB"
 FORMAT = 1  # raised when the recipe below changes, so that old data are not reused
@@ -97,13 +97,20 @@ def label(atoms: Atoms) -> Atoms | None:
     return frame
 
 
-def label_all(frames: list[Atoms], workers: int) -> list[Atoms]:
+def label_all(
+    frames: list[Atoms],
+    workers: int,
+    how: Callable[[Atoms], Atoms | None] = label,
+    method: str = METHOD,
+) -> list[Atoms]:
     """Label frames over processes with a progress bar; those that fail are left out.
 
     Parameters
     ----------
     frames : unlabelled frames.
     workers : number of processes.
+    how : labels one frame, or returns None.
+    method : name of what labels, for the progress bar.
 
     Returns
     -------
@@ -116,17 +123,17 @@ def label_all(frames: list[Atoms], workers: int) -> list[Atoms]:
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: one core for each
     with get_context("spawn").Pool(workers) as pool:
-        results = pool.imap(label, frames, chunksize=16)
+        results = pool.imap(how, frames, chunksize=16)
         labelled = [
             frame
-            for frame in tqdm(results, total=len(frames), desc="GFN2-xTB", unit="frame")
+            for frame in tqdm(results, total=len(frames), desc=method, unit="frame")
             if frame is not None
         ]
     failed = len(frames) - len(labelled)
     if failed:
         tqdm.write(f"  {failed} of {len(frames)} frames did not converge and are left out")
     if 20 * failed > len(frames):
-        raise RuntimeError(f"{failed} of {len(frames)} GFN2-xTB calculations failed: check tblite")
+        raise RuntimeError(f"{failed} of {len(frames)} {method} calculations failed: check tblite")
     return labelled
 
 
@@ -287,18 +294,50 @@ def make_data(folder: Path, recipe: Recipe, workers: int) -> dict[str, list[Atom
     -------
     Labelled frames by split name.
     """
-    stamp = folder / "recipe.json"
     wanted = {"format": FORMAT, "method": METHOD, **asdict(recipe)}
-    if stamp.exists() and json.loads(stamp.read_text()) == wanted:
-        print(f"  reusing {folder}")
-        return {split: read(folder / f"{split}.xyz", index=":") for split in SPLITS}
-    folder.mkdir(parents=True, exist_ok=True)
-    frames = frames_of(recipe)
+    return keep(folder, wanted, SPLITS, lambda: label_splits(frames_of(recipe), workers))
+
+
+def label_splits(
+    frames: dict[str, list[Atoms]],
+    workers: int,
+    how: Callable[[Atoms], Atoms | None] = label,
+    method: str = METHOD,
+) -> dict[str, list[Atoms]]:
+    """Label the frames of every split; arguments as for :func:`label_all`."""
     for split, members in frames.items():
         for frame in members:
             frame.info["split"] = split
-    labelled = label_all([frame for split in SPLITS for frame in frames[split]], workers)
-    data = {split: [f for f in labelled if f.info["split"] == split] for split in SPLITS}
+    everything = [frame for members in frames.values() for frame in members]
+    labelled = label_all(everything, workers, how, method)
+    return {split: [f for f in labelled if f.info["split"] == split] for split in frames}
+
+
+def keep(
+    folder: Path,
+    wanted: dict[str, object],
+    splits: tuple[str, ...],
+    make: Callable[[], dict[str, list[Atoms]]],
+) -> dict[str, list[Atoms]]:
+    """Make data and write them, or read them when the same were made before.
+
+    Parameters
+    ----------
+    folder : where one file for each split lies.
+    wanted : what the data are made from; a copy lies beside them.
+    splits : their names.
+    make : returns frames by split name.
+
+    Returns
+    -------
+    Frames by split name.
+    """
+    stamp = folder / "recipe.json"
+    if stamp.exists() and json.loads(stamp.read_text()) == wanted:
+        print(f"  reusing {folder}")
+        return {split: read(folder / f"{split}.xyz", index=":") for split in splits}
+    folder.mkdir(parents=True, exist_ok=True)
+    data = make()
     for split, members in data.items():
         write(folder / f"{split}.xyz", members, format="extxyz")
     stamp.write_text(json.dumps(wanted, indent=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -11,7 +11,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import matplotlib.ticker
 
-from sog_longrange.plots import COLOURS, FAINT, INK, SHADE, house_style, save_figure
+from sog_longrange.plots import COLOURS, FAINT, INK, SHADE, house_style, panels, save_figure
+from sog_longrange.plots import draw_parity as draw_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -243,4 +244,38 @@ def draw_learning(
         left.legend(frameon=False, loc="upper right", labelcolor="linecolor", handlelength=0)
         right.set(xlim=limits, ylim=limits, aspect="equal")
         right.set(xlabel="exact force (eV/Å)", ylabel="predicted force (eV/Å)")
+        save_figure(figure, path)
+
+
+class Parity(NamedTuple):
+    """One panel of predicted against reference numbers.
+
+    Parameters
+    ----------
+    title : what the panel shows.
+    exact, found : ndarray, shape (n,).
+    groups : list of str, length n, which have a colour each.
+    quantity : what the numbers are.
+    """
+
+    title: str
+    exact: np.ndarray
+    found: np.ndarray
+    groups: list[str]
+    quantity: str
+
+
+def draw_parities(parts: list[Parity], path: Path) -> None:
+    """Predicted against reference numbers, one panel each.
+
+    Parameters
+    ----------
+    parts : the panels, left to right.
+    path : PNG to write.
+    """
+    with house_style():
+        figure, axes = panels(len(parts))
+        for ax, part in zip(axes, parts, strict=True):
+            draw_groups(part.exact, part.found, part.groups, quantity=part.quantity, ax=ax)
+            ax.set_title(f"{part.title}\n{ax.get_title(loc='left')}", loc="left")
         save_figure(figure, path)

@@ -33,6 +33,7 @@ from .observables import (
 )
 from .potential import PotentialOutput, potential_and_field
 from .spectra import InfraredSpectrum, infrared_spectrum
+from .states import ChargeStateOutput, ChargeStates
 from .tuning import GridReport, find_tolerance, report_grid
 
 __all__ = [
@@ -77,5 +78,7 @@ __all__ = [
     "InfraredSpectrum",
     "infrared_spectrum",
     "ChargeEmbedding",
+    "ChargeStateOutput",
+    "ChargeStates",
     "MissingLibraryError",
 ]

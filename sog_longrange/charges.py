@@ -118,6 +118,11 @@ class ChargeEmbedding(nn.Module):
         self.output = nn.Linear(hidden_size, num_features, bias=False)
         nn.init.zeros_(self.output.weight)
 
+    def reset_parameters(self) -> None:
+        """Start again as nothing."""
+        self.hidden.reset_parameters()
+        nn.init.zeros_(self.output.weight)
+
     def forward(self, features: Tensor, total_charge: Tensor, batch: Tensor) -> Tensor:
         """Features with the charge of each atom's structure in them.
 

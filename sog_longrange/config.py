@@ -13,6 +13,7 @@ from .coupled import CoupledGaussians
 from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
 from .kernels import Ewald, Start, SumOfGaussians, coulomb, power_law, yukawa
+from .states import check_charge_embedding
 
 KERNELS = ("coulomb", "power_law", "yukawa", "ewald")
 SUMS = ("coulomb", "power_law", "yukawa")
@@ -73,8 +74,12 @@ class SOGConfig:
         total charge is that of the first Coulomb channel, or else of the first of these.
         Channels of higher exponents, such as dispersion, stay free: nothing conserves their
         charges, and those of one sign attract.
+    charge_embedding : int
+        Number of functions of the total charge that become an input of the features, with an
+        energy of the charge state, see :class:`~sog_longrange.ChargeStates`; 0 leaves both out.
+        Needed to tell the energies of one molecule at several charges apart.
     fractional_charge : bool
-        Whether that total charge may be other than a whole number of e.
+        Whether a total charge may be other than a whole number of e.
     tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -103,6 +108,7 @@ class SOGConfig:
     learn_widths: bool = True
     hidden_size: int = 32
     charge_constraint: str = "none"
+    charge_embedding: int = 0
     fractional_charge: bool = False
     tolerance: float = 1e-5
     zero_mode: bool | None = None
@@ -120,6 +126,12 @@ class SOGConfig:
         # A kernel is cheap to build and knows what it takes; so does an energy.
         self.build_energy()
         check_readout(self.num_channels, self.hidden_size)
+        check_charge_embedding(self.charge_embedding)
+
+    @property
+    def needs_total_charge(self) -> bool:
+        """Whether the total charge of each structure is a required input."""
+        return self.charge_constraint == "total" or self.charge_embedding > 0
 
     @property
     def _laws(self) -> list[str]:
@@ -173,8 +185,8 @@ class SOGConfig:
                 expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
                 got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
                 raise ConfigError(explain(field.name, expected, got))
-        if self.fractional_charge and self.charge_constraint != "total":
-            expected = 'left out unless `charge_constraint` is "total"'
+        if self.fractional_charge and not self.needs_total_charge:
+            expected = 'left out unless `charge_constraint` is "total" or `charge_embedding` is on'
             got = f"True with charge_constraint={self.charge_constraint!r}"
             raise ConfigError(explain("fractional_charge", expected, got))
 

@@ -14,6 +14,7 @@ from .config import HOW, SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
 from .fixed import FixedMeshEnergy
+from .states import ChargeStateOutput, ChargeStates
 from .validation import (
     Structures,
     check_shape,
@@ -32,7 +33,7 @@ class SOGLongRange(nn.Module):
     The charges start random and small, never zero: the energy is quadratic in them,
     so zero would be a saddle. To start a training exactly at a given short-range
     model, call :meth:`warm_up`: the energy is then multiplied by a gate that rises
-    from 0 to 1 over the first steps.
+    from 0 to 1 over the first steps. The energy of charge states starts at zero and has no gate.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ class SOGLongRange(nn.Module):
     """
 
     gate: Tensor
+    states: ChargeStates | None
 
     def __init__(
         self,
@@ -63,7 +65,15 @@ class SOGLongRange(nn.Module):
             readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
         self.readout = readout
         self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
+        size = c.charge_embedding
+        states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
+        self.register_module("states", states)
         self.register_buffer("gate", torch.ones(()))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled module, also of a version that had no charge states."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._modules.setdefault("states", None)
 
     def fix_mesh(self, largest_cell: Tensor) -> None:
         """Evaluate single periodic structures on a mesh of fixed shape from now on.
@@ -171,7 +181,7 @@ class SOGLongRange(nn.Module):
         num_graphs: int | None = None,
         total_charge: Tensor | None = None,
     ) -> LongRangeOutput:
-        """Evaluate the gated long-range energy.
+        """Evaluate what the host model adds to its energy.
 
         Parameters
         ----------
@@ -180,31 +190,73 @@ class SOGLongRange(nn.Module):
         positions, cell, pbc, batch, num_graphs
             As in :meth:`LongRangeEnergy.forward`, in the dtype of the kernel.
         total_charge : Tensor, shape (n_graphs,), in e, optional
-            Required if, and used only if, `charge_constraint` is "total". Whole numbers,
-            unless `fractional_charge` is set.
+            Required if, and used only if, `charge_constraint` is "total" or `charge_embedding`
+            is on. Whole numbers, unless `fractional_charge` is set.
 
         Returns
         -------
         LongRangeOutput
             Energy and charges of the gated model: while the gate is below 1, charges and
-            potential are scaled by its square root, so that they give the gated energy.
+            potential are scaled by its square root, so that they give the gated energy. With
+            `charge_embedding` the energies hold that of the charge states, too.
 
         Raises
         ------
         InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`LongRangeEnergy.forward`; also if a total charge is missing.
         """
+        out, state = self.parts(features, positions, cell, pbc, batch, num_graphs, total_charge)
+        if state is None:
+            return out
+        energy, atomic_energies = out.energy + state.energy, out.atomic_energies + state[1]
+        return out._replace(energy=energy, atomic_energies=atomic_energies)
+
+    def parts(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch: Tensor | None = None,
+        num_graphs: int | None = None,
+        total_charge: Tensor | None = None,
+    ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
+        """Evaluate the interaction of the charges and the charge states, each for itself.
+
+        Parameters
+        ----------
+        features, positions, cell, pbc, batch, num_graphs, total_charge
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        LongRangeOutput
+            The gated interaction of the latent charges.
+        ChargeStateOutput or None
+            What the total charges cost, without a gate; None without `charge_embedding`.
+
+        Raises
+        ------
+        InputError, InputTypeError, BoundaryError, SizeError
+            As :meth:`forward`.
+        """
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
         )
-        charges = self.latent_charges(features, structures, total_charge)
-        out = self.energy.evaluate(charges, structures)
+        total = self._wanted_charge(structures, total_charge)
+        features = self._embed(features, structures, total)
+        charges = self._charges(features, structures, total)
+        out = self._gated(self.energy.evaluate(charges, structures))
+        state = None if self.states is None else self.states(features, total, structures.batch)
+        return out, state
+
+    def _gated(self, out: LongRangeOutput) -> LongRangeOutput:
         scale = self.gate.sqrt()
         return LongRangeOutput(
             self.gate * out.energy,
             self.gate * out.atomic_energies,
             scale * out.potential,
-            scale * charges,
+            scale * out.charges,
         )
 
     def latent_charges(
@@ -229,21 +281,36 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError
             If the features do not fit or a total charge is missing.
         """
+        total = self._wanted_charge(structures, total_charge)
+        return self._charges(self._embed(features, structures, total), structures, total)
+
+    def _wanted_charge(self, structures: Structures, total_charge: Tensor | None) -> Tensor:
+        """Total charge of each structure; zeros where the options need none."""
+        if not self.config.needs_total_charge:
+            return structures.positions.new_zeros(structures.num_graphs)
+        if total_charge is None:
+            expected = 'given for charge_embedding or charge_constraint="total"'
+            raise InputError(explain("total_charge", expected, "None"))
+        fractional = self.config.fractional_charge
+        return check_total_charge(total_charge, structures, fractional=fractional)
+
+    def _embed(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
+        """Features as they should be, with the total charge in them if that is wanted."""
         # Of a tensor in a graph, len() would fix the number of atoms.
-        positions = structures.positions
-        n_atoms, width = positions.shape[0], sum(self.readout.layer_sizes)
+        n_atoms, width = structures.positions.shape[0], sum(self.readout.layer_sizes)
         check_tensor("features", features)
         check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
-        charges: Tensor = self.readout(features).to(positions.dtype)
+        if self.states is None:
+            return features
+        embedded: Tensor = self.states.embedding(features, total, structures.batch)
+        return embedded
+
+    def _charges(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
+        """Charges of features, as the constraint wants them."""
+        charges: Tensor = self.readout(features).to(structures.positions.dtype)
         constraint = self.config.charge_constraint
         if constraint == "none":
             return charges
-        wanted = positions.new_zeros(structures.num_graphs)
-        if constraint == "total":
-            if total_charge is None:
-                expected = 'given for charge_constraint="total"'
-                raise InputError(explain("total_charge", expected, "None"))
-            fractional = self.config.fractional_charge
-            wanted = check_total_charge(total_charge, structures, fractional=fractional)
+        wanted = total if constraint == "total" else torch.zeros_like(total)
         channels = self.config.constrained_channels
         return project_total_charge(charges, wanted, structures.batch, channels)

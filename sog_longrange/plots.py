@@ -161,6 +161,43 @@ def draw_kernel(
     return ax
 
 
+def draw_parity(
+    reference: ArrayLike,
+    predicted: ArrayLike,
+    groups: Sequence[str],
+    *,
+    quantity: str = "energy (eV)",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw predicted against reference numbers, each group in its own colour.
+
+    Parameters
+    ----------
+    reference, predicted : array, shape (n,)
+    groups : sequence of str, length n
+        Names for the legend, in the order in which they first come.
+    quantity : str
+        What the numbers are, for the labels of the axes.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        With the slope of predicted over reference and R^2 of the fit in its title.
+
+    Raises
+    ------
+    InputError
+        If the lengths differ or there are fewer than two numbers.
+    """
+    x, y = _pair("predicted", reference, predicted)
+    names = np.asarray(groups)
+    if names.shape != x.shape:
+        raise InputError(explain("groups", f"of length {len(x)}", f"shape {names.shape}"))
+    kinds = dict.fromkeys(names.tolist())
+    return _parity(ax, x, y, {kind: names == kind for kind in kinds}, quantity)
+
+
 def draw_charges(
     reference: ArrayLike, predicted: ArrayLike, elements: Sequence[str], *, ax: Axes | None = None
 ) -> Axes:

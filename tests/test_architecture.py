@@ -43,6 +43,7 @@ LAYERS = {
     "plots": 3,
     "charges": 3,
     "coupled": 3,
+    "states": 4,
     "interaction": 4,
     "energy": 5,
     "fixed": 6,

@@ -38,7 +38,8 @@ class SOGMACECalculator(MACECalculator):
     channel, and their `dipole` (3,) in e Å, of periodic structures on the branch of
     :func:`sog_longrange.dipole`. The sign of all charges together is free, so that a
     committee has no mean charge or dipole: it reports `latent_charges_comm` (n_models,
-    n_atoms, n_channels) and `dipole_comm` (n_models, 3) instead, and refuses fields.
+    n_atoms, n_channels) and `dipole_comm` (n_models, 3) instead, and refuses fields. Models with a
+    charge embedding also give `charge_state_energy` in eV, which is in neither of the two energies.
 
     The total charge of a structure is read from ``info["charge"]`` or
     ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
@@ -190,7 +191,7 @@ class SOGMACECalculator(MACECalculator):
         key = total_charge_key(atoms)
         if key is not None:
             self.info_keys["total_charge"] = key
-        elif any(m.long_range.config.charge_constraint == "total" for m in self.models):
+        elif any(m.long_range.config.needs_total_charge for m in self.models):
             raise InputError(
                 explain("atoms.info", "with 'charge', the total charge in e", str(atoms.info))
             )
@@ -210,8 +211,10 @@ class SOGMACECalculator(MACECalculator):
 
     def _add_results(self, outputs: list[dict[str, Any]]) -> None:
         n_atoms = len(self.atoms)
-        for key in ("long_range_energy", "short_range_energy"):
-            self.results[key] = float(torch.stack([out[key][0] for out in outputs]).detach().mean())
+        for key in ("long_range_energy", "short_range_energy", "charge_state_energy"):
+            found = [out[key][0] for out in outputs if key in out]
+            if found:
+                self.results[key] = float(torch.stack(found).detach().sum()) / self.num_models
         charges = [out["latent_charges"][:n_atoms].detach().cpu().numpy() for out in outputs]
         dipoles = [dipole_of_atoms(values[:, 0], self.atoms) for values in charges]
         if self.num_models > 1:

@@ -124,10 +124,11 @@ class SOGMACE(nn.Module):
             MACE's output, with the long-range energy in `energy`, `interaction_energy`,
             `node_energy` and all derivatives, and also `long_range_energy` and
             `short_range_energy` (n_graphs,) in eV, `latent_charges` and
-            `latent_potential` (n_atoms, n_channels) in e and eV/e. In a field also its energy
-            `field_energy` (n_graphs,) in eV, which is in the former energies and derivatives
-            too, and the `dipole` (n_graphs, 3) in e Å, both of the charges of the first
-            channel; :func:`sog_longrange.field_energy` tells the gauge.
+            `latent_potential` (n_atoms, n_channels) in e and eV/e. With the option
+            `charge_embedding` also `charge_state_energy` (n_graphs,) in eV, in a field its energy
+            `field_energy` (n_graphs,) in eV, both in the former energies and derivatives but not
+            in `long_range_energy`; and in a field the `dipole` (n_graphs, 3) in e Å, of the
+            charges of the first channel; :func:`sog_longrange.field_energy` tells the gauge.
 
         Raises
         ------
@@ -167,7 +168,7 @@ class SOGMACE(nn.Module):
                 compute_displacement=False,
             )
         )
-        long_range = self.long_range(
+        long_range, charge_state = self.long_range.parts(
             invariant_features(out["node_feats"], self.invariants),
             geometry.data["positions"],
             geometry.cell,
@@ -189,8 +190,18 @@ class SOGMACE(nn.Module):
             latent_potential=long_range.potential,
             displacement=geometry.displacement,
         )
+        if charge_state is not None:
+            _add(out, *charge_state)
+            out["charge_state_energy"] = charge_state.energy
         _add_field(out, geometry)
         return out
+
+
+def _add(out: dict[str, Any], energy: Tensor, atomic_energies: Tensor) -> None:
+    """Add to all energies of an output that forces and stress are taken of."""
+    for key in ("energy", "interaction_energy"):
+        out[key] = out[key] + energy
+    out["node_energy"] = out["node_energy"] + atomic_energies
 
 
 def _add_field(out: dict[str, Any], geometry: _Geometry) -> None:
@@ -202,9 +213,7 @@ def _add_field(out: dict[str, Any], geometry: _Geometry) -> None:
     structures = (geometry.cell, geometry.pbc, data["batch"], geometry.num_graphs)
     charges = out["latent_charges"][:, 0]
     added = uniform_field(charges, positions, field.to(positions), *structures)
-    for key in ("energy", "interaction_energy"):
-        out[key] = out[key] + added.energy
-    out["node_energy"] = out["node_energy"] + added.atomic_energies
+    _add(out, added.energy, added.atomic_energies)
     out.update(field_energy=added.energy, dipole=added.dipole)
 
 

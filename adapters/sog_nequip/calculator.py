@@ -32,6 +32,7 @@ from sog_longrange.errors import explain
 from sog_longrange.validation import check_whole
 
 from .keys import (
+    CHARGE_STATE_ENERGY_KEY,
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
@@ -52,7 +53,8 @@ class SOGNequIPCalculator(NequIPCalculator):
     `long_range_energies` (n_atoms,) in eV, `latent_charges` (n_atoms, n_channels) in e,
     `charges` (n_atoms,), the first channel, and their `dipole` (3,) in e Å, of periodic
     structures on the branch of :func:`sog_longrange.dipole`. The sign of all charges together
-    is free, and with it that of the dipole.
+    is free, and with it that of the dipole. Models with a charge embedding also give
+    `charge_state_energy` in eV, which is in neither of the two energies.
 
     Open it by `from_compiled_model` with a model that was compiled by
     ``nequip-compile --target sog_ase``, in which periodic and open structures may come in
@@ -293,12 +295,15 @@ class SOGNequIPCalculator(NequIPCalculator):
         }
         unit = self.energy_units_to_eV
         total = float(out[AtomicDataDict.TOTAL_ENERGY_KEY].detach().sum())
-        long_range, of_field = float(found[LONG_RANGE_ENERGY_KEY].sum()), 0.0
-        if FIELD_ENERGY_KEY in out:
-            of_field = float(out[FIELD_ENERGY_KEY].detach().sum())
-            self.results["field_energy"] = unit * of_field
+        long_range = float(found[LONG_RANGE_ENERGY_KEY].sum())
+        short_range = total - long_range
+        for key in (FIELD_ENERGY_KEY, CHARGE_STATE_ENERGY_KEY):
+            if key in out:
+                energy = float(out[key].detach().sum())
+                self.results[key] = unit * energy
+                short_range -= energy
         self.results["long_range_energy"] = unit * long_range
-        self.results["short_range_energy"] = unit * (total - long_range - of_field)
+        self.results["short_range_energy"] = unit * short_range
         self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY][:, 0]
         self.results["latent_charges"] = found[LATENT_CHARGES_KEY]
         charges = self.results["charges"] = found[LATENT_CHARGES_KEY][:, 0].copy()

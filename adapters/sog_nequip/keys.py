@@ -12,11 +12,17 @@ LONG_RANGE_ENERGY_KEY: Final[str] = "long_range_energy"
 LONG_RANGE_ATOMIC_ENERGY_KEY: Final[str] = "long_range_atomic_energy"
 EXTERNAL_FIELD_KEY: Final[str] = "external_field"
 FIELD_ENERGY_KEY: Final[str] = "field_energy"
+CHARGE_STATE_ENERGY_KEY: Final[str] = "charge_state_energy"
 
 WHOLE_CHARGE: Final[str] = "sog_whole_charge"
 """Whether total charges must be integers, in the metadata of a compiled model."""
 
 register_fields(
-    graph_fields=[LONG_RANGE_ENERGY_KEY, EXTERNAL_FIELD_KEY, FIELD_ENERGY_KEY],
+    graph_fields=[
+        LONG_RANGE_ENERGY_KEY,
+        EXTERNAL_FIELD_KEY,
+        FIELD_ENERGY_KEY,
+        CHARGE_STATE_ENERGY_KEY,
+    ],
     node_fields=[LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY],
 )

@@ -14,6 +14,7 @@ from nequip.nn.model_modifier_utils import model_modifier
 from torch import Tensor, nn
 
 from sog_longrange import (
+    ChargeStateOutput,
     ConfigError,
     FieldOutput,
     FixedMeshEnergy,
@@ -29,6 +30,7 @@ from sog_longrange.errors import explain
 from sog_longrange.validation import is_traced
 
 from .keys import (
+    CHARGE_STATE_ENERGY_KEY,
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
@@ -107,6 +109,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         self._init_fields(irreps_in, config)
 
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
+        more = {CHARGE_STATE_ENERGY_KEY: Irreps("0e")} if config.charge_embedding else {}
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
         GraphModuleMixin._init_irreps(
             self,
@@ -117,6 +120,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LONG_RANGE_ENERGY_KEY: Irreps("0e"),
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
                 FIELD_ENERGY_KEY: Irreps("0e"),
+                **more,
             },
         )
 
@@ -124,7 +128,7 @@ class LongRange(GraphModuleMixin, nn.Module):
     def extra_inputs(self) -> dict[str, Irreps | None]:
         """Fields that are used and that NequIP would not pass on by itself, with irreps."""
         fields = {AtomicDataDict.PBC_KEY: None, EXTERNAL_FIELD_KEY: Irreps("1o")}
-        if self.long_range.config.charge_constraint == "total":
+        if self.long_range.config.needs_total_charge:
             fields[AtomicDataDict.TOTAL_CHARGE_KEY] = None
         return fields
 
@@ -143,8 +147,9 @@ class LongRange(GraphModuleMixin, nn.Module):
         -------
         dict
             With `latent_charges` (n_atoms, n_channels) in e, `long_range_energy`
-            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. In a field also
-            with `field_energy` (n_graphs, 1) in eV, which is no part of the former but of
+            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. With the option
+            `charge_embedding` also with `charge_state_energy` (n_graphs, 1), and in a field
+            with `field_energy` (n_graphs, 1) in eV, which are no part of the former but of
             the total and atomic energies.
 
         Raises
@@ -157,20 +162,23 @@ class LongRange(GraphModuleMixin, nn.Module):
         _check_host(data)
         if self.training and not is_traced():
             self._check_gate()
-        out, added = self._evaluate(data)
+        out, state, added = self._evaluate(data)
         data[LATENT_CHARGES_KEY] = out.charges
         data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
         _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
         _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
-        if added is not None:
-            data[FIELD_ENERGY_KEY] = added.energy[:, None]
-            _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[FIELD_ENERGY_KEY])
-            _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, added.atomic_energies[:, None])
+        for key, more in ((CHARGE_STATE_ENERGY_KEY, state), (FIELD_ENERGY_KEY, added)):
+            if more is not None:
+                data[key] = more.energy[:, None]
+                _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[key])
+                _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, more.atomic_energies[:, None])
         return data
 
-    def _evaluate(self, data: Data) -> tuple[LongRangeOutput, FieldOutput | None]:
-        """Results of the long range and of a field, atoms in the order of the data."""
+    def _evaluate(
+        self, data: Data
+    ) -> tuple[LongRangeOutput, ChargeStateOutput | None, FieldOutput | None]:
+        """Results of charges, charge states and a field, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
         cell, total_charge, batch = (
             data.get(key)
@@ -193,17 +201,19 @@ class LongRange(GraphModuleMixin, nn.Module):
             n_graphs,
         )
         total_charge = None if total_charge is None else total_charge.view(-1)
-        out: LongRangeOutput = self.long_range(features, positions, *structures, total_charge)
+        out, state = self.long_range.parts(features, positions, *structures, total_charge)
         if contradicted is not None:
             out = _without_energies(out, contradicted)
         added = _in_field(data, out.charges, positions, *structures)
         if order is None:
-            return out, added
+            return out, state, added
         back = order.argsort()
         energy, *of_atoms = out
+        if state is not None:
+            state = state._replace(atomic_energies=state.atomic_energies[back])
         if added is not None:
             added = added._replace(atomic_energies=added.atomic_energies[back])
-        return LongRangeOutput(energy, *[x[back] for x in of_atoms]), added
+        return LongRangeOutput(energy, *[x[back] for x in of_atoms]), state, added
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
@@ -216,12 +226,12 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
 
     def _check_total_charge(self, total_charge: Tensor | None) -> None:
-        if total_charge is None and AtomicDataDict.TOTAL_CHARGE_KEY in self.extra_inputs:
+        if total_charge is None and self.long_range.config.needs_total_charge:
             raise HostError(
-                "charge_constraint: total needs the total charge of each structure as the field "
-                f"`{AtomicDataDict.TOTAL_CHARGE_KEY}`: in training by `key_mapping` of the data, "
-                "in ASE by atoms.info['charge']. Compile with --target sog_ase_charge or "
-                "sog_batch_charge."
+                "charge_embedding and charge_constraint: total need the total charge of each "
+                f"structure as the field `{AtomicDataDict.TOTAL_CHARGE_KEY}`: in training by "
+                "`key_mapping` of the data, in ASE by atoms.info['charge']. Compile with --target "
+                "sog_ase_charge or sog_batch_charge."
             )
 
     def _features(self, data: Data) -> Tensor:

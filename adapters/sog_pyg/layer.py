@@ -53,7 +53,9 @@ class SOGLongRange(nn.Module):
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law", "yukawa", "ewald"), `min_width` in Å, below which the law
-        is smoothed, `charge_constraint` ("none", "neutral", "total") and `tolerance`.
+        is smoothed, `charge_constraint` ("none", "neutral", "total"), `tolerance`, and
+        `charge_embedding`, which tells charge states apart and needs `in_channels` and
+        ``output="energy"``.
 
     Raises
     ------
@@ -105,6 +107,8 @@ class SOGLongRange(nn.Module):
             if twice in options:
                 raise ConfigError(explain(twice, f"given as `{name}`", repr(options[twice])))
         config = SOGConfig.from_dict(sizes | options)
+        if config.charge_embedding > 0:
+            _check_charge_states(output, in_channels)
         self.output = output
         readout = LazyCharges(in_channels, num_charges, hidden_channels)
         self.part = sog_longrange.SOGLongRange(readout.layer_sizes, config, readout)
@@ -129,6 +133,8 @@ class SOGLongRange(nn.Module):
         self.readout.reset_parameters()
         self.part.energy.load_state_dict(self.part.config.build_energy().state_dict())
         self.part.gate.fill_(1.0)
+        if self.part.states is not None:
+            self.part.states.reset_parameters()
 
     def forward(
         self,
@@ -157,7 +163,7 @@ class SOGLongRange(nn.Module):
         batch_size : int, optional
             Number of graphs, if some at the end may be empty.
         total_charge : Tensor, shape [batch_size], in e, optional
-            For ``charge_constraint="total"``.
+            For ``charge_constraint="total"`` and `charge_embedding`.
 
         Returns
         -------
@@ -259,3 +265,14 @@ class SOGLongRange(nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.num_charges}, "
             f"kernel={kernel!r}, output={self.output!r})"
         )
+
+
+def _check_charge_states(output: str, in_channels: int) -> None:
+    """Refuse charge states whose energy would be lost, or whose size is not known."""
+    if output != "energy":
+        expected = "'energy' with charge_embedding, whose energy is not among the features"
+        remedy = "Add a sog_longrange.ChargeEmbedding to x instead."
+        raise ConfigError(explain("output", expected, repr(output), remedy))
+    if in_channels < 1:
+        expected = "the number of features with charge_embedding"
+        raise ConfigError(explain("in_channels", expected, str(in_channels)))

@@ -108,6 +108,7 @@ NAN = float("nan")
         ({"num_channels": 0}, "num_channels"),
         ({"num_channels": -1, "share_kernel": False}, "num_channels"),
         ({"hidden_size": -1}, "hidden_size"),
+        ({"charge_embedding": -1}, "charge_embedding"),
         ({"num_gaussians": 1}, "num_gaussians"),
         ({"min_width": 0.0}, "min_width"),
         ({"min_width": 90.0}, "max_width"),
@@ -144,6 +145,7 @@ of_all_kernels = st.fixed_dictionaries(
     {
         "num_channels": st.integers(1, 4),
         "charge_constraint": st.sampled_from(["none", "neutral", "total"]),
+        "charge_embedding": st.integers(0, 3),
     }
 )
 configurations = st.builds(lambda a, b: SOGConfig(**a, **b), of_each_kernel, of_all_kernels)

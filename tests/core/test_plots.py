@@ -172,3 +172,15 @@ def test_a_missing_matplotlib_is_named_with_its_remedy(monkeypatch):
         patch.setitem(sys.modules, "matplotlib", None)
         with pytest.raises(MissingLibraryError, match=r"pip install .*sog-longrange\[plot\]"):
             plots.draw_kernel(Ewald(1.0))
+
+
+def test_parity_of_groups_keeps_their_order():
+    reference = np.array([1.0, 2.0, 3.0, 5.0])
+    ax = plots.draw_parity(reference, 2.0 * reference, ["late", "early", "late", "early"])
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["late", "early"]
+    assert line(ax, "early")[1].tolist() == [4.0, 10.0]
+    assert ax.get_title(loc="left") == "slope 2, R² 1"
+    assert ax.get_xlabel() == "reference energy (eV)"
+    with pytest.raises(InputError, match="`groups` must be of length 4"):
+        plots.draw_parity(reference, reference, ["one"])

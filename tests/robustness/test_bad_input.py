@@ -385,13 +385,17 @@ BAD_TOTALS = [
 
 
 FRACTIONS = [[0.5, 0.0], [0.0, -1.002], [1.0, 0.9]]
+charged = pytest.mark.parametrize(
+    "charged", [{"charge_constraint": "total"}, {"charge_embedding": 2}], ids=str
+)
 
 
+@charged
 @pytest.mark.parametrize("total", FRACTIONS)
-def test_a_fractional_total_charge_is_refused_unless_it_is_meant(total):
+def test_a_fractional_total_charge_is_refused_unless_it_is_meant(charged, total):
     values = {**module_arguments(), "total_charge": torch.tensor(total)}
     with pytest.raises(InputError, match="Set fractional_charge=True") as caught:
-        module(charge_constraint="total")(**values)
+        module(**charged)(**values)
     index = 0 if total == [0.5, 0.0] else 1
     got = f"{total[index]:.6g} for structure {index}"
     check_message(caught.value, "total_charge", "a whole number of e", got)
@@ -405,10 +409,11 @@ def test_rounded_sums_of_partial_charges_are_whole():
     module(charge_constraint="total")(**values)
 
 
+@charged
 @pytest.mark.parametrize(("total", "error", "expected", "got"), BAD_TOTALS)
-def test_a_malformed_total_charge_is_named(total, error, expected, got):
+def test_a_malformed_total_charge_is_named(charged, total, error, expected, got):
     with pytest.raises(error) as caught:
-        module(charge_constraint="total")(**module_arguments(), total_charge=total)
+        module(**charged)(**module_arguments(), total_charge=total)
     check_message(caught.value, "total_charge", expected, got)
 
 

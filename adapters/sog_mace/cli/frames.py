@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from mace.data.hdf5_dataset import HDF5Dataset, unpack_value
 
 from sog_longrange import BoundaryError, InputError, SOGConfig
 from sog_longrange.errors import explain
@@ -25,8 +26,8 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
     Raises
     ------
     InputError
-        If positions, cell or a label is not finite, or a total charge is missing where
-        `charge_constraint` is "total".
+        If positions, cell or a label is not finite, or a total charge is missing where the
+        options need one: MACE would take it as zero.
     BoundaryError
         If a frame is periodic along one or two axes and the kernel is "ewald".
     """
@@ -36,10 +37,41 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
             expected = "all true or all false in each frame with the Ewald kernel"
             remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."
             raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
-        if config.charge_constraint == "total" and frame.properties.get("total_charge") is None:
-            expected = "in every frame with charge_constraint='total'"
-            remedy = "Add it to the data, or name its key by --total_charge_key."
-            raise InputError(explain("total_charge", expected, f"none in {where}", remedy))
+        if config.needs_total_charge and frame.properties.get("total_charge") is None:
+            raise _no_total_charge(where)
+
+
+def check_streams(dataset: Any, config: SOGConfig) -> None:
+    """Refuse HDF5 files without total charges where they matter: MACE would take them as zero.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+        What MACE trains on; datasets inside of it are looked at, too.
+    config : SOGConfig
+        Options of the long-range part.
+
+    Raises
+    ------
+    InputError
+        If a total charge is missing where the options need one.
+    """
+    if not config.needs_total_charge:
+        return
+    for part in getattr(dataset, "datasets", []):
+        check_streams(part, config)
+    if isinstance(dataset, HDF5Dataset):
+        for batch in dataset.file.values():
+            for frame in batch.values():
+                stored = frame["properties"].get("total_charge")
+                if stored is None or unpack_value(stored[()]) is None:
+                    raise _no_total_charge(f"{frame.name} of {dataset.file_path}")
+
+
+def _no_total_charge(where: str) -> InputError:
+    expected = "in every frame with charge_embedding or charge_constraint='total'"
+    remedy = "Add it to the data, or name its key by --total_charge_key."
+    return InputError(explain("total_charge", expected, f"none in {where}", remedy))
 
 
 def _all_frames(head_configs: list[Any]) -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,7 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
-from sog_mace.cli.frames import check_frames
+from sog_mace.cli.frames import check_frames, check_streams
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
 
@@ -44,7 +44,7 @@ class Schedule:
     Attributes
     ----------
     lr_factor, kernel_lr_factor : float
-        Learning rates of the charge readout and of the kernel, relative to MACE's. The
+        Learning rates of the charges, with their states, and of the kernel, relative to MACE's. The
         kernel's is small by default: it holds the physics that a few short separations
         should not bend.
     warmup : int
@@ -122,6 +122,7 @@ class Patches:
     ) -> Any:
         """Wrap the model that MACE configures, after a look at the data."""
         check_frames(head_configs, self.config)
+        check_streams(loader.dataset, self.config)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
@@ -138,12 +139,15 @@ class Patches:
         """Give the long-range part its parameter group and leave no parameter out."""
         self.model = model  # MACE may have copied it on the way here.
         options: dict[str, Any] = self.originals["get_params_options"](args, model)
+        kernel = list(model.long_range.energy.parameters())
+        known = {id(parameter) for parameter in kernel}
+        charges = [p for p in model.long_range.parameters() if id(p) not in known]
         parts = (
-            ("long_range_charges", model.long_range.readout, self.schedule.lr_factor),
-            ("long_range_kernel", model.long_range.energy, self.schedule.kernel_lr_factor),
+            ("long_range_charges", charges, self.schedule.lr_factor),
+            ("long_range_kernel", kernel, self.schedule.kernel_lr_factor),
         )
-        for name, part, factor in parts:
-            group = {"name": name, "params": part.parameters(), "lr": factor * args.lr}
+        for name, parameters, factor in parts:
+            group = {"name": name, "params": parameters, "lr": factor * args.lr}
             options["params"].append(group | {"weight_decay": 0.0})
         for group in options["params"]:
             # MACE hands over generators: looking into them would empty them.

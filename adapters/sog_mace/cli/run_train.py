@@ -42,13 +42,16 @@ HELP = {
     "hidden_size": "width of the perceptron of the charge readout; 0 for none",
     "charge_constraint": "none, neutral, or total: latent charges are free, sum to zero, or to the "
     "total_charge of the data; of joined laws, those of exponents above 3 stay free",
+    "charge_embedding": "functions of the total_charge of the data that the model knows, with an "
+    "energy of the charge state; 0 for none",
     "fractional_charge": "let total charges be other than whole numbers",
     "tolerance": "relative accuracy of the reciprocal sum",
     "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
     "accelerator": "compiled code for the mesh: auto, none, numba or triton",
     "zero_mode": "keep k = 0 in all channels (default: each law decides for its own)",
     "remove_self": "remove the interaction of each charge with itself",
-    "lr_factor": "learning rate of the charge readout relative to --lr (stage two has one rate)",
+    "lr_factor": "learning rate of charges and charge states relative to --lr (stage two has one "
+    "rate)",
     "kernel_lr_factor": "learning rate of the kernel relative to --lr (stage two has one rate)",
     "warmup": "optimizer steps over which the long-range energy is faded in, so that training "
     "starts at the model without it; 0 for none",

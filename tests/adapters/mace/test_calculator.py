@@ -243,14 +243,47 @@ def test_charge_of_the_atoms_info_reaches_the_model():
 
 
 @pytest.mark.parametrize("key", ["charge", "total_charge"])
-def test_either_key_of_the_charge_is_read_and_none_is_refused(key):
+@pytest.mark.parametrize("options", [{}, {"charge_embedding": 3}], ids=str)
+def test_either_key_of_the_charge_is_read_and_none_is_refused(key, options):
     atoms = water_box()
-    model = make_sogmace(SOGConfig(charge_constraint="total"))
+    model = make_sogmace(SOGConfig(charge_constraint="total", **options))
     atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
     with pytest.raises(InputError, match="`atoms.info` must be with 'charge'"):
         atoms.get_potential_energy()
     atoms.info[key] = 1.0
     assert atoms.get_charges().sum() == pytest.approx(1.0)
+
+
+def test_charge_states_have_energies_of_their_own():
+    model, atoms = make_sogmace(SOGConfig(charge_embedding=3)), water_box()
+    torch.nn.init.constant_(model.long_range.states.perceptron[2].bias, 2.0)
+    atoms.calc = SOGMACECalculator(models=[model], **OPTIONS)
+    with pytest.raises(InputError, match="`atoms.info` must be with 'charge'"):
+        atoms.get_potential_energy()
+    found = {}
+    for charge in (-1, 0, 1):
+        atoms.info["charge"] = charge
+        energy, results = atoms.get_potential_energy(), atoms.calc.results
+        found[charge] = results["charge_state_energy"]
+        parts = results["short_range_energy"] + results["long_range_energy"] + found[charge]
+        assert parts == pytest.approx(energy, abs=1e-10)
+        assert atoms.get_potential_energies().sum() == pytest.approx(energy)
+    # Electronegativity and hardness of 2 eV, of a charge shared by nine atoms.
+    assert found == pytest.approx({-1: -2 + 2 / 9, 0: 0.0, 1: 2 + 2 / 9})
+    atoms.info["charge"] = 0.5
+    with pytest.raises(InputError, match="a whole number of e"):
+        atoms.get_potential_energy()
+
+
+def test_a_committee_averages_the_energies_of_charge_states():
+    models = [make_sogmace(SOGConfig(charge_embedding=3)) for _ in range(2)]
+    for model, value in zip(models, (1.0, 3.0), strict=True):
+        torch.nn.init.constant_(model.long_range.states.perceptron[2].bias, value)
+    atoms = water_box()
+    atoms.info["charge"] = 1
+    atoms.calc = SOGMACECalculator(models=models, **OPTIONS)
+    atoms.get_potential_energy()
+    assert atoms.calc.results["charge_state_energy"] == pytest.approx(2 + 2 / 9)
 
 
 def test_calculator_leaves_no_trace_on_the_model():

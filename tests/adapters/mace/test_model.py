@@ -327,3 +327,65 @@ def test_second_long_range_part_and_foreign_models_are_refused():
         SOGMACE(torch.nn.Linear(2, 2))
     with pytest.raises(HostError, match="got SOGMACE"):
         SOGMACE(make_sogmace())
+
+
+def charged_model(**options):
+    """A model with charge states and random weights throughout, as after training."""
+    model = make_sogmace(SOGConfig(charge_embedding=4, tolerance=1e-8, **options))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.long_range.states.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def charged_frames(charge):
+    """The mixed structures with total charges of either sign, the first with this one."""
+    frames = mixed_frames()
+    for frame, value in zip(frames, (charge, -charge, 0.0), strict=True):
+        frame.info["charge"] = value
+    return frames
+
+
+@pytest.mark.parametrize("charge", [-1.0, 1.0])
+def test_forces_and_stress_hold_the_charge_states(charge):
+    model, frames = charged_model(), charged_frames(charge)
+    data = make_batch(frames)
+    out = model(data, compute_stress=True)
+    for atom, axis in [(0, 0), (4, 1), (9, 0), (11, 2), (20, 0)]:
+        expected = numerical_force(model, data, atom, axis)
+        assert abs(out["forces"][atom, axis].item() - expected) < 1e-8
+    expected = numerical_stress(model, frames[0], ("Default",), 0, 1)
+    assert abs(out["stress"][0, 0, 1].item() - expected) < 1e-9
+    parts = [out[f"{name}_energy"] for name in ("short_range", "long_range", "charge_state")]
+    torch.testing.assert_close(out["energy"], sum(parts))
+    summed = torch.zeros(3).index_add(0, data["batch"], out["node_energy"])
+    torch.testing.assert_close(summed, out["energy"])
+    assert bool((parts[2][:2].abs() > 1e-3).all())
+    assert parts[2][2].item() == 0.0
+
+
+def test_a_new_model_with_charge_states_is_the_bare_model():
+    model, frames = make_sogmace(SOGConfig(charge_embedding=4)), charged_frames(1.0)
+    model.long_range.gate.zero_()
+    data = make_batch(frames)
+    expected, found = model.mace(data), model(data)
+    assert torch.equal(found["energy"], expected["energy"])
+    torch.testing.assert_close(found["forces"], expected["forces"], atol=1e-14, rtol=0)
+
+
+def test_a_few_steps_tell_charge_states_of_one_molecule_apart():
+    model = make_sogmace(SOGConfig(charge_embedding=4, charge_constraint="total"))
+    frames = [open_molecule() for _ in range(3)]
+    for frame, charge in zip(frames, (-1.0, 0.0, 1.0), strict=True):
+        frame.info["charge"] = charge
+    data = make_batch(frames)
+    start = model(data)["energy"].detach()
+    wanted = start[1] + torch.tensor([-1.0, 0.0, 9.0])
+    optimizer = torch.optim.Adam(model.long_range.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        energy = model(data, training=True, compute_force=False)["energy"]
+        (energy - wanted).square().sum().backward()
+        optimizer.step()
+    assert (energy - wanted).abs().max() < 0.1

@@ -1,20 +1,27 @@
 """The training command, from the command line to a model in ASE."""
 
+import copy
 import logging
 import sys
+from contextlib import nullcontext
 
 import ase.io
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
+from mace import data
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
+from mace.tools import AtomicNumberTable
 from mace_builders import make_sogmace, open_molecule, water_box
+from torch.utils.data import ConcatDataset
 
 from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
 from sog_mace import SOGMACE
 from sog_mace.cli import patches
+from sog_mace.cli.frames import check_streams
 from sog_mace.cli.run_train import build_parser, main, parse_args
 
 SETTINGS = {
@@ -288,9 +295,45 @@ def test_bad_frame_is_named_before_any_training(training_folder, what):
         main(arguments(train_file="bad.xyz", valid_file="train.xyz", sog_kernel="ewald"))
 
 
-def test_total_charge_missing_in_the_data_is_refused(training_folder):
+@pytest.mark.parametrize(
+    "options", [{"sog_charge_constraint": "total"}, {"sog_charge_embedding": 3}], ids=str
+)
+def test_total_charge_missing_in_the_data_is_refused(training_folder, options):
     with pytest.raises(InputError, match="`total_charge` must be in every frame.*none in frame 0"):
-        main(arguments(sog_charge_constraint="total"))
+        main(arguments(**options))
+
+
+@pytest.mark.parametrize("charge", [None, 1.0])
+def test_total_charge_missing_in_a_file_that_is_streamed_is_refused(training_folder, charge):
+    frame = water_box()
+    frame.info["total_charge"] = 0.0
+    keys = data.KeySpecification(info_keys={"total_charge": "total_charge"}, arrays_keys={})
+    first = data.config_from_atoms(frame, key_specification=keys)
+    second = copy.deepcopy(first)
+    second.properties["total_charge"] = charge
+    with h5py.File("set.h5", "w") as file:
+        data.save_configurations_as_HDF5([first, second], 0, file)
+    table = AtomicNumberTable([1, 8])
+    dataset = ConcatDataset([data.HDF5Dataset("set.h5", r_max=3.0, z_table=table)])
+    check_streams(dataset, SOGConfig())
+    expected = pytest.raises(InputError, match="`total_charge` must be .* none in .*config_1 of")
+    with expected if charge is None else nullcontext():
+        check_streams(dataset, SOGConfig(charge_embedding=2))
+
+
+@pytest.mark.parametrize("options", [{}, {"total_charge_key": "q"}], ids=str)
+def test_charge_states_are_read_from_the_data_and_trained(training_folder, options):
+    frames = ase.io.read("train.xyz", ":")
+    for index, frame in enumerate(frames):
+        frame.info[options.get("total_charge_key", "total_charge")] = index % 3 - 1
+    ase.io.write("charged.xyz", frames)
+    options |= {"train_file": "charged.xyz", "sog_charge_embedding": 3, "lr": 0.1}
+    main(arguments(**options))
+    states = load().long_range.states
+    assert bool(states.perceptron[2].bias[1:].abs().min() > 0.0)
+    assert bool(states.embedding.output.weight.any())
+    main([*arguments(**options, max_num_epochs=3), "--restart_latest"])
+    assert not torch.equal(load().long_range.states.perceptron[2].bias, states.perceptron[2].bias)
 
 
 def test_unfinished_warm_up_is_reported(training_folder, caplog):

@@ -524,3 +524,82 @@ def test_a_model_from_the_middle_of_the_warm_up_says_so():
     long_range_parts(model)[0].long_range.gate.fill_(0.04)
     with pytest.warns(UserWarning, match="4%"):
         assert float(model.metadata["sog_gate"]) == pytest.approx(0.04)
+
+
+def charged(base="nequip", seed=2, **sog):
+    """A model with charge states and random weights throughout, as after training."""
+    model = build(base, sog=SOG | {"charge_embedding": 4} | sog).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in long_range_parts(model):
+            for parameter in part.long_range.states.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@every_base
+@pytest.mark.parametrize("charge", [-1, 1])
+def test_forces_hold_the_charge_states(base, charge):
+    model, atoms = charged(base), crystal()
+
+    def run(positions):
+        moved = atoms.copy()
+        moved.positions = positions
+        return model(to_data(moved) | {"charge": torch.tensor([[charge]])})
+
+    out = run(atoms.positions)
+    forces = out["forces"].detach().numpy()
+    direction = np.random.default_rng(0).normal(size=forces.shape)
+    found = derivative(lambda step: run(atoms.positions + step * direction)["total_energy"].item())
+    assert found == pytest.approx(-(forces * direction).sum(), rel=1e-8, abs=1e-8)
+    assert abs(out["charge_state_energy"].item()) > 1e-3
+    torch.testing.assert_close(out["atomic_energy"].sum(), out["total_energy"].sum())
+
+
+def test_charge_states_in_a_batch_and_in_any_order():
+    model, charges = charged(charge_constraint="total"), torch.tensor([[1], [-1], [0]])
+    atoms = [crystal(), in_vacuum(), slab()]
+    data = AtomicDataDict.batched_from_list([to_data(a) for a in atoms]) | {"charge": charges}
+    batch = model(dict(data))
+    assert batch["charge_state_energy"][2].item() == 0.0
+    for index, frame in enumerate(atoms):
+        alone = model(to_data(frame) | {"charge": charges[index : index + 1]})
+        for key in ("total_energy", "charge_state_energy"):
+            torch.testing.assert_close(batch[key][index], alone[key][0])
+    order = torch.randperm(len(data["pos"]), generator=torch.Generator().manual_seed(1))
+    mixed = data | {key: data[key][order] for key in ("pos", "atom_types", "batch")}
+    mixed["edge_index"] = order.argsort()[data["edge_index"]]
+    found = model(mixed)
+    for key in ("forces", "atomic_energy"):
+        torch.testing.assert_close(found[key], batch[key][order])
+
+
+def test_a_new_model_with_charge_states_is_the_bare_model():
+    model = build(sog=SOG | {"charge_embedding": 4}, warm_up=True).eval()
+    expected = evaluate(build(bare=True).eval(), acetaldehyde())
+    found = model(to_data(acetaldehyde()) | {"charge": torch.tensor([[1]])})
+    for key in ("total_energy", "forces"):
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-12)
+
+
+def test_the_calculator_reports_charge_states_and_needs_the_charge():
+    atoms = acetaldehyde()
+    atoms.calc = calculator_of(charged())
+    with pytest.raises(HostError, match="charge_embedding"):
+        atoms.get_potential_energy()
+    energies = set()
+    for charge in (-1, 0, 1):
+        atoms.info["charge"] = charge
+        energy, results = atoms.get_potential_energy(), atoms.calc.results
+        names = ("short_range_energy", "long_range_energy", "charge_state_energy")
+        assert sum(results[name] for name in names) == pytest.approx(energy)
+        energies.add(round(energy, 6))
+    assert len(energies) == 3
+
+
+def test_wrong_total_charges_are_refused():
+    model = charged()
+    with pytest.raises(InputError, match="`total_charge` must be of shape"):
+        model(to_data(acetaldehyde()) | {"charge": torch.tensor([[1], [0]])})
+    with pytest.raises(InputError, match="a whole number of e"):
+        model(to_data(acetaldehyde()) | {"charge": torch.tensor([[0.5]])})

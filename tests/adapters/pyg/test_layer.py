@@ -307,3 +307,10 @@ def test_bad_options_are_named():
         SOGLongRange(0)
     with pytest.raises(BoundaryError, match="Ewald"):
         evaluate(make_layer(kernel="ewald"), mixed_batch())
+
+
+def test_charge_states_are_refused_where_their_energy_or_size_is_not_known():
+    with pytest.raises(ConfigError, match="`output` must be 'energy' with charge_embedding"):
+        make_layer("features", charge_embedding=3)
+    with pytest.raises(ConfigError, match="`in_channels` must be the number of features"):
+        make_layer(in_channels=-1, charge_embedding=3)

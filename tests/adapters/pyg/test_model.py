@@ -285,3 +285,27 @@ def test_float32_follows_float64():
     for found, expected in zip(rough, exact, strict=True):
         assert found.dtype == torch.float32
         assert (found - expected).abs().max() < 1e-4 * expected.abs().max().clamp(min=1.0)
+
+
+def test_charge_states_have_energies_and_forces_of_their_own():
+    torch.manual_seed(0)
+    options = PRECISE | {"charge_embedding": 3}
+    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(16, **options))
+    states, data = model.long_range.part.states, molecule()
+    with torch.no_grad():
+        for parameter in states.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    found = []
+    for charge in (-1.0, 0.0, 1.0):
+        data.total_charge = torch.tensor([charge])
+        found.append(energy_forces_stress(model, data))
+        moved = data.clone()
+        moved.pos[2, 1] += 1e-5
+        difference = energy_forces_stress(model, moved).energy - found[-1].energy
+        assert float(-difference / 1e-5) == pytest.approx(float(found[-1].forces[2, 1]), abs=1e-3)
+    assert len({round(float(out.energy), 4) for out in found}) == 3
+    del data.total_charge
+    with pytest.raises(InputError, match="`total_charge` must be given for charge_embedding"):
+        energy_forces_stress(model, data)
+    model.reset_parameters()
+    assert not states.perceptron[2].weight.any()
