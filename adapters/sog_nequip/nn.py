@@ -109,7 +109,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         self._init_fields(irreps_in, config)
 
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
-        more = {CHARGE_STATE_ENERGY_KEY: Irreps("0e")} if config.charge_embedding else {}
+        more = {CHARGE_STATE_ENERGY_KEY: Irreps("0e")} if config.needs_total_charge else {}
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
         GraphModuleMixin._init_irreps(
             self,
@@ -147,10 +147,10 @@ class LongRange(GraphModuleMixin, nn.Module):
         -------
         dict
             With `latent_charges` (n_atoms, n_channels) in e, `long_range_energy`
-            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. With the option
-            `charge_embedding` also with `charge_state_energy` (n_graphs, 1), and in a field
-            with `field_energy` (n_graphs, 1) in eV, which are no part of the former but of
-            the total and atomic energies.
+            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. Models that take
+            a total charge also with `charge_state_energy` (n_graphs, 1), which is zero without
+            the option `charge_embedding`, and in a field with `field_energy` (n_graphs, 1) in
+            eV, which are no part of the former but of the total and atomic energies.
 
         Raises
         ------
@@ -168,6 +168,9 @@ class LongRange(GraphModuleMixin, nn.Module):
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
         _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
         _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
+        if self.long_range.config.needs_total_charge:
+            # Compile targets that take a charge have this output, of every model.
+            data[CHARGE_STATE_ENERGY_KEY] = torch.zeros_like(data[LONG_RANGE_ENERGY_KEY])
         for key, more in ((CHARGE_STATE_ENERGY_KEY, state), (FIELD_ENERGY_KEY, added)):
             if more is not None:
                 data[key] = more.energy[:, None]

@@ -23,6 +23,7 @@ from nequip.utils.aoti_metadata import (
 )
 
 from .keys import (
+    CHARGE_STATE_ENERGY_KEY,
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
@@ -38,6 +39,12 @@ _OUTPUTS = [*ASE_OUTPUTS, LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY, LONG_RANGE_
 
 _WIDTHS: Final[dict[str, int]] = {AtomicDataDict.TOTAL_CHARGE_KEY: 1, EXTERNAL_FIELD_KEY: 3}
 """Further inputs, one row of numbers for each structure."""
+
+_ENERGIES: Final[dict[str, str]] = {
+    AtomicDataDict.TOTAL_CHARGE_KEY: CHARGE_STATE_ENERGY_KEY,
+    EXTERNAL_FIELD_KEY: FIELD_ENERGY_KEY,
+}
+"""The energy that each of them adds, among the outputs."""
 
 _FURTHER: Final[dict[str, list[str]]] = {
     "": [],
@@ -92,10 +99,9 @@ def find_target(compile_path: str | Path, name: str) -> dict[str, Any]:
 
 def _target(name: str, further: list[str]) -> dict[str, Any]:
     base = COMPILE_TARGET_DICT[name.removeprefix("sog_")]
-    outputs = [*_OUTPUTS, FIELD_ENERGY_KEY] if EXTERNAL_FIELD_KEY in further else _OUTPUTS
     return base | {
         "input": [*_INPUTS[name], AtomicDataDict.PBC_KEY, *further],
-        "output": outputs,
+        "output": [*_OUTPUTS, *(_ENERGIES[field] for field in further)],
         "data_settings": _with_inputs(base["data_settings"], further),
     }
 

@@ -9,6 +9,8 @@ from hydra.utils import get_method
 from nequip.data import compute_neighborlist_, from_ase
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
 
+from sog_nequip.train import long_range_parts
+
 TYPES = ["H", "C", "O"]
 R_MAX = 3.5
 COMMON = {
@@ -105,3 +107,14 @@ STRUCTURES = {
 def float64_default():
     torch.set_default_dtype(torch.float64)
     return np.random.default_rng(0)
+
+
+def charged(base="nequip", seed=2, **sog):
+    """A model with charge states and random weights throughout, as after training."""
+    model = build(base, sog={"tolerance": 1e-7, "charge_embedding": 4} | sog).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in long_range_parts(model):
+            for parameter in part.long_range.states.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model

@@ -29,6 +29,7 @@ from nequip_builders import (
     TYPES,
     acetaldehyde,
     build,
+    charged,
     crystal,
     evaluate,
     in_vacuum,
@@ -232,7 +233,7 @@ def test_torchsim_runs_the_batch_target(batched, atoms):
 @pytest.fixture(scope="module")
 def charged_in_field(tmp_path_factory):
     """Calculators of a model and of the same compiled with total charge and field."""
-    model = build(sog=CHARGED).eval()
+    model = charged(**CHARGED)
     path, _ = export(model, "sog_ase_charge_field", tmp_path_factory.mktemp("charge"))
     types = {t: t for t in TYPES}
     mapper = ChemicalSpeciesToAtomTypeMapper(
@@ -264,6 +265,7 @@ def test_compiled_models_take_a_total_charge_and_a_field(charged_in_field, make,
             atoms.info["external_field"] = field
         expected, found = dict(results_of(eager, atoms)), results_of(compiled, atoms)
         assert found["charges"].sum() == pytest.approx(charge, abs=1e-9)
+        assert (abs(expected["charge_state_energy"]) > 1e-4) == (charge != 0)
         if field is not None:
             assert abs(expected["field_energy"]) > 1e-4
         for key in set(expected) - {"stress"}:
@@ -295,7 +297,8 @@ def test_the_batch_target_takes_total_charges_and_fields(tmp_path):
     batch["external_field"] = torch.zeros(3, 3)
     batch["external_field"][1] = torch.tensor(FIELD)
     found, expected = compiled(dict(batch)), model(dict(batch))
-    for key in ("total_energy", "forces", "latent_charges", "field_energy"):
+    energies = ("total_energy", "field_energy", "charge_state_energy")
+    for key in (*energies, "forces", "latent_charges"):
         torch.testing.assert_close(found[key], expected[key], atol=1e-9, rtol=1e-9)
     assert expected["field_energy"][1].abs() > 1e-4
 

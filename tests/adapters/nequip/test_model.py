@@ -16,6 +16,7 @@ from nequip_builders import (
     TYPES,
     acetaldehyde,
     build,
+    charged,
     crystal,
     evaluate,
     in_vacuum,
@@ -524,17 +525,6 @@ def test_a_model_from_the_middle_of_the_warm_up_says_so():
     long_range_parts(model)[0].long_range.gate.fill_(0.04)
     with pytest.warns(UserWarning, match="4%"):
         assert float(model.metadata["sog_gate"]) == pytest.approx(0.04)
-
-
-def charged(base="nequip", seed=2, **sog):
-    """A model with charge states and random weights throughout, as after training."""
-    model = build(base, sog=SOG | {"charge_embedding": 4} | sog).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for part in long_range_parts(model):
-            for parameter in part.long_range.states.parameters():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 @every_base
