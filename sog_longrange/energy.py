@@ -14,7 +14,14 @@ from .kernels import Ewald, FixedGaussians, Kernel
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
-from .validation import Structures, check_charges, check_structures, is_traced
+from .potential import Sources, sum_sources
+from .validation import (
+    Structures,
+    check_charges,
+    check_dipoles,
+    check_structures,
+    is_traced,
+)
 
 
 class LongRangeOutput(NamedTuple):
@@ -30,12 +37,19 @@ class LongRangeOutput(NamedTuple):
         dE/dq. Once differentiable.
     charges : Tensor, shape (n_atoms, n_channels), in e
         The charges that were evaluated.
+    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å), or None
+        -dE/dmu, where there are dipoles mu; 1/2 (q_i phi_i - mu_i.F_i) are the atomic energies
+        then. All of these are twice differentiable.
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, or None
+        The dipoles that were evaluated, if any.
     """
 
     energy: Tensor
     atomic_energies: Tensor
     potential: Tensor
     charges: Tensor
+    field: Tensor | None = None
+    dipoles: Tensor | None = None
 
 
 class LongRangeEnergy(nn.Module):
@@ -149,6 +163,8 @@ class LongRangeEnergy(nn.Module):
         pbc: Tensor | None = None,
         batch: Tensor | None = None,
         num_graphs: int | None = None,
+        *,
+        dipoles: Tensor | None = None,
     ) -> LongRangeOutput:
         """Evaluate the energy of each structure.
 
@@ -164,6 +180,10 @@ class LongRangeEnergy(nn.Module):
         batch : Tensor, shape (n_atoms,), int64, sorted, optional
         num_graphs : int, optional
             Needed only if structures may be empty.
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
+            Point dipoles at the atoms, which interact with charges and with each other
+            through the same kernel: the structure factor is sum_j (q_j - i k.mu_j) e^(-ik.r_j).
+            All derivatives are autograd's then, on a mesh in PyTorch or over pairs.
 
         Returns
         -------
@@ -173,6 +193,9 @@ class LongRangeEnergy(nn.Module):
         ------
         InputError, InputTypeError
             If an argument is malformed, not finite, or a periodic cell is singular.
+        ConfigError
+            If there are dipoles, and a process group, another backend than "auto" or "mesh", or
+            a tracer.
         BoundaryError
             If a structure is periodic along one or two axes and the kernel is `Ewald`.
         SizeError
@@ -181,9 +204,11 @@ class LongRangeEnergy(nn.Module):
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.traced
         )
-        return self.evaluate(charges, structures)
+        return self.evaluate(charges, structures, dipoles)
 
-    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
+    def evaluate(
+        self, charges: Tensor, structures: Structures, dipoles: Tensor | None = None
+    ) -> LongRangeOutput:
         """Evaluate the energy of structures that are validated already.
 
         Parameters
@@ -191,6 +216,7 @@ class LongRangeEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
             From :func:`~sog_longrange.validation.check_structures`.
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
 
         Returns
         -------
@@ -198,11 +224,13 @@ class LongRangeEnergy(nn.Module):
 
         Raises
         ------
-        InputError, InputTypeError, BoundaryError, SizeError
+        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
             As :meth:`forward`.
         """
         check_charges(charges, structures, values=not self.traced)
         self.check_channels(charges)
+        if dipoles is not None:
+            return self._with_dipoles(charges, dipoles, structures)
         if self.traced:
             energy, potential = self._operate(charges, structures)
         else:
@@ -210,6 +238,19 @@ class LongRangeEnergy(nn.Module):
             energy, potential = interaction.evaluate(charges, structures, self.remove_self)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
+
+    def _with_dipoles(
+        self, charges: Tensor, dipoles: Tensor, structures: Structures
+    ) -> LongRangeOutput:
+        if self.traced:
+            expected = "None where the energy is opaque or traced"
+            remedy = "Dipoles are evaluated in plain PyTorch only."
+            raise ConfigError(explain("dipoles", expected, "a tensor", remedy))
+        check_dipoles(dipoles, charges)
+        sources = Sources(charges, dipoles)
+        potential, field, energy = sum_sources(self, sources, structures)
+        energies = 0.5 * sources.work(potential, field)
+        return LongRangeOutput(energy.to(charges), energies, potential, charges, field, dipoles)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""
