@@ -1,7 +1,7 @@
 """Long-range physics for machine-learned interatomic potentials."""
 
 from ._version import __version__
-from .charges import ChargeEmbedding, LatentCharges, project_total_charge
+from .charges import ChargeEmbedding, LatentCharges, LatentDipoles, project_total_charge
 from .config import SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import (
@@ -45,6 +45,7 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "LatentCharges",
+    "LatentDipoles",
     "LongRangeEnergy",
     "LongRangeOutput",
     "PerformanceWarning",

@@ -108,13 +108,16 @@ def is_info_changed(before: AtomsLike, after: AtomsLike) -> bool:
     )
 
 
-def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:
-    """Dipole of the charges of a structure.
+def dipole_of_atoms(
+    charges: np.ndarray, atoms: AtomsLike, dipoles: np.ndarray | None = None
+) -> np.ndarray:
+    """Dipole of the charges of a structure, and of the dipoles of its atoms.
 
     Parameters
     ----------
     charges : ndarray, shape (n_atoms,), in e
     atoms : ase.Atoms
+    dipoles : ndarray, shape (n_atoms, 3), in e Å, optional
 
     Returns
     -------
@@ -123,5 +126,7 @@ def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:
     """
     numbers = (np.asarray(charges, dtype=np.float64), atoms.positions, atoms.cell.array)
     values, positions, cell = (torch.tensor(x) for x in numbers)
-    moments: np.ndarray = dipole(values, positions, cell, torch.tensor(atoms.pbc))[0].numpy()
+    own = None if dipoles is None else torch.tensor(np.asarray(dipoles, dtype=np.float64))
+    pbc = torch.tensor(atoms.pbc)
+    moments: np.ndarray = dipole(values, positions, cell, pbc, dipoles=own)[0].numpy()
     return moments

@@ -29,6 +29,7 @@ USED_BY = {
     "learn_widths": SUMS,
 }
 HOW = ("backend", "accelerator")
+DIPOLE_BACKENDS = ("auto", "mesh")
 CHARGE_CONSTRAINTS = ("none", "neutral", "total")
 
 
@@ -65,6 +66,10 @@ class SOGConfig:
         those of a joined law such as dispersion, where charges of one sign attract.
     fractional_charge : bool
         Whether that total charge may be other than a whole number of e.
+    latent_dipoles : bool
+        Give each atom a latent dipole for each channel, from the host model's vectors (features
+        of l = 1), which interacts with charges and dipoles through the same kernel. The host
+        must have such features; `backend` is "auto" or "mesh".
     tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -93,6 +98,7 @@ class SOGConfig:
     hidden_size: int = 32
     charge_constraint: str = "none"
     fractional_charge: bool = False
+    latent_dipoles: bool = False
     tolerance: float = 1e-5
     zero_mode: bool | None = None
     remove_self: bool = True
@@ -143,6 +149,9 @@ class SOGConfig:
             expected = 'left out unless `charge_constraint` is "total"'
             got = f"True with charge_constraint={self.charge_constraint!r}"
             raise ConfigError(explain("fractional_charge", expected, got))
+        if self.latent_dipoles and self.backend not in DIPOLE_BACKENDS:
+            expected = '"auto" or "mesh" with latent_dipoles=True'
+            raise ConfigError(explain("backend", expected, repr(self.backend)))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:

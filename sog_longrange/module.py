@@ -1,4 +1,4 @@
-"""The whole long-range part of a model: readout, kernel, energy and gate."""
+"""The whole long-range part of a model: readouts, kernel, energy and gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .charges import LatentCharges, project_total_charge
+from .charges import LatentCharges, LatentDipoles, project_total_charge
 from .config import HOW, SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
@@ -42,6 +42,14 @@ class SOGLongRange(nn.Module):
         Options; the defaults if left out.
     readout : LatentCharges, optional
         Instead of a new one of these sizes.
+    num_vectors : int
+        Number of vectors of each atom that the host model has; at least 1 for
+        ``latent_dipoles=True`` and without use otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If there shall be latent dipoles and there are no vectors, or a size is out of range.
 
     References
     ----------
@@ -55,6 +63,7 @@ class SOGLongRange(nn.Module):
         layer_sizes: Sequence[int],
         config: SOGConfig | None = None,
         readout: LatentCharges | None = None,
+        num_vectors: int = 0,
     ) -> None:
         super().__init__()
         self.config = SOGConfig() if config is None else config
@@ -62,6 +71,12 @@ class SOGLongRange(nn.Module):
         if readout is None:
             readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
         self.readout = readout
+        if c.latent_dipoles:
+            if num_vectors < 1:
+                expected = "False for a model without vectors (features of l = 1)"
+                raise ConfigError(explain("latent_dipoles", expected, "True"))
+            sizes = (num_vectors, c.num_channels, readout.layer_sizes[-1], c.hidden_size)
+            self.dipole_readout = LatentDipoles(*sizes)
         self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
         self.register_buffer("gate", torch.ones(()))
 
@@ -78,12 +93,14 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         ConfigError
-            If the mesh is fixed already.
+            If the mesh is fixed already, or there are latent dipoles.
         InputError, SizeError
             As :class:`FixedMeshEnergy`.
         """
         if isinstance(self.energy, FixedMeshEnergy):
             raise ConfigError(explain("energy", "without a fixed mesh", repr(self.energy)))
+        if self.config.latent_dipoles:
+            raise ConfigError(explain("latent_dipoles", "False for a fixed mesh", "True"))
         self.energy = FixedMeshEnergy(self.energy, largest_cell)
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
@@ -170,6 +187,7 @@ class SOGLongRange(nn.Module):
         batch: Tensor | None = None,
         num_graphs: int | None = None,
         total_charge: Tensor | None = None,
+        vectors: Tensor | None = None,
     ) -> LongRangeOutput:
         """Evaluate the gated long-range energy.
 
@@ -182,29 +200,37 @@ class SOGLongRange(nn.Module):
         total_charge : Tensor, shape (n_graphs,), in e, optional
             Required if, and used only if, `charge_constraint` is "total". Whole numbers,
             unless `fractional_charge` is set.
+        vectors : Tensor, shape (n_atoms, 3, num_vectors), optional
+            Cartesian equivariant vectors, layer after layer, in the dtype of the readout.
+            Required if, and used only if, `latent_dipoles` is set.
 
         Returns
         -------
         LongRangeOutput
-            Energy and charges of the gated model: while the gate is below 1, charges and
-            potential are scaled by its square root, so that they give the gated energy.
+            Energy and charges of the gated model: while the gate is below 1, charges, dipoles,
+            potential and field are scaled by its square root, so that they give the gated energy.
 
         Raises
         ------
         InputError, InputTypeError, BoundaryError, SizeError
-            As :meth:`LongRangeEnergy.forward`; also if a total charge is missing.
+            As :meth:`LongRangeEnergy.forward`; also if a total charge or vectors are missing.
         """
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
         )
         charges = self.latent_charges(features, structures, total_charge)
-        out = self.energy.evaluate(charges, structures)
+        dipoles = None
+        if self.config.latent_dipoles:
+            dipoles = self.latent_dipoles(features, structures, vectors)
+        out = self.energy.evaluate(charges, structures, dipoles)
         scale = self.gate.sqrt()
         return LongRangeOutput(
             self.gate * out.energy,
             self.gate * out.atomic_energies,
             scale * out.potential,
             scale * charges,
+            None if out.field is None else scale * out.field,
+            None if dipoles is None else scale * dipoles,
         )
 
     def latent_charges(
@@ -246,3 +272,29 @@ class SOGLongRange(nn.Module):
             fractional = self.config.fractional_charge
             wanted = check_total_charge(total_charge, structures, fractional=fractional)
         return project_total_charge(charges, wanted, structures.batch)
+
+    def latent_dipoles(
+        self, features: Tensor, structures: Structures, vectors: Tensor | None
+    ) -> Tensor:
+        """Latent dipoles of structures that are validated already, without the gate.
+
+        Parameters
+        ----------
+        features, vectors
+            As in :meth:`forward`; the features are checked already.
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, 3, num_channels), in e Å
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the vectors do not fit or are missing.
+        """
+        if vectors is None:
+            raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
+        dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
+        return dipoles

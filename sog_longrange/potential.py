@@ -69,11 +69,11 @@ class Sources(NamedTuple):
     dipoles: Tensor | None
 
     def at(self, atoms: Tensor) -> Sources:
-        """Sources of some of the atoms."""
+        """Return the sources of some of the atoms."""
         return Sources(self.charges[atoms], None if self.dipoles is None else self.dipoles[atoms])
 
     def work(self, potential: Tensor, field: Tensor) -> Tensor:
-        """q phi - mu.F of each atom in a potential and a field; (n_atoms,), in eV."""
+        """Return q phi - mu.F of each atom in a potential and a field; (n_atoms,), in eV."""
         of_charges = (self.charges * potential).sum(-1)
         if self.dipoles is None:
             return of_charges
@@ -87,13 +87,13 @@ class Felt(NamedTuple):
     ----------
     potential, field : Tensor
         See :class:`PotentialOutput`.
-    energy : Tensor, shape (n_graphs,), float64, in eV, or None
-        Of all sources; None of charges alone, whose energy is cheaper elsewhere.
+    energy : Tensor, shape (n_graphs,), float64, in eV
+        Of all sources; zero of charges alone, whose energy is cheaper elsewhere.
     """
 
     potential: Tensor
     field: Tensor
-    energy: Tensor | None
+    energy: Tensor
 
 
 _Jet = Callable[[Tensor], tuple[Tensor, ...]]
@@ -185,10 +185,8 @@ def sum_sources(energy: LongRangeEnergy, sources: Sources, structures: Structure
     kernel = energy.kernel.snapshot()
     potential = torch.zeros_like(sources.charges)
     field = torch.zeros_like(potential)[:, None].expand(-1, 3, -1)
-    total = None
-    if sources.dipoles is not None:
-        total = potential.new_zeros(structures.num_graphs, dtype=torch.float64)
-        total = total + 0.0 * structures.positions.sum()
+    total = potential.new_zeros(structures.num_graphs, dtype=torch.float64)
+    total = total + 0.0 * structures.positions.sum()
     for summed, mask in _kinds(energy, structures).items():
         if not bool(mask[structures.batch].any()):
             continue
@@ -196,8 +194,7 @@ def sum_sources(energy: LongRangeEnergy, sources: Sources, structures: Structure
         own = summed(energy, kernel, sources.at(atoms), part)
         potential = potential.index_copy(0, atoms, own.potential)
         field = field.index_copy(0, atoms, own.field)
-        if total is not None and own.energy is not None:
-            total = total.index_copy(0, graphs, own.energy)
+        total = total.index_copy(0, graphs, own.energy)
     return Felt(potential, field, total)
 
 
@@ -218,9 +215,7 @@ def _kinds(energy: LongRangeEnergy, structures: Structures) -> dict[Sum, Tensor]
     return {_on_mesh: whole, _over_pairs: paired, _on_padded_mesh: ~whole & ~paired}
 
 
-def _on_mesh(
-    energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures
-) -> Felt:
+def _on_mesh(energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures) -> Felt:
     """Sum over periodic images, in reciprocal space."""
     onset = wave_number_onset(kernel.min_width, energy.tolerance)
     lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1).tolist()
@@ -235,8 +230,7 @@ def _on_mesh(
     out = _convolve(meshes, accelerator, sources, phases, table, reciprocal, part.batch)
     volume = cell_volume(part.cell)
     own = volume[part.batch][:, None]
-    total = None if out.energy is None else out.energy / volume
-    felt = Felt(out.potential / own, out.field / own[..., None], total)
+    felt = Felt(out.potential / own, out.field / own[..., None], out.energy / volume)
     return _with_self(felt, energy, kernel, sources, part, -1.0)
 
 
@@ -252,10 +246,10 @@ def _on_padded_mesh(
     total = charges.new_zeros(part.num_graphs, charges.shape[1])
     total = total.index_add(0, part.batch, charges)
     mean = boxes.means * total
-    out = out._replace(potential=out.potential + mean[part.batch])
-    if out.energy is not None:
-        out = out._replace(energy=out.energy + 0.5 * (mean * total).sum(-1))
-    return _with_self(out, energy, kernel, sources, part, -1.0)
+    felt = out._replace(potential=out.potential + mean[part.batch])
+    if sources.dipoles is not None:
+        felt = felt._replace(energy=out.energy + 0.5 * (mean * total).sum(-1))
+    return _with_self(felt, energy, kernel, sources, part, -1.0)
 
 
 def _convolve(
@@ -276,8 +270,9 @@ def _convolve(
     spectrum = backend.spread(sources.charges, dipoles)
     potential, slope = backend.gather(backend.field(backend.convolve(table, spectrum)))
     field = -torch.einsum("nkp,nkc->ncp", slope, reciprocal[batch])
-    energy = None if dipoles is None else _mode_energy(backend, spectrum, table)
-    return Felt(potential, field, energy)
+    if dipoles is None:
+        return Felt(potential, field, table.new_zeros(len(reciprocal), dtype=torch.float64))
+    return Felt(potential, field, _mode_energy(backend, spectrum, table))
 
 
 def _mode_energy(backend: MeshBackend, spectrum: Tensor, table: Tensor) -> Tensor:
@@ -301,7 +296,7 @@ def _over_pairs(
         .index_add(0, second, b)
         for a, b in zip(to_first, to_second, strict=True)
     )
-    total = None
+    total = potential.new_zeros(part.num_graphs, dtype=torch.float64)
     if sources.dipoles is not None:
         total = _per_graph(here.work(*to_first), part.batch[first], part.num_graphs)
     return _with_self(Felt(potential, field, total), energy, kernel, sources, part, 0.0)
@@ -324,7 +319,7 @@ def _with_slope(jet: _Jet) -> _Jet:
 
     def longer(x: Tensor) -> tuple[Tensor, ...]:
         # Forward mode: reverse mode would need the graph also where nothing is differentiated.
-        values, slopes = torch.func.jvp(jet, (x,), (torch.ones_like(x),))
+        values, slopes, *_ = torch.func.jvp(jet, (x,), (torch.ones_like(x),))
         return (*values, slopes[-1])
 
     return longer
@@ -332,7 +327,7 @@ def _with_slope(jet: _Jet) -> _Jet:
 
 def _from_partner(law: list[Tensor], vectors: Tensor, partner: Sources) -> tuple[Tensor, Tensor]:
     """Potential (n_pairs, P) and field (n_pairs, 3, P) at a vector from each source."""
-    charges, dipoles = partner
+    charges, dipoles = partner.charges, partner.dipoles
     v, slope = vectors[..., None], 2.0 * law[1]
     potential, radial = law[0] * charges, -slope * charges
     if dipoles is None:
@@ -358,11 +353,8 @@ def _with_self(
         return felt._replace(potential=felt.potential + potential)
     value, slope = (factor * own for own in _law(kernel, origin, 1))
     potential, field = value * sources.charges, 2.0 * slope[:, None] * sources.dipoles
-    total = felt.energy
-    if total is not None:
-        own_energies = 0.5 * sources.work(potential, field)
-        total = total + _per_graph(own_energies, part.batch, part.num_graphs)
-    return Felt(felt.potential + potential, felt.field + field, total)
+    work = _per_graph(sources.work(potential, field), part.batch, part.num_graphs)
+    return Felt(felt.potential + potential, felt.field + field, felt.energy + 0.5 * work)
 
 
 def _per_graph(values: Tensor, batch: Tensor, num_graphs: int) -> Tensor:

@@ -200,7 +200,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         energy, *of_atoms = out
         if added is not None:
             added = added._replace(atomic_energies=added.atomic_energies[back])
-        return LongRangeOutput(energy, *[x[back] for x in of_atoms]), added
+        return LongRangeOutput(energy, *[x[back] for x in of_atoms if x is not None]), added
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""

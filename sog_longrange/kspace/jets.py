@@ -114,7 +114,8 @@ def _sources(charges: Tensor, dipoles: Tensor) -> Tensor:
     """Charges and dipoles at their entries of a jet; (N, P, 2, 2, 2)."""
     none = torch.zeros_like(charges)
     x, y, z = dipoles.unbind(1)
-    return torch.stack((charges, z, y, none, x, none, none, none), -1).unflatten(-1, (2, 2, 2))
+    entries = torch.stack((charges, z, y, none, x, none, none, none), -1)
+    return entries.view(*charges.shape, 2, 2, 2)
 
 
 def _first(jets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
