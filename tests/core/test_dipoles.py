@@ -200,8 +200,9 @@ def test_probes_feel_the_limit_of_two_charges(boundary):
     assert relative_error(out.field[0].detach(), expected.field[0].detach()) < 1e-5
 
 
-def test_large_open_structures_follow_the_law_of_small_ones():
-    structure = random_structure(6, 501, 1, edge=12.0, periodic=False)
+def test_large_open_structures_follow_the_law_of_small_ones(monkeypatch):
+    monkeypatch.setattr("sog_longrange.potential.MOST_PAIRED", 19)
+    structure = random_structure(6, 20, 1, edge=6.0, periodic=False)
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]
     padded = evaluate(LongRangeEnergy(kernel, tolerance=1e-7), structure, dipoles)

@@ -44,8 +44,8 @@ class Schedule:
     Attributes
     ----------
     lr_factor, kernel_lr_factor : float
-        Learning rates of the charge readout and of the kernel, relative to MACE's. The
-        kernel's is small by default: it holds the physics that a few short separations
+        Learning rates of the readouts of charges and dipoles, and of the kernel, relative to
+        MACE's. The kernel's is small by default: it holds the physics that a few short separations
         should not bend.
     warmup : int
         Optimizer steps over which the long-range energy is faded in; 0 for none.
@@ -139,12 +139,15 @@ class Patches:
         """Give the long-range part its parameter group and leave no parameter out."""
         self.model = model  # MACE may have copied it on the way here.
         options: dict[str, Any] = self.originals["get_params_options"](args, model)
-        parts = (
-            ("long_range_charges", model.long_range.readout, self.schedule.lr_factor),
-            ("long_range_kernel", model.long_range.energy, self.schedule.kernel_lr_factor),
-        )
-        for name, part, factor in parts:
-            group = {"name": name, "params": part.parameters(), "lr": factor * args.lr}
+        part, schedule = model.long_range, self.schedule
+        parts: list[tuple[str, nn.Module, float]] = [
+            ("long_range_charges", part.readout, schedule.lr_factor),
+            ("long_range_kernel", part.energy, schedule.kernel_lr_factor),
+        ]
+        if part.config.latent_dipoles:
+            parts.append(("long_range_dipoles", part.dipole_readout, schedule.lr_factor))
+        for name, module, factor in parts:
+            group = {"name": name, "params": module.parameters(), "lr": factor * args.lr}
             options["params"].append(group | {"weight_decay": 0.0})
         for group in options["params"]:
             # MACE hands over generators: looking into them would empty them.

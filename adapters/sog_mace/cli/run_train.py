@@ -40,6 +40,7 @@ HELP = {
     "hidden_size": "width of the perceptron of the charge readout; 0 for none",
     "charge_constraint": "latent charges are free, neutral, or sum to the total_charge of the data",
     "fractional_charge": "let total charges be other than whole numbers",
+    "latent_dipoles": "give atoms latent dipoles too, from the vectors (1o) of hidden_irreps",
     "tolerance": "relative accuracy of the reciprocal sum",
     "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
     "accelerator": "compiled code for the mesh: auto, none, numba or triton",
