@@ -23,6 +23,7 @@ from .keys import (
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
+    LATENT_DIPOLES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
 )
@@ -36,7 +37,9 @@ class SOGNequIPCalculator(NequIPCalculator):
     `long_range_energies` (n_atoms,) in eV, `latent_charges` (n_atoms, n_channels) in e,
     `charges` (n_atoms,), the first channel, and their `dipole` (3,) in e Å, of periodic
     structures on the branch of :func:`sog_longrange.dipole`. The sign of all charges together
-    is free, and with it that of the dipole.
+    is free, and with it that of the dipole. Models with latent dipoles also report
+    `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first channel are part of the
+    `dipole`.
 
     Models that are not compiled read the total charge of a structure from ``info["charge"]`` or
     ``info["total_charge"]``.
@@ -153,4 +156,9 @@ class SOGNequIPCalculator(NequIPCalculator):
         self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY][:, 0]
         self.results["latent_charges"] = found[LATENT_CHARGES_KEY]
         charges = self.results["charges"] = found[LATENT_CHARGES_KEY][:, 0].copy()
-        self.results["dipole"] = dipole_of_atoms(charges, self.atoms)
+        own = None
+        if LATENT_DIPOLES_KEY in out:
+            flat = out[LATENT_DIPOLES_KEY].detach().cpu().numpy()
+            dipoles = flat.reshape(len(flat), -1, 3).transpose(0, 2, 1)
+            self.results["latent_dipoles"], own = dipoles, dipoles[:, :, 0]
+        self.results["dipole"] = dipole_of_atoms(charges, self.atoms, own)

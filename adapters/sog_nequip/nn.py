@@ -31,12 +31,69 @@ from .keys import (
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
+    LATENT_DIPOLES_KEY,
+    LATENT_VECTORS_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
 )
 
 BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
+
+
+@compile_mode("unsupported")
+class LatentVectors(GraphModuleMixin, nn.Module):
+    """Copies the vectors (1o) among the features of atoms to a field of their own.
+
+    Stands behind the last convolution whose features hold vectors: later ones are scalars.
+
+    Parameters
+    ----------
+    irreps_in : dict
+        Irreps of the fields that come in.
+    """
+
+    def __init__(self, irreps_in: dict[str, Any]) -> None:
+        super().__init__()
+        irreps = Irreps(str(irreps_in[AtomicDataDict.NODE_FEATURES_KEY]))
+        self.vectors = vector_slices(irreps)
+        width = sum(s.stop - s.start for s in self.vectors)
+        GraphModuleMixin._init_irreps(
+            self,
+            irreps_in=irreps_in,
+            irreps_out={LATENT_VECTORS_KEY: Irreps([(width // 3, (1, -1))])},
+        )
+
+    def forward(self, data: Data) -> Data:
+        """Add the vectors to a batch.
+
+        Parameters
+        ----------
+        data : dict
+            Fields of a batch.
+
+        Returns
+        -------
+        dict
+            With `latent_vectors` (n_atoms, 3 n_vectors), one vector after another.
+        """
+        features = data[AtomicDataDict.NODE_FEATURES_KEY]
+        data[LATENT_VECTORS_KEY] = torch.cat([features[:, s] for s in self.vectors], dim=1)
+        return data
+
+
+def vector_slices(irreps: Irreps) -> list[slice]:
+    """Where vectors (1o) lie among features.
+
+    Parameters
+    ----------
+    irreps : Irreps
+
+    Returns
+    -------
+    list of slice
+    """
+    return [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (1, -1)]
 
 
 @compile_mode("unsupported")
@@ -70,7 +127,7 @@ class LongRange(GraphModuleMixin, nn.Module):
     ConfigError
         If an option has an unknown value.
     HostError
-        If no scalar features come in.
+        If no scalar features come in, or no vectors where there shall be latent dipoles.
     """
 
     is_sog_long_range = True  # Classes of packaged models are not those of this process.
@@ -98,7 +155,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
         self.n_types = n_types
         sizes = [n_types, sum(s.stop - s.start for s in self.scalars)]
-        self.long_range = SOGLongRange([size for size in sizes if size > 0], config)
+        sizes = [size for size in sizes if size > 0]
+        self.long_range = SOGLongRange(sizes, config, num_vectors=_num_vectors(config, irreps_in))
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -106,6 +164,7 @@ class LongRange(GraphModuleMixin, nn.Module):
 
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
+        dipoles = {LATENT_DIPOLES_KEY: Irreps([(config.num_channels, (1, -1))])}
         GraphModuleMixin._init_irreps(
             self,
             irreps_in=irreps_in,
@@ -115,6 +174,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LONG_RANGE_ENERGY_KEY: Irreps("0e"),
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
                 FIELD_ENERGY_KEY: Irreps("0e"),
+                **(dipoles if config.latent_dipoles else {}),
             },
         )
 
@@ -142,7 +202,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             With `latent_charges` (n_atoms, n_channels) in e, `long_range_energy`
             (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. In a field also
             with `field_energy` (n_graphs, 1) in eV, which is no part of the former but of
-            the total and atomic energies.
+            the total and atomic energies. With latent dipoles also with `latent_dipoles`
+            (n_atoms, 3 n_channels) in e Å, one channel after another.
 
         Raises
         ------
@@ -156,6 +217,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             self._check_gate()
         out, added = self._evaluate(data)
         data[LATENT_CHARGES_KEY] = out.charges
+        if out.dipoles is not None:
+            data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
         data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
         _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
@@ -179,10 +242,12 @@ class LongRange(GraphModuleMixin, nn.Module):
         )
         self._check_total_charge(total_charge)
         features, positions = self._features(data), data[AtomicDataDict.POSITIONS_KEY]
+        vectors = self._vectors(data)
         pbc, contradicted = self._periodicity(data, n_graphs)
         order = _order(batch)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
+            vectors = None if vectors is None else vectors[order]
         structures = (
             None if cell is None else cell.view(-1, 3, 3),
             pbc,
@@ -190,10 +255,12 @@ class LongRange(GraphModuleMixin, nn.Module):
             n_graphs,
         )
         total_charge = None if total_charge is None else total_charge.view(-1)
-        out: LongRangeOutput = self.long_range(features, positions, *structures, total_charge)
+        out: LongRangeOutput = self.long_range(
+            features, positions, *structures, total_charge, vectors
+        )
         if contradicted is not None:
             out = _without_energies(out, contradicted)
-        added = _in_field(data, out.charges, positions, *structures)
+        added = _in_field(data, out, positions, *structures)
         if order is None:
             return out, added
         back = order.argsort()
@@ -220,6 +287,19 @@ class LongRange(GraphModuleMixin, nn.Module):
                 "in ASE by atoms.info['charge'] and SOGNequIPCalculator.from_saved_model. "
                 "Compiled models have no such input yet."
             )
+
+    def _vectors(self, data: Data) -> Tensor | None:
+        """Vectors that dipoles are made from, (n_atoms, 3, n_vectors), if there shall be any."""
+        if not self.long_range.config.latent_dipoles:
+            return None
+        if is_traced():
+            raise HostError(
+                "Models with latent dipoles cannot be compiled yet: leave out `compile_mode: "
+                "compile` in training, and open checkpoints and packages by "
+                "SOGNequIPCalculator.from_saved_model."
+            )
+        vectors = data[LATENT_VECTORS_KEY]
+        return vectors.view(len(vectors), -1, 3).transpose(1, 2)
 
     def _features(self, data: Data) -> Tensor:
         """Features that charges are made from: of the type, if wanted, and of the model."""
@@ -281,6 +361,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
         if self.boundary == "open":
             raise HostError(explain("boundary", "'periodic' for a fixed mesh", "'open'"))
+        if self.long_range.config.latent_dipoles:
+            raise HostError(explain("latent_dipoles", "False for a fixed mesh", "True"))
         self.boundary = "periodic"
         self.long_range.fix_mesh(torch.tensor(self.largest_cell, dtype=torch.float64))
         self._nequip_custom_ops_libs = ()
@@ -377,8 +459,18 @@ def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOu
     return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
 
 
+def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
+    """Count the vectors that dipoles are made from, if there shall be any."""
+    if not config.latent_dipoles:
+        return 0
+    if LATENT_VECTORS_KEY not in irreps_in:
+        expected = f"False where there is no field `{LATENT_VECTORS_KEY}`"
+        raise HostError(explain("latent_dipoles", expected, "True"))
+    return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
+
+
 def _in_field(
-    data: Data, charges: Tensor, positions: Tensor, *structures: Any
+    data: Data, out: LongRangeOutput, positions: Tensor, *structures: Any
 ) -> FieldOutput | None:
     """Energies in an external field, if the data hold one."""
     field = data.get(EXTERNAL_FIELD_KEY)
@@ -390,7 +482,9 @@ def _in_field(
             "it is: without `compile_mode: compile` in training, by "
             "SOGNequIPCalculator.from_saved_model in ASE."
         )
-    return uniform_field(charges[:, 0], positions, field.to(positions), *structures)
+    charges, dipoles = out.charges[:, 0], None if out.dipoles is None else out.dipoles[:, :, 0]
+    field = field.to(positions)
+    return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
 
 
 def _add(data: Data, field: str, energy: Tensor) -> None:
