@@ -69,8 +69,8 @@ class SOGMACE(nn.Module):
         if config is not None and config.latent_dipoles and not self.vectors:
             raise HostError(
                 "Latent dipoles are made from vectors, and no layer of this MACE model has any. "
-                "Use hidden irreps with 1o, such as 64x0e + 64x1o, and more than one layer, or leave "
-                "latent_dipoles out."
+                "Use hidden irreps with 1o, such as 64x0e + 64x1o, and more than one layer, or "
+                "leave latent_dipoles out."
             )
         num_vectors = sum(part.stop - part.start for part in self.vectors) // 3
         sizes = layer_sizes(self.invariants)

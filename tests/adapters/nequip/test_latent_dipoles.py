@@ -29,7 +29,6 @@ from sog_nequip.nn import LongRange
 from sog_nequip.train import long_range_parts
 
 SOG = {"num_channels": 2, "tolerance": 1e-8, "latent_dipoles": True}
-STEP = 1e-4
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 layers", "3 layers"])
@@ -39,6 +38,12 @@ def model(request):
 
 def energy_of(model, atoms):
     return evaluate(model, atoms)["total_energy"].item()
+
+
+def derivative(energy, h=1e-3):
+    """Fifth-order central difference of a function of a step, at zero."""
+    weights = {1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
+    return sum(w * (energy(n * h) - energy(-n * h)) for n, w in weights.items()) / h
 
 
 def dipoles_of(out):
@@ -54,28 +59,29 @@ def test_forces_and_stress_are_the_gradients_of_the_energy(model, name):
     rng = np.random.default_rng(0)
     direction, strain = rng.normal(size=atoms.positions.shape), rng.normal(size=(3, 3))
     strain = strain + strain.T
-    moved, strained = [], []
-    for step in (STEP, -STEP):
+
+    def moved(step):
         copy = atoms.copy()
         copy.positions += step * direction
-        moved.append(energy_of(model, copy))
+        return energy_of(model, copy)
+
+    def strained(step):
         copy = atoms.copy()
         copy.set_cell(atoms.cell.array @ (np.eye(3) + step * strain), scale_atoms=True)
-        strained.append(energy_of(model, copy))
-    slope = (moved[0] - moved[1]) / (2 * STEP)
+        return energy_of(model, copy)
+
     expected = -(out["forces"].detach().numpy() * direction).sum()
-    assert slope == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert derivative(moved) == pytest.approx(expected, rel=1e-6, abs=1e-7)
     if atoms.pbc.any():
-        slope = (strained[0] - strained[1]) / (2 * STEP)
         expected = (out["stress"][0].detach().numpy() * strain).sum() * atoms.get_volume()
-        assert slope == pytest.approx(expected, rel=1e-5, abs=1e-7)
+        assert derivative(strained) == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("make", [acetaldehyde, crystal, slab])
+@pytest.mark.parametrize("make", [in_vacuum, crystal, slab])
 def test_dipoles_are_equivariant_vectors_that_matter(model, make):
     data = AtomicDataDict.with_batch_(to_data(make()))
     # Looks at every output that has irreps, the latent dipoles among them.
-    assert_AtomicData_equivariant(model, data)
+    assert_AtomicData_equivariant(model, data, e3_tolerance=1e-7)
     out = evaluate(model, make())
     assert out["latent_dipoles"].shape == (len(make()), 6)
     assert out["latent_dipoles"].abs().max() > 1e-3
