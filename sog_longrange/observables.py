@@ -448,7 +448,7 @@ def _born(
 
 
 class _Pull:
-    """Weighted sums over i of dq_i/dr_j, one backward pass each."""
+    """Weighted sums over i of dq_i/dr_j, or of dmu_i/dr_j; one backward pass each."""
 
     def __init__(self, charges: Tensor, positions: Tensor, create_graph: bool) -> None:
         self.charges, self.positions, self.create_graph = charges, positions, create_graph
@@ -470,9 +470,8 @@ def _dipole_response(dipoles: Tensor, positions: Tensor, create_graph: bool) -> 
     """Sum over i of dmu_i/dr_j, shape (n_atoms, 3, 3)."""
     if not dipoles.requires_grad:
         return torch.zeros_like(positions[:, :, None] * positions[:, None])
-    ones = torch.ones_like(positions[:, 0])
-    parts = dipoles.unbind(1)
-    return torch.stack([_Pull(part, positions, create_graph)(ones) for part in parts], 1)
+    pull = _Pull(dipoles, positions, create_graph)
+    return torch.stack([pull(axis.expand_as(dipoles)) for axis in torch.eye(3).to(dipoles)], 1)
 
 
 def _response(pull: _Pull, structures: Structures, reach: float | None) -> Tensor:
