@@ -38,9 +38,10 @@ class SOGMACE(nn.Module):
     """A MACE model plus the long-range energy of latent charges.
 
     The MACE model is held, not copied or subclassed: its forward pass runs as it is,
-    the latent charges are read from the invariant features of all its layers, and
-    forces and stress are derivatives of the sum of both energies. Attributes that are
-    not found here are those of the MACE model, so that MACE's own tools work.
+    the latent charges are read from the invariant features of all its layers, and latent
+    dipoles, if there shall be any, from the vectors. Forces and stress are derivatives of
+    the sum of both energies. Attributes that are not found here are those of the MACE
+    model, so that MACE's own tools work.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from nequip.data import AtomicDataDict
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
-from nequip.model import ModelFromCheckpoint, ModelFromPackage
+from nequip.model import ModelFromPackage
 from nequip.utils.test import assert_AtomicData_equivariant
 from nequip_builders import (
     R_MAX,
@@ -20,11 +20,12 @@ from nequip_builders import (
     slab,
     to_data,
 )
-from test_training import run, train
+from test_training import MODEL, extend, load, run, train
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sog_longrange import ConfigError, HostError
+from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_nequip.calculator import SOGNequIPCalculator
+from sog_nequip.model import attach
 from sog_nequip.nn import LongRange
 from sog_nequip.train import long_range_parts
 
@@ -129,6 +130,19 @@ def test_a_force_loss_reaches_every_parameter_of_the_readout():
         assert float(parameter.grad.abs().max()) > 0.0, name
 
 
+def test_trained_models_get_dipoles_too():
+    """What SOGModelFromSaved does, starting at exactly the short-range model."""
+    bare = build("nequip", bare=True)
+    expected = evaluate(bare, crystal())["total_energy"].detach()
+    model = attach(bare, SOGConfig.from_dict(SOG), warm_up=True).eval()
+    out = model(to_data(crystal()))
+    assert torch.equal(out["total_energy"].detach(), expected)
+    (part,) = long_range_parts(model)
+    part.long_range.gate.fill_(1.0)
+    out = model(to_data(crystal()))
+    assert out["latent_dipoles"].abs().max() > 1e-3
+
+
 def test_float32_models_have_dipoles_in_the_precision_of_the_positions():
     out = evaluate(build("nequip", sog=SOG, model_dtype="float32").eval(), crystal())
     assert out["latent_dipoles"].dtype == torch.float64
@@ -178,9 +192,9 @@ def test_ase_reports_dipoles_and_their_energy_in_a_field(model, make):
     assert added == pytest.approx(-dipole @ across, abs=1e-10)
 
 
-@pytest.mark.slow
-def test_training_packaging_and_ase(tmp_path):
-    """A config line is all that a user writes."""
+@pytest.fixture
+def folder(tmp_path):
+    """Data to train on."""
     rng, frames = np.random.default_rng(0), []
     for make in (crystal, acetaldehyde) * 4:
         atoms = make()
@@ -191,17 +205,37 @@ def test_training_packaging_and_ase(tmp_path):
     (tmp_path / "data").mkdir()
     ase.io.write(tmp_path / "data" / "train.xyz", frames[:4])
     ase.io.write(tmp_path / "data" / "valid.xyz", frames[4:])
-    options = ("training_module.model.num_layers=2", "warm_up_steps=1")
-    line = "+training_module.model.sog.latent_dipoles=true"
-    trained = train(tmp_path, "dipoles", "long_range", *options, line)
-    model = ModelFromCheckpoint(str(trained))["sole_model"].eval()
-    run("nequip-package", tmp_path, "build", trained, "dipoles.nequip.zip")
-    package = ModelFromPackage(str(tmp_path / "dipoles.nequip.zip"))["sole_model"].eval()
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_packages_of_short_range_models_get_dipoles(folder):
+    bare = train(folder, "bare", "short_range", f"{MODEL}.num_layers=2")
+    run("nequip-package", folder, "build", bare, "bare.nequip.zip")
+    target = (
+        "extended.model._target_=nequip.model.ModelFromPackage",
+        f"+extended.model.package_path='{folder / 'bare.nequip.zip'}'",
+        "~extended.model.checkpoint_path",
+        "+extended.sog.latent_dipoles=true",
+    )
+    tuned = load(extend(folder, "tuned", "warm_up_steps=1", "trained=", *target))
+    assert evaluate(tuned, crystal())["latent_dipoles"].abs().max() > 0.0
+
+
+@pytest.mark.slow
+def test_training_packaging_and_ase(folder):
+    """A config line is all that a user writes."""
+    options = (f"{MODEL}.num_layers=2", "warm_up_steps=1")
+    line = f"+{MODEL}.sog.latent_dipoles=true"
+    trained = train(folder, "dipoles", "long_range", *options, line)
+    model = load(trained)
+    run("nequip-package", folder, "build", trained, "dipoles.nequip.zip")
+    package = ModelFromPackage(str(folder / "dipoles.nequip.zip"))["sole_model"].eval()
     expected, found = (evaluate(own, crystal()) for own in (model, package))
     for key in ("total_energy", "forces", "latent_dipoles"):
         torch.testing.assert_close(found[key], expected[key])
     assert found["latent_dipoles"].abs().max() > 0.0
-    for path in (trained, tmp_path / "dipoles.nequip.zip"):
+    for path in (trained, folder / "dipoles.nequip.zip"):
         atoms = crystal()
         atoms.calc = SOGNequIPCalculator.from_saved_model(
             path, chemical_species_to_atom_type_map=True
@@ -209,5 +243,5 @@ def test_training_packaging_and_ase(tmp_path):
         atoms.get_potential_energy()
         assert atoms.calc.results["latent_dipoles"].shape == (len(atoms), 3, 1)
     with pytest.raises(RuntimeError, match="cannot be compiled yet"):
-        run("nequip-compile", tmp_path, trained, "dipoles.nequip.pt2",
+        run("nequip-compile", folder, trained, "dipoles.nequip.pt2",
             "--mode", "aotinductor", "--device", "cpu", "--target", "sog_ase")  # fmt: skip
