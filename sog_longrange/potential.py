@@ -138,7 +138,8 @@ def potential_and_field(
     References
     ----------
     Ji, Liang, Xu, arXiv:2502.04668 (the sum); Kosmala et al., arXiv:2303.04791 (long-range
-    sums as layers of a network).
+    sums as layers of a network); Toukmaji, Sagui, Board, Darden, J. Chem. Phys. 113, 10913
+    (2000) (dipoles on meshes).
 
     Examples
     --------

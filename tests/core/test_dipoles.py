@@ -282,10 +282,10 @@ def small_kernel(name):
 
 
 DERIVATIVES = [
-    (boundary, name)
-    for boundary in BOUNDARIES
-    for name in ("shared", "per_channel", "ewald")
-    if name != "ewald" or boundary in ("periodic", "open")
+    *(("periodic", name) for name in ("shared", "per_channel", "ewald")),
+    *(("open", name) for name in ("per_channel", "ewald")),
+    ("slab", "per_channel"),
+    ("wire", "shared"),
 ]
 
 
