@@ -3,7 +3,7 @@
 from ._version import __version__
 from .charges import ChargeEmbedding, LatentCharges, LatentDipoles, project_total_charge
 from .config import SOGConfig
-from .energy import LongRangeEnergy, LongRangeOutput
+from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput
 from .errors import (
     BoundaryError,
     ConfigError,
@@ -38,6 +38,7 @@ __all__ = [
     "BoundaryError",
     "ConfigError",
     "DerivativeError",
+    "DipolarOutput",
     "Ewald",
     "FixedMeshEnergy",
     "GridReport",

@@ -37,19 +37,35 @@ class LongRangeOutput(NamedTuple):
         dE/dq. Once differentiable.
     charges : Tensor, shape (n_atoms, n_channels), in e
         The charges that were evaluated.
-    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å), or None
-        -dE/dmu, where there are dipoles mu; 1/2 (q_i phi_i - mu_i.F_i) are the atomic energies
-        then. All of these are twice differentiable.
-    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, or None
-        The dipoles that were evaluated, if any.
     """
 
     energy: Tensor
     atomic_energies: Tensor
     potential: Tensor
     charges: Tensor
-    field: Tensor | None = None
-    dipoles: Tensor | None = None
+
+
+class DipolarOutput(NamedTuple):
+    """Result of a long-range evaluation with dipoles; all of it is twice differentiable.
+
+    Attributes
+    ----------
+    energy, potential, charges : Tensor
+        As in :class:`LongRangeOutput`.
+    atomic_energies : Tensor, shape (n_atoms,), in eV
+        1/2 (q_i phi_i - mu_i.F_i); sums to `energy`.
+    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å)
+        -dE/dmu.
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
+        The dipoles mu that were evaluated.
+    """
+
+    energy: Tensor
+    atomic_energies: Tensor
+    potential: Tensor
+    charges: Tensor
+    field: Tensor
+    dipoles: Tensor
 
 
 class LongRangeEnergy(nn.Module):
@@ -165,7 +181,7 @@ class LongRangeEnergy(nn.Module):
         num_graphs: int | None = None,
         *,
         dipoles: Tensor | None = None,
-    ) -> LongRangeOutput:
+    ) -> LongRangeOutput | DipolarOutput:
         """Evaluate the energy of each structure.
 
         Parameters
@@ -187,7 +203,7 @@ class LongRangeEnergy(nn.Module):
 
         Returns
         -------
-        LongRangeOutput
+        LongRangeOutput, or DipolarOutput with dipoles
 
         Raises
         ------
@@ -204,11 +220,11 @@ class LongRangeEnergy(nn.Module):
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.traced
         )
-        return self.evaluate(charges, structures, dipoles)
+        if dipoles is not None:
+            return self.evaluate_dipoles(charges, dipoles, structures)
+        return self.evaluate(charges, structures)
 
-    def evaluate(
-        self, charges: Tensor, structures: Structures, dipoles: Tensor | None = None
-    ) -> LongRangeOutput:
+    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
         """Evaluate the energy of structures that are validated already.
 
         Parameters
@@ -216,7 +232,6 @@ class LongRangeEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
             From :func:`~sog_longrange.validation.check_structures`.
-        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
 
         Returns
         -------
@@ -224,13 +239,11 @@ class LongRangeEnergy(nn.Module):
 
         Raises
         ------
-        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
+        InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`forward`.
         """
         check_charges(charges, structures, values=not self.traced)
         self.check_channels(charges)
-        if dipoles is not None:
-            return self._with_dipoles(charges, dipoles, structures)
         if self.traced:
             energy, potential = self._operate(charges, structures)
         else:
@@ -239,18 +252,38 @@ class LongRangeEnergy(nn.Module):
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
-    def _with_dipoles(
+    def evaluate_dipoles(
         self, charges: Tensor, dipoles: Tensor, structures: Structures
-    ) -> LongRangeOutput:
+    ) -> DipolarOutput:
+        """Evaluate charges and dipoles in structures that are validated already.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        DipolarOutput
+
+        Raises
+        ------
+        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
+            As :meth:`forward`.
+        """
         if self.traced:
             expected = "None where the energy is opaque or traced"
             remedy = "Dipoles are evaluated in plain PyTorch only."
             raise ConfigError(explain("dipoles", expected, "a tensor", remedy))
+        check_charges(charges, structures)
+        self.check_channels(charges)
         check_dipoles(dipoles, charges)
         sources = Sources(charges, dipoles)
         potential, field, energy = sum_sources(self, sources, structures)
         energies = 0.5 * sources.work(potential, field)
-        return LongRangeOutput(energy.to(charges), energies, potential, charges, field, dipoles)
+        return DipolarOutput(energy.to(charges), energies, potential, charges, field, dipoles)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .energy import LongRangeEnergy, LongRangeOutput
-from .errors import ConfigError, InputError, explain
+from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
     Modes,
@@ -117,9 +117,7 @@ class FixedMeshEnergy(nn.Module):
         """Always: no number is looked at, as in a graph."""
         return True
 
-    def evaluate(
-        self, charges: Tensor, structures: Structures, dipoles: Tensor | None = None
-    ) -> LongRangeOutput:
+    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
         """Evaluate like :meth:`LongRangeEnergy.evaluate`, whose place this can take.
 
         Parameters
@@ -127,8 +125,6 @@ class FixedMeshEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
             One structure, taken as periodic along all axes.
-        dipoles : None
-            Has no meaning here.
 
         Returns
         -------
@@ -137,10 +133,8 @@ class FixedMeshEnergy(nn.Module):
         Raises
         ------
         InputError
-            If there is more than one structure, or dipoles are given.
+            If there is more than one structure.
         """
-        if dipoles is not None:
-            raise InputError(explain("dipoles", "None with a fixed mesh", "a tensor"))
         check_shape("cell", structures.cell, (1, 3, 3), "(1, 3, 3), of one structure")
         atomic_energies, potential = self(charges, structures.positions, structures.cell[0])
         energy = atomic_energies.sum()[None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .charges import LatentCharges, LatentDipoles, project_total_charge
 from .config import HOW, SOGConfig
-from .energy import LongRangeEnergy, LongRangeOutput
+from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, explain
 from .fixed import FixedMeshEnergy
 from .validation import (
@@ -188,7 +188,7 @@ class SOGLongRange(nn.Module):
         num_graphs: int | None = None,
         total_charge: Tensor | None = None,
         vectors: Tensor | None = None,
-    ) -> LongRangeOutput:
+    ) -> LongRangeOutput | DipolarOutput:
         """Evaluate the gated long-range energy.
 
         Parameters
@@ -206,7 +206,7 @@ class SOGLongRange(nn.Module):
 
         Returns
         -------
-        LongRangeOutput
+        LongRangeOutput, or DipolarOutput with latent dipoles
             Energy and charges of the gated model: while the gate is below 1, charges, dipoles,
             potential and field are scaled by its square root, so that they give the gated energy.
 
@@ -219,19 +219,24 @@ class SOGLongRange(nn.Module):
             positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
         )
         charges = self.latent_charges(features, structures, total_charge)
-        dipoles = None
         if self.config.latent_dipoles:
             dipoles = self.latent_dipoles(features, structures, vectors)
-        out = self.energy.evaluate(charges, structures, dipoles)
+            # `fix_mesh` refuses models with dipoles.
+            energy = cast(LongRangeEnergy, self.energy)
+            return self._gated(energy.evaluate_dipoles(charges, dipoles, structures))
+        out = self.energy.evaluate(charges, structures)
         scale = self.gate.sqrt()
         return LongRangeOutput(
             self.gate * out.energy,
             self.gate * out.atomic_energies,
             scale * out.potential,
             scale * charges,
-            None if out.field is None else scale * out.field,
-            None if dipoles is None else scale * dipoles,
         )
+
+    def _gated(self, out: DipolarOutput) -> DipolarOutput:
+        scale = self.gate.sqrt()
+        energies = self.gate * out.energy, self.gate * out.atomic_energies
+        return DipolarOutput(*energies, *(scale * x for x in out[2:]))
 
     def latent_charges(
         self, features: Tensor, structures: Structures, total_charge: Tensor | None = None

@@ -207,7 +207,7 @@ class SOGMACE(nn.Module):
             latent_potential=long_range.potential,
             displacement=geometry.displacement,
         )
-        if long_range.dipoles is not None:
+        if self.long_range.config.latent_dipoles:
             out.update(latent_dipoles=long_range.dipoles, latent_field=long_range.field)
         _add_field(out, geometry)
         return out

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sog_longrange import (
     ConfigError,
+    DipolarOutput,
     FieldOutput,
     FixedMeshEnergy,
     HostError,
@@ -39,6 +40,7 @@ from .keys import (
 
 BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
+Output = LongRangeOutput | DipolarOutput
 
 
 @compile_mode("unsupported")
@@ -217,7 +219,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             self._check_gate()
         out, added = self._evaluate(data)
         data[LATENT_CHARGES_KEY] = out.charges
-        if out.dipoles is not None:
+        if isinstance(out, DipolarOutput):
             data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
         data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
@@ -229,7 +231,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, added.atomic_energies[:, None])
         return data
 
-    def _evaluate(self, data: Data) -> tuple[LongRangeOutput, FieldOutput | None]:
+    def _evaluate(self, data: Data) -> tuple[Output, FieldOutput | None]:
         """Results of the long range and of a field, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
         cell, total_charge, batch = (
@@ -255,9 +257,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             n_graphs,
         )
         total_charge = None if total_charge is None else total_charge.view(-1)
-        out: LongRangeOutput = self.long_range(
-            features, positions, *structures, total_charge, vectors
-        )
+        out: Output = self.long_range(features, positions, *structures, total_charge, vectors)
         if contradicted is not None:
             out = _without_energies(out, contradicted)
         added = _in_field(data, out, positions, *structures)
@@ -267,7 +267,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         energy, *of_atoms = out
         if added is not None:
             added = added._replace(atomic_energies=added.atomic_energies[back])
-        return LongRangeOutput(energy, *[x[back] for x in of_atoms if x is not None]), added
+        return type(out)(energy, *[x[back] for x in of_atoms]), added
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
@@ -453,7 +453,7 @@ def _order(batch: Tensor | None) -> Tensor | None:
     return batch.argsort(stable=True)
 
 
-def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOutput:
+def _without_energies(out: Output, contradicted: Tensor) -> Output:
     """NaN where the data contradict the boundary, because no graph can raise."""
     lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
     return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
@@ -469,9 +469,7 @@ def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
     return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
 
 
-def _in_field(
-    data: Data, out: LongRangeOutput, positions: Tensor, *structures: Any
-) -> FieldOutput | None:
+def _in_field(data: Data, out: Output, positions: Tensor, *structures: Any) -> FieldOutput | None:
     """Energies in an external field, if the data hold one."""
     field = data.get(EXTERNAL_FIELD_KEY)
     if field is None:
@@ -482,8 +480,8 @@ def _in_field(
             "it is: without `compile_mode: compile` in training, by "
             "SOGNequIPCalculator.from_saved_model in ASE."
         )
-    charges, dipoles = out.charges[:, 0], None if out.dipoles is None else out.dipoles[:, :, 0]
-    field = field.to(positions)
+    charges, field = out.charges[:, 0], field.to(positions)
+    dipoles = out.dipoles[:, :, 0] if isinstance(out, DipolarOutput) else None
     return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
 
 
