@@ -14,11 +14,15 @@ from types import ModuleType
 import numpy as np
 from ase import Atoms
 from ase.io import read
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import evaluation
+import learned
 import training
+
+from sog_longrange.kernels import Kernel
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class System:
     epochs : of both models.
     options : that both models are told.
     head : options of the long-range head alone.
+    law : law of decay that the data obey, where it is known and to be compared with.
     """
 
     folder: str
@@ -41,6 +46,7 @@ class System:
     epochs: int
     options: tuple[str, ...]
     head: tuple[str, ...] = field(default=())
+    law: Callable[[Tensor], Tensor] | None = None
 
     def told(self, label: str) -> tuple[str, ...]:
         """All options of one model, whose label says whether it has the head."""
@@ -57,7 +63,8 @@ class Comparison:
     host : module with `LABELS`, `model_file(folder)` and `predict(model_file, frames, label)`.
     systems : by name.
     make_job : of label, system, data folder and the folder of the run.
-    charges : charges of frames by a model file, for systems with true charges.
+    charges : charges of frames by a model file, for systems with known charges or dipoles.
+    kernel : learned kernel in a model file, for systems with a known law of decay.
     output : default folder.
     """
 
@@ -66,6 +73,7 @@ class Comparison:
     systems: dict[str, System]
     make_job: Callable[[str, System, Path, Path], training.Job]
     charges: Callable[[Path, list[Atoms]], list[np.ndarray]]
+    kernel: Callable[[Path], Kernel]
     output: str
 
 
@@ -89,23 +97,22 @@ def run_system(this: Comparison, name: str, data_root: Path, output: Path, reuse
             for label, model in models.items()
         }
     result = {"errors": errors, "seconds": {job.label: round(job.seconds, 1) for job in jobs}}
-    frames = read(data / f"{system.tests[0]}.xyz", "::10")
-    if "true_charges" in frames[0].arrays:
-        result["charges"] = charge_fit(this.charges(models[host.LABELS[-1]], frames), frames)
-        print(
-            "  latent against true charges: slope {slope:.3f}, R^2 {r2:.6f}".format(
-                **result["charges"]
-            )
-        )
+    result["learned"] = run_comparisons(this, system, data, models[host.LABELS[-1]])
     return result
 
 
-def charge_fit(charges: list[np.ndarray], frames: list[Atoms]) -> dict[str, float]:
-    """Compare latent with true charges, which were no training target; the sign is free."""
-    latent = np.concatenate(charges)
-    true = np.concatenate([frame.arrays["true_charges"] for frame in frames])
-    slope, r = np.polyfit(true, latent, 1)[0], np.corrcoef(true, latent)[0, 1]
-    return {"slope": abs(float(slope)), "r2": float(r**2)}
+def run_comparisons(this: Comparison, system: System, data: Path, model: Path) -> dict:
+    """Compare what the long-range model learned beyond energies and forces with what is known."""
+    folder, results = model.parent, {}
+    frames = read(data / f"{system.tests[0]}.xyz", ":")
+    known = {*frames[0].arrays, *frames[0].info}
+    if known & {*learned.CHARGES, learned.DIPOLE}:
+        charges = this.charges(model, frames)
+        results |= learned.compare_charges(frames, charges, folder)
+        results |= learned.compare_dipoles(frames, charges, folder)
+    if system.law is not None:
+        results |= learned.compare_law(this.kernel(model), system.law, folder)
+    return results
 
 
 def markdown(results: dict, labels: tuple[str, str]) -> str:

@@ -11,15 +11,9 @@ Writes results.json and errors.png into --output.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
-import figures
 import numpy as np
 import pyg_training
 import torch
-from coulomb_gas import make_gas
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import SchNet
@@ -50,14 +44,15 @@ def make_schnet() -> SchNet:
     return SchNet(**sizes, cutoff=CUTOFF, interaction_graph=PeriodicGraph(CUTOFF))
 
 
-def make_models(seed: int) -> dict[str, nn.Module]:
-    """The two competitors, from the same random weights."""
-    torch.manual_seed(seed)
-    bare = PeriodicSchNet(make_schnet())
-    torch.manual_seed(seed)
-    # One charge for each ion, neutral in sum, as the gas is.
+def make_bare() -> nn.Module:
+    """SchNet as it is."""
+    return PeriodicSchNet(make_schnet())
+
+
+def make_long_range() -> nn.Module:
+    """SchNet with a long range: one charge for each ion, neutral in sum, as the gas is."""
     long_range = SOGLongRange(num_charges=1, charge_constraint="neutral", tolerance=1e-4)
-    return {"SchNet": bare, "SchNet + long range": WithLongRange(make_schnet(), long_range)}
+    return WithLongRange(make_schnet(), long_range)
 
 
 def learned_charges(model: WithLongRange, data: list[Data]) -> tuple[np.ndarray, np.ndarray]:
@@ -69,40 +64,20 @@ def learned_charges(model: WithLongRange, data: list[Data]) -> tuple[np.ndarray,
     return true, learned * np.sign(np.dot(true, learned))
 
 
-def main() -> None:
-    """Make the data, train, test and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("demo_output/pyg_schnet"))
-    parser.add_argument("--boxes", type=int, default=100, help="to train on (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.output.mkdir(parents=True, exist_ok=True)
-    print("1/3 Data: boxes of 64 ions with exact Coulomb forces")
-    train, test = make_gas(args.boxes, 0, label="train"), make_gas(20, 1, label="test")
-    print("2/3 Training")
-    plan = pyg_training.Plan(epochs=args.epochs, seed=args.seed, rate=5e-3)
-    models = make_models(args.seed)
-    history = {name: pyg_training.train(m, train, plan, name) for name, m in models.items()}
-    print("3/3 Errors on boxes that were not trained")
-    errors = {name: pyg_training.evaluate(model, test) for name, model in models.items()}
-    for name, own in errors.items():
-        print(f"  {name:20s} forces {own.forces:6.0f} meV/Å, energy {own.energy:6.1f} meV/atom")
-    exact = {name: own.exact for name, own in errors.items()}
-    said = {name: own.predicted for name, own in errors.items()}
-    figures.draw_learning(history, exact, said, args.output / "errors.png")
+def report_charges(models: dict[str, nn.Module], test: list[Data]) -> dict[str, float]:
+    """Compare learned with true charges."""
     true, learned = learned_charges(models["SchNet + long range"], test)
     slope = float(np.polyfit(true, learned, 1)[0])
     spread = float(np.abs(learned - slope * true).max())
     print(f"  learned charges are {slope:.3f} times the true ones, to {spread:.3f} e")
-    results = {name: {"energy": e.energy, "forces": e.forces} for name, e in errors.items()}
-    results["units"] = {"energy": "meV/atom", "forces": "meV/Å"}
-    results["charge_slope"] = slope
-    (args.output / "results.json").write_text(json.dumps(results, indent=1))
-    print(f"Figures and results in {args.output}")
+    return {"charge_slope": slope}
+
+
+def main() -> None:
+    """Make the data, train, test and draw."""
+    makers = {"SchNet": make_bare, "SchNet + long range": make_long_range}
+    plan = pyg_training.Plan(epochs=20, rate=5e-3)
+    pyg_training.compare(__doc__, makers, plan, "demo_output/pyg_schnet", report_charges)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import figures
 import numpy as np
 import torch
+from coulomb_gas import make_gas
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -126,3 +133,65 @@ def timed_training(model: nn.Module, data: list[Data], plan: Plan, label: str) -
     start = time.monotonic()
     train(model, data, plan, label)
     return time.monotonic() - start
+
+
+Makers = dict[str, Callable[[], nn.Module]]
+Report = Callable[[dict[str, nn.Module], list[Data]], dict[str, Any]]
+
+
+def compare(
+    description: str | None, makers: Makers, plan: Plan, output: str, report: Report | None = None
+) -> None:
+    """Compare models on a gas of ions: make the data, train, test and draw.
+
+    Parameters
+    ----------
+    description : of the command.
+    makers : what builds each model, by the name it is shown by; from the same random numbers.
+    plan : defaults of the command's options.
+    output : default folder.
+    report : prints more of the trained models, and returns it for the results.
+    """
+    args = make_parser(description, plan, output).parse_args()
+    torch.set_num_threads(1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    print("1/3 Data: boxes of 64 ions with exact Coulomb forces")
+    data, test = make_gas(args.boxes, 0, label="train"), make_gas(20, 1, label="test")
+    print("2/3 Training")
+    plan = replace(plan, epochs=args.epochs, seed=args.seed)
+    models, history = {}, {}
+    for name, make in makers.items():
+        torch.manual_seed(args.seed)
+        models[name] = make()
+        history[name] = train(models[name], data, plan, name)
+    print("3/3 Errors on boxes that were not trained")
+    errors = {name: evaluate(model, test) for name, model in models.items()}
+    for name, own in errors.items():
+        print(f"  {name:20s} forces {own.forces:6.0f} meV/Å, energy {own.energy:6.1f} meV/atom")
+    draw(history, errors, args.output)
+    results: dict[str, Any] = {
+        n: {"energy": e.energy, "forces": e.forces} for n, e in errors.items()
+    }
+    results["units"] = {"energy": "meV/atom", "forces": "meV/Å"}
+    results |= report(models, test) if report is not None else {}
+    (args.output / "results.json").write_text(json.dumps(results, indent=1))
+    print(f"Figures and results in {args.output}")
+
+
+def make_parser(description: str | None, plan: Plan, output: str) -> argparse.ArgumentParser:
+    """Options of a comparison."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path(output))
+    parser.add_argument("--boxes", type=int, default=100, help="to train on (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=plan.epochs, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="(default: %(default)s)")
+    return parser
+
+
+def draw(history: dict[str, list[float]], errors: dict[str, Errors], folder: Path) -> None:
+    """Draw how the models learned, and the forces they predict."""
+    exact = {name: own.exact for name, own in errors.items()}
+    said = {name: own.predicted for name, own in errors.items()}
+    figures.draw_learning(history, exact, said, folder / "errors.png")

@@ -3,6 +3,7 @@
 from ._version import __version__
 from .charges import ChargeEmbedding, LatentCharges, LatentDipoles, project_total_charge
 from .config import SOGConfig
+from .coupled import CoupledGaussians, kernel_matrix
 from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput
 from .errors import (
     BoundaryError,
@@ -37,6 +38,7 @@ from .tuning import GridReport, find_tolerance, report_grid
 __all__ = [
     "BoundaryError",
     "ConfigError",
+    "CoupledGaussians",
     "DerivativeError",
     "DipolarOutput",
     "Ewald",
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "coulomb",
     "find_tolerance",
+    "kernel_matrix",
     "potential_and_field",
     "power_law",
     "project_total_charge",

@@ -1,18 +1,18 @@
-"""What the ASE calculators of the adapters share: charge and field in, a dipole out.
+"""What the ASE calculators of the adapters share: charge and field in, what follows from them out.
 
 `Atoms` are those of ASE, which is not imported here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BoundaryError, InputError, explain
-from .observables import dipole
+from .errors import InputError, explain
+from .observables import born_charges, dipole
 
 EXTERNAL_FIELD: Final = "external_field"
 """Key of the uniform external electric field in `atoms.info`, of 3 floats in V/Å."""
@@ -21,7 +21,8 @@ EXTERNAL_FIELD: Final = "external_field"
 TOTAL_CHARGE: Final = ("charge", "total_charge")
 """Keys of the total charge in `atoms.info`, in e; the first that is there counts."""
 
-_PERPENDICULAR = 1e-6  # V
+PERPENDICULAR: Final = 1e-6
+"""Change of a field's potential along periodic lattice vectors, in V, that counts as none."""
 
 
 class AtomsLike(Protocol):
@@ -31,6 +32,21 @@ class AtomsLike(Protocol):
     positions: np.ndarray
     cell: Any
     pbc: np.ndarray
+
+
+class AtomicBornCharges(NamedTuple):
+    """Born effective charges of one structure, as :class:`~sog_longrange.BornCharges`.
+
+    Attributes
+    ----------
+    values : ndarray, shape (n_atoms, 3, 3), in e
+        The first index of the matrices is that of the dipole, the second of the displacement.
+    sum_rule : ndarray, shape (3, 3), in e
+        What is left of the acoustic sum rule, before anything was enforced.
+    """
+
+    values: np.ndarray
+    sum_rule: np.ndarray
 
 
 def external_field(atoms: AtomsLike) -> Tensor | None:
@@ -49,9 +65,6 @@ def external_field(atoms: AtomsLike) -> Tensor | None:
     ------
     InputError
         If it is not 3 finite numbers.
-    BoundaryError
-        If its potential differs between periodic images: charge that flows from one cell to the
-        next would then feel the place where the potential jumps back.
     """
     if EXTERNAL_FIELD not in atoms.info:
         return None
@@ -63,17 +76,33 @@ def external_field(atoms: AtomsLike) -> Tensor | None:
     if field.shape != (3,) or not np.isfinite(field).all():
         name = f'atoms.info["{EXTERNAL_FIELD}"]'
         raise InputError(explain(name, "3 finite numbers in V/Å", repr(given)))
-    rises = np.asarray(atoms.cell.array)[np.asarray(atoms.pbc)] @ field
-    if np.abs(rises).max(initial=0.0) > _PERPENDICULAR:
-        raise BoundaryError(
-            explain(
-                f'atoms.info["{EXTERNAL_FIELD}"]',
-                "perpendicular to the periodic lattice vectors",
-                f"{given!r} with pbc={np.asarray(atoms.pbc).tolist()}",
-                "Take the forces Z^T E of sog_longrange.born_charges along periodic axes.",
-            )
-        )
     return torch.from_numpy(field)
+
+
+def periodic_field(atoms: AtomsLike) -> np.ndarray | None:
+    """Read an external field whose potential differs between periodic images.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    ndarray, shape (3,), float64, in V/Å, or None
+        None if there is no field, or one that is perpendicular to the periodic lattice
+        vectors.
+
+    Raises
+    ------
+    InputError
+        If there is a field that is not 3 finite numbers.
+    """
+    field = external_field(atoms)
+    if field is None:
+        return None
+    vector: np.ndarray = field.numpy()
+    rises = np.asarray(atoms.cell.array)[np.asarray(atoms.pbc)] @ vector
+    return vector if np.abs(rises).max(initial=0.0) > PERPENDICULAR else None
 
 
 def total_charge_key(atoms: AtomsLike) -> str | None:
@@ -102,10 +131,12 @@ def is_info_changed(before: AtomsLike, after: AtomsLike) -> bool:
     -------
     bool
     """
-    return any(
-        not np.array_equal(before.info.get(key), after.info.get(key))
-        for key in (EXTERNAL_FIELD, *TOTAL_CHARGE)
-    )
+    keys = (EXTERNAL_FIELD, *TOTAL_CHARGE)
+    return any(_differ(before.info.get(key), after.info.get(key)) for key in keys)
+
+
+def _differ(one: Any, other: Any) -> bool:  # noqa: ANN401
+    return not np.array_equal(one, other)
 
 
 def dipole_of_atoms(
@@ -130,3 +161,116 @@ def dipole_of_atoms(
     pbc = torch.tensor(atoms.pbc)
     moments: np.ndarray = dipole(values, positions, cell, pbc, dipoles=own)[0].numpy()
     return moments
+
+
+def born_charges_of_atoms(
+    charges: Tensor,
+    positions: Tensor,
+    atoms: AtomsLike,
+    *,
+    eps_inf: float = 1.0,
+    reach: float | None = None,
+    enforce_sum_rule: bool = False,
+    dipoles: Tensor | None = None,
+) -> AtomicBornCharges:
+    """Born effective charges of one structure.
+
+    Parameters
+    ----------
+    charges : Tensor, shape (n_atoms,), in e
+        In the graph of the positions.
+    positions : Tensor, shape (n_atoms, 3), in Å
+    atoms : ase.Atoms
+        Whose cell and boundary are taken.
+    eps_inf, reach, enforce_sum_rule
+        As for :func:`~sog_longrange.born_charges`.
+    dipoles : Tensor, shape (n_atoms, 3), in e Å, optional
+        Of the atoms themselves, in the graph of the positions.
+
+    Returns
+    -------
+    AtomicBornCharges
+
+    Raises
+    ------
+    InputError
+        If an option is malformed.
+    """
+    cell = torch.tensor(atoms.cell.array).to(positions)
+    pbc = torch.tensor(np.asarray(atoms.pbc)).to(positions.device)
+    if not charges.requires_grad:  # As those of an atom alone.
+        charges = charges + 0.0 * positions.sum()
+    if dipoles is not None and not dipoles.requires_grad:
+        dipoles = dipoles + 0.0 * positions.sum()
+    values, sum_rule = born_charges(
+        charges,
+        positions,
+        cell,
+        pbc,
+        eps_inf=eps_inf,
+        reach=reach,
+        enforce_sum_rule=enforce_sum_rule,
+        dipoles=dipoles,
+    )
+    return AtomicBornCharges(values.cpu().numpy(), sum_rule[0].cpu().numpy())
+
+
+def add_periodic_field(
+    results: dict[str, Any],
+    born: np.ndarray,
+    atoms: AtomsLike,
+    field: np.ndarray,
+    energy_unit: float = 1.0,
+    length_unit: float = 1.0,
+) -> None:
+    """Add the forces Z^T E of a field along periodic axes, and its energy, to results.
+
+    The energy is -sum_j (q_j r_j + mu_j).E, mu_j latent dipoles if there are any, with every atom
+    where it is, not in any cell: smooth and the same on every path for atoms that are never
+    wrapped, as ASE leaves them. It is the potential of the forces as long as charge flows only
+    between atoms that are nearest images of each other there. No energy of a cell has all these
+    forces as its gradient, since the dipole of charge that flows around the cell has no value. A
+    stress is not defined, and is taken out.
+
+    Parameters
+    ----------
+    results : dict
+        Of a calculator without the field, with `charges` and those to be changed: `energy`,
+        `free_energy`, `energies`, `node_energy`, `forces` and `stress`, if they are there.
+    born : ndarray, shape (n_atoms, 3, 3), in e
+        That obey the acoustic sum rule; else the field would pull at neutral cells.
+    atoms : ase.Atoms
+    field : ndarray, shape (3,), in V/Å
+    energy_unit, length_unit : float
+        Of the model, in eV and Å.
+    """
+    charges = np.asarray(results["charges"], dtype=np.float64)
+    moments = charges[:, None] * atoms.positions
+    if "latent_dipoles" in results:
+        moments = moments + results["latent_dipoles"][:, :, 0]
+    energies = -energy_unit * (moments @ field)
+    forces = energy_unit / length_unit * np.einsum("jab,a->jb", born, field)
+    total = float(energies.sum())
+    added = {"energy": total, "free_energy": total, "forces": forces}
+    added |= {"energies": energies, "node_energy": energies}
+    for key, value in added.items():
+        if key in results:
+            results[key] = results[key] + value
+    results.pop("stress", None)
+    results.update(field_energy=total, born_charges=born)
+
+
+def explain_no_stress() -> str:
+    """Say why there is no stress in a field along periodic axes.
+
+    Returns
+    -------
+    str
+    """
+    return explain(
+        "properties",
+        "without 'stress' in a field along periodic axes",
+        "one with it",
+        "The dipole of a strained cell depends on the images of its atoms. Keep the cell fixed, "
+        f'or remove atoms.info["{EXTERNAL_FIELD}"].',
+    )

@@ -246,7 +246,12 @@ def check_readout(num_channels: int, hidden_size: int) -> None:
         raise ConfigError(explain("hidden_size", "at least 0", str(hidden_size)))
 
 
-def project_total_charge(charges: Tensor, total_charge: Tensor, batch: Tensor) -> Tensor:
+def project_total_charge(
+    charges: Tensor,
+    total_charge: Tensor,
+    batch: Tensor,
+    channels: Sequence[int] | None = None,
+) -> Tensor:
     """Shift the charges of each structure evenly so that they have a given sum.
 
     Parameters
@@ -255,6 +260,8 @@ def project_total_charge(charges: Tensor, total_charge: Tensor, batch: Tensor) -
     total_charge : Tensor, shape (n_graphs,), in e
         Wanted sum of the first channel; the other channels are made neutral.
     batch : Tensor, shape (n_atoms,)
+    channels : sequence of int, optional
+        Channels that are changed, of which the first has the wanted sum; by default all.
 
     Returns
     -------
@@ -264,7 +271,12 @@ def project_total_charge(charges: Tensor, total_charge: Tensor, batch: Tensor) -
     """
     num_graphs = total_charge.shape[0]
     excess = charges.new_zeros(num_graphs, charges.shape[1]).index_add(0, batch, charges)
-    wanted = torch.nn.functional.pad(total_charge[:, None], (0, charges.shape[1] - 1))
+    sums = list(excess.unbind(1))
+    first, *others = range(len(sums)) if channels is None else channels
+    sums[first] = total_charge
+    for channel in others:
+        sums[channel] = torch.zeros_like(total_charge)
+    wanted = torch.stack(sums, 1)
     ones = torch.ones_like(charges[:, 0])
     counts = ones.new_zeros(num_graphs).index_add(0, batch, ones).clamp_min(1.0)
     return charges - ((excess - wanted) / counts[:, None])[batch]

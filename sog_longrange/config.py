@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from .charges import check_readout
+from .coupled import CoupledGaussians
 from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
 from .kernels import Ewald, Start, SumOfGaussians, coulomb, power_law, yukawa
@@ -22,6 +23,7 @@ USED_BY = {
     "smearing": ("ewald",),
     "zero_mode": SUMS,
     "share_kernel": SUMS,
+    "couple_channels": SUMS,
     "num_gaussians": SUMS,
     "min_width": SUMS,
     "max_width": SUMS,
@@ -43,7 +45,7 @@ class SOGConfig:
         Law that the sum of Gaussians starts as, or the fixed Ewald kernel. With laws joined
         as in "coulomb+power_law" channels are divided among them in equal blocks, in this
         order; a law may be there more than once, for a larger share. This needs
-        ``share_kernel=False``, and `zero_mode` where the laws differ in its default.
+        ``share_kernel=False``.
     exponent, kappa, strength : float, optional
         Parameters of the start: exponent of the power law, which has no default,
         inverse screening length of the Yukawa law in 1/Å, and the strength of either in
@@ -56,14 +58,22 @@ class SOGConfig:
         Number of latent charges of each atom; a multiple of the number of joined laws.
     share_kernel : bool
         Whether all channels share one sum of Gaussians.
+    couple_channels : bool
+        Whether channels meet, by a learnable law of each pair that begins as zero; see
+        :class:`~sog_longrange.CoupledGaussians`. This needs two channels or more and
+        ``share_kernel=False``.
     num_gaussians, min_width, max_width, learn_amplitudes, learn_widths
         See :class:`~sog_longrange.SumOfGaussians`; widths in Å.
     hidden_size : int
         Width of the perceptron of the charge readout; 0 leaves it out.
     charge_constraint : {"none", "neutral", "total"}
         Whether latent charges are free, sum to zero, or sum to a given total charge, which is
-        that of the first channel. Both constraints make all other channels neutral, also
-        those of a joined law such as dispersion, where charges of one sign attract.
+        that of the first channel; then the other channels are neutral. Of joined laws,
+        constraints hold for those whose charges are electric charges or whose energy at
+        k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3. The
+        total charge is that of the first Coulomb channel, or else of the first of these.
+        Channels of higher exponents, such as dispersion, stay free: nothing conserves their
+        charges, and those of one sign attract.
     fractional_charge : bool
         Whether that total charge may be other than a whole number of e.
     latent_dipoles : bool
@@ -73,7 +83,7 @@ class SOGConfig:
     tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
-        Keep k = 0; by default the kernel's start decides.
+        Keep k = 0, in all channels; by default each law decides for its own.
     remove_self : bool
         Remove the interaction of each charge with itself.
 
@@ -90,6 +100,7 @@ class SOGConfig:
     smearing: float = 1.0
     num_channels: int = 1
     share_kernel: bool = True
+    couple_channels: bool = False
     num_gaussians: int = 12
     min_width: float = 1.0
     max_width: float = 100.0
@@ -111,6 +122,7 @@ class SOGConfig:
         self._check_laws()
         _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
         self._check_used()
+        self._check_coupling()
         # A kernel is cheap to build and knows what it takes; so does an energy.
         self.build_energy()
         check_readout(self.num_channels, self.hidden_size)
@@ -118,6 +130,17 @@ class SOGConfig:
     @property
     def _laws(self) -> list[str]:
         return self.kernel.split("+")
+
+    @property
+    def constrained_channels(self) -> tuple[int, ...]:
+        """Channels that `charge_constraint` holds for; the first carries the total charge."""
+        laws = self._laws
+        block = self.num_channels // len(laws)
+        if len(set(laws)) == 1:
+            return tuple(range(self.num_channels))
+        bound = [i for i, law in enumerate(laws) if self._start(law).conserved]
+        bound.sort(key=lambda i: laws[i] != "coulomb")
+        return tuple(i * block + j for i in bound for j in range(block))
 
     def _check_laws(self) -> None:
         """Refuse laws that are unknown or cannot be joined as asked."""
@@ -135,6 +158,17 @@ class SOGConfig:
         if self.num_channels % len(laws):
             expected = f"a multiple of {len(laws)}, the number of laws in kernel={self.kernel!r}"
             raise ConfigError(explain("num_channels", expected, str(self.num_channels)))
+
+    def _check_coupling(self) -> None:
+        """Refuse options with which channels could not be coupled."""
+        if not self.couple_channels:
+            return
+        if self.share_kernel:
+            expected = "False with couple_channels=True, where each pair of channels has a law"
+            raise ConfigError(explain("share_kernel", expected, "True"))
+        if not self.learn_amplitudes:
+            expected = "True with couple_channels=True, because couplings begin as zero"
+            raise ConfigError(explain("learn_amplitudes", expected, "False"))
 
     def _check_used(self) -> None:
         """Refuse options that would be ignored."""
@@ -208,7 +242,8 @@ class SOGConfig:
         laws = self._laws
         block = self.num_channels // len(laws)
         starts = [self._start(law) for law in laws for _ in range(block)]
-        return SumOfGaussians(
+        kind = CoupledGaussians if self.couple_channels else SumOfGaussians
+        return kind(
             starts if len(laws) > 1 else self._start(self.kernel),
             num_channels=1 if self.share_kernel else self.num_channels,
             num_gaussians=self.num_gaussians,

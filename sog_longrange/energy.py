@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 from .errors import ConfigError, InputError, explain
 from .interaction import Interaction
-from .kernels import Ewald, FixedGaussians, Kernel
+from .kernels import Ewald, FixedGaussians, Kernel, zero_modes
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
@@ -86,7 +86,7 @@ class LongRangeEnergy(nn.Module):
 
     Parameters
     ----------
-    kernel : SumOfGaussians or Ewald
+    kernel : SumOfGaussians, CoupledGaussians or Ewald, or of :func:`~sog_longrange.kernel_matrix`
         Law of interaction.
     tolerance : float
         Relative size of the kernel's Gaussian factor at which the reciprocal sum ends. The
@@ -305,8 +305,9 @@ class LongRangeEnergy(nn.Module):
         if isinstance(kernel, Ewald):
             law = f'{{"smearing": {kernel.smearing}}}'
         else:
-            zero = "true" if kernel.zero_mode else "false"
-            law = f'{{"min_width": {kernel.min_width}, "zero_mode": {zero}}}'
+            zero = ", ".join(["true" if keep else "false" for keep in zero_modes(kernel)])
+            law = f'"min_width": {kernel.min_width}, "zero_mode": [{zero}]'
+            law = f'{{{law}, "num_channels": {kernel.num_channels}}}'
         remove = "true" if self.remove_self else "false"
         how = f'"backend": "{self.backend}", "accelerator": "{self.accelerator}"'
         how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'

@@ -12,18 +12,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .channels import apply_laws
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
     Modes,
     cell_volume,
-    fade_out,
     reciprocal_cell,
     squared_wave_numbers,
     wave_number_onset,
     wrapped_phases,
 )
+from .kspace.direct import faded_fourier
 from .kspace.mesh import Meshes, choose_meshes, mode_boxes
 from .kspace.stencils import TorchStencil
 from .kspace.windows import window_width
@@ -102,11 +103,13 @@ class FixedMeshEnergy(nn.Module):
         stencil = _Stencil(self.meshes, wrapped_phases(positions, reciprocal, batch), batch)
         shape = self.meshes.shapes[0]
         density = stencil.scatter(charges).view(-1, *shape)
-        spectrum = torch.fft.rfftn(density, dim=(1, 2, 3)) * self._table(reciprocal)
+        spectrum = torch.fft.rfftn(density, dim=(1, 2, 3))
+        spectrum = apply_laws(self._table(reciprocal), spectrum, 0)
         nodes = torch.fft.irfftn(spectrum, s=shape, dim=(1, 2, 3), norm="forward")
         potential = stencil.collect(nodes.flatten(1)) / cell_volume(cell[None])
         if self.remove_self:
-            potential = potential - self.kernel.radial(charges.new_zeros(1)).T * charges
+            origin = self.kernel.radial(charges.new_zeros(1))
+            potential = potential - apply_laws(origin.T, charges, 1)
         lengths = torch.linalg.vector_norm(cell.detach().to(self.largest_lengths), dim=-1)
         fits = (lengths <= _MARGIN * self.largest_lengths).all()
         potential = torch.where(fits, potential, torch.full_like(potential, math.nan))
@@ -146,10 +149,8 @@ class FixedMeshEnergy(nn.Module):
         x, y, z = self.modes.to(reciprocal).split(sizes)
         a, b, c = self.factors.to(reciprocal).split(sizes)
         k2 = squared_wave_numbers(Modes((x, y, z), torch.ones_like(x)), reciprocal)[0]
-        origin = (k2 == 0.0) if not self.kernel.zero_mode else torch.zeros_like(k2 == 0.0)
-        values = self.kernel.fourier(torch.where(origin, torch.ones_like(k2), k2))
-        kept = torch.where(origin, torch.zeros_like(k2), fade_out(k2, self.onset))
-        table: Tensor = values * kept * (a[:, None, None] * b[:, None] * c)
+        factors = a[:, None, None] * b[:, None] * c
+        table: Tensor = faded_fourier(self.kernel, k2, self.onset) * factors
         return table
 
     def extra_repr(self) -> str:

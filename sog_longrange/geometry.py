@@ -187,6 +187,30 @@ def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tens
     return 2.0 * math.pi * (turns - torch.floor(turns.detach()))
 
 
+def apply_strain(
+    positions: Tensor, cell: Tensor, strain: Tensor, batch: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Strain structures; the derivative of their energy in the strain is the virial.
+
+    Parameters
+    ----------
+    positions : Tensor, shape (n_atoms, 3), in Å
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+        Rows of free axes are strained too, which no sum reads.
+    strain : Tensor, shape (n_graphs, 3, 3)
+        Only its symmetric part acts: the rest is a rotation.
+    batch : Tensor, shape (n_atoms,), optional
+
+    Returns
+    -------
+    positions : Tensor, shape (n_atoms, 3), in Å
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+    """
+    change = 0.5 * (strain + strain.transpose(-1, -2))
+    own = change[0].expand(len(positions), 3, 3) if batch is None else change[batch]
+    return positions + torch.einsum("na,nab->nb", positions, own), cell + cell @ change
+
+
 def choose_modes(cell: Tensor, cutoff: float) -> Modes:
     """Smallest box of modes that holds every |k| <= cutoff of every structure.
 

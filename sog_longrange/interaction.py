@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from .channels import apply_laws
 from .errors import BoundaryError, explain
 from .geometry import reduced_cell
 from .kernels import Ewald, Kernel
@@ -250,7 +251,7 @@ class Interaction(NamedTuple):
         if not any(signs):
             return energy, potential
         origin = self.kernel.radial(charges.new_zeros(1))
-        own = replicate(origin, self.process_group).T * charges
+        own = apply_laws(replicate(origin, self.process_group).T, charges, 1)
         if len(set(signs)) == 1:
             own = signs[0] * own
         else:

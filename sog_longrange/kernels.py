@@ -26,28 +26,51 @@ class Kernel(Protocol):
     Attributes
     ----------
     num_channels : int
-        Number of channels with a law of their own; 1 means that all share it.
+        Number of channels of the charges; 1 means any number, which all share one law.
     min_width : float
         Width in Å that every Gaussian of the kernel exceeds; sets the k cutoff.
-    zero_mode : bool
-        Whether k = 0 is part of the reciprocal sum.
+
+    Notes
+    -----
+    There are as many laws as channels, or one for each pair of channels that meet; see
+    :mod:`~sog_longrange.channels`.
     """
 
     num_channels: int
     min_width: float
-    zero_mode: bool
+
+    @property
+    def zero_mode(self) -> bool | tuple[bool, ...]:
+        """Whether k = 0 is part of the reciprocal sum: of all laws, or of each."""
+        ...
 
     def fourier(self, k2: Tensor) -> Tensor:
-        """Khat(k) in eV Å^3/e^2 of squared wave numbers; shape (num_channels, *k2.shape)."""
+        """Khat(k) in eV Å^3/e^2 of squared wave numbers; shape (num_laws, *k2.shape)."""
         ...
 
     def radial(self, r2: Tensor) -> Tensor:
-        """K(r) in eV/e^2 of squared distances; shape (num_channels, *r2.shape)."""
+        """K(r) in eV/e^2 of squared distances; shape (num_laws, *r2.shape)."""
         ...
 
     def snapshot(self) -> Kernel:
         """Return the kernel for one evaluation, with all that depends on parameters computed."""
         ...
+
+
+def zero_modes(kernel: Kernel) -> tuple[bool, ...]:
+    """Whether k = 0 is part of the reciprocal sum, for each law.
+
+    Parameters
+    ----------
+    kernel : Kernel
+
+    Returns
+    -------
+    tuple of bool
+        One for each law, or a single one for all.
+    """
+    zero_mode = kernel.zero_mode
+    return (zero_mode,) if isinstance(zero_mode, bool) else zero_mode
 
 
 class Start(Protocol):
@@ -56,6 +79,11 @@ class Start(Protocol):
     @property
     def zero_mode(self) -> bool:
         """Whether k = 0 is kept by default."""
+        ...
+
+    @property
+    def conserved(self) -> bool:
+        """Whether the charges of the law are electric charges, whose sum may be prescribed."""
         ...
 
     def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
@@ -79,6 +107,11 @@ class PowerLaw:
         """Whether the law is integrable over all space, so that k = 0 is finite."""
         return self.exponent > 3.0
 
+    @property
+    def conserved(self) -> bool:
+        """Whether the sum of charges must be known, because k = 0 is infinite unless it is 0."""
+        return not self.zero_mode
+
     def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
         """Trapezoidal weights in ln s of r^-p ~ int s^-p exp(-r^2 / (2 s^2)) d ln s."""
         p = self.exponent
@@ -99,6 +132,11 @@ class Yukawa:
     kappa: float
     strength: float = COULOMB_CONSTANT
     zero_mode: bool = True
+
+    @property
+    def conserved(self) -> bool:
+        """True: what is screened are electric charges, though k = 0 would allow any sum."""
+        return True
 
     def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
         """Weights of 1/r, damped by exp(-kappa^2 s^2 / 2)."""
@@ -179,11 +217,11 @@ def gaussian_fourier(k2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
     ----------
     k2 : Tensor, any shape
         Squared wave numbers, in 1/Å^2.
-    amplitudes, widths : Tensor, shape (n_channels, n_gaussians), in eV/e^2 and Å
+    amplitudes, widths : Tensor, shape (n_laws, n_gaussians), in eV/e^2 and Å
 
     Returns
     -------
-    Tensor, shape (n_channels, *k2.shape), in eV Å^3/e^2
+    Tensor, shape (n_laws, *k2.shape), in eV Å^3/e^2
         sum_l a_l (2 pi)^(3/2) s_l^3 exp(-s_l^2 k^2 / 2).
 
     References
@@ -201,11 +239,11 @@ def gaussian_radial(r2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
     ----------
     r2 : Tensor, any shape
         Squared distances, in Å^2.
-    amplitudes, widths : Tensor, shape (n_channels, n_gaussians), in eV/e^2 and Å
+    amplitudes, widths : Tensor, shape (n_laws, n_gaussians), in eV/e^2 and Å
 
     Returns
     -------
-    Tensor, shape (n_channels, *r2.shape), in eV/e^2
+    Tensor, shape (n_laws, *r2.shape), in eV/e^2
         sum_l a_l exp(-r^2 / (2 s_l^2)).
 
     References
@@ -248,17 +286,17 @@ class SumOfGaussians(nn.Module):
     learn_amplitudes, learn_widths : bool
         Whether training may change them.
     zero_mode : bool, optional
-        Whether k = 0 is kept. By default it is for laws that are integrable over all
-        space (Yukawa, exponents above 3) and dropped for the others. It is one for all
-        channels: without it, a channel of integrable law lacks the term of Khat(0) times its
-        squared total charge over 2 V, and with it, the total charge of a Coulomb channel costs
-        a large energy. Starts that differ in their default need it given.
+        Whether k = 0 is kept, in all channels. By default each law decides for its own: k = 0
+        is kept by those that are integrable over all space (Yukawa, exponents above 3) and
+        dropped by the others. Without it, an integrable law lacks the term of Khat(0) times the
+        squared total charge over 2 V; with it, the total charge of a Coulomb channel costs
+        a large energy.
 
     Raises
     ------
     ConfigError
         If an option is out of range, a start's amplitudes overflow or vanish, or several starts
-        are not as many as the channels or differ in their default of `zero_mode`.
+        are not as many as the channels.
 
     Notes
     -----
@@ -298,7 +336,8 @@ class SumOfGaussians(nn.Module):
         self.start = start
         self.num_channels = num_channels
         self.min_width = float(min_width)
-        self.zero_mode = _zero_mode_of(self.starts) if zero_mode is None else zero_mode
+        keeps = _zero_mode_of(self.starts) if zero_mode is None else zero_mode
+        self.zero_mode: bool | tuple[bool, ...] = keeps
         widths = _log_spaced(1.2 * min_width, max_width, num_gaussians)
         log_ratio = math.log(widths[1] / widths[0])
         amplitudes = torch.stack([x.amplitudes(widths, log_ratio) for x in self.starts])
@@ -351,10 +390,17 @@ class SumOfGaussians(nn.Module):
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
         widths = self.widths
+        return FixedGaussians(self._pinned(widths), widths, self.min_width, self.zero_mode)
+
+    def _pinned(self, widths: Tensor) -> Tensor:
+        """Amplitudes of each channel's law for which its value at `gauge_radius` is as pinned."""
         free = self.start_amplitudes * torch.exp(self.log_amplitudes)
         value = (free * torch.exp(-0.5 * (self.gauge_radius / widths) ** 2)).sum(-1)
-        amplitudes = free * (self.pinned_value / value)[:, None]
-        return FixedGaussians(amplitudes, widths, self.min_width, self.zero_mode)
+        return free * (self.pinned_value / value)[:, None]
+
+    def _own_laws(self, r2: Tensor) -> Tensor:
+        """K(r) of the channels, each with itself."""
+        return self.radial(r2)
 
     def start_error(self, r_min: float, r_max: float, channel: int | None = None) -> float:
         """Largest relative deviation of the kernel, as it is now, from its start's law.
@@ -382,14 +428,14 @@ class SumOfGaussians(nn.Module):
         with torch.no_grad():
             r = _log_spaced(r_min, r_max, 2000).to(self.raw_widths)
             laws = torch.stack([start.law(r) for start in self.starts])
-            errors = (self.radial(r**2) / laws - 1.0).abs().amax(-1)
+            errors = (self._own_laws(r**2) / laws - 1.0).abs().amax(-1)
             return float(errors.max() if channel is None else errors[channel])
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
-        channels, gaussians = self.raw_widths.shape
+        gaussians = self.raw_widths.shape[1]
         return (
-            f"start={self.start}, num_channels={channels}, num_gaussians={gaussians}, "
+            f"start={self.start}, num_channels={self.num_channels}, num_gaussians={gaussians}, "
             f"min_width={self.min_width}, zero_mode={self.zero_mode}"
         )
 
@@ -399,21 +445,29 @@ class FixedGaussians:
 
     Parameters
     ----------
-    amplitudes, widths : Tensor, shape (num_channels, num_gaussians), in eV/e^2 and Å
+    amplitudes, widths : Tensor, shape (num_laws, num_gaussians), in eV/e^2 and Å
     min_width : float
-        Width in Å that every width exceeds.
-    zero_mode : bool
-        Whether k = 0 is kept.
+        Width in Å that every width exceeds; not checked.
+    zero_mode : bool or sequence of bool
+        Whether k = 0 is kept: by all laws or by each.
+    num_channels : int, optional
+        Number of channels; by default that of the laws. There are as many laws, or one for
+        each pair of channels, in the order of :func:`~sog_longrange.channels.channel_pairs`.
     """
 
     def __init__(
-        self, amplitudes: Tensor, widths: Tensor, min_width: float, zero_mode: bool
+        self,
+        amplitudes: Tensor,
+        widths: Tensor,
+        min_width: float,
+        zero_mode: bool | Sequence[bool],
+        num_channels: int | None = None,
     ) -> None:
         self.amplitudes = amplitudes
         self.widths = widths
-        self.num_channels = len(amplitudes)
+        self.num_channels = amplitudes.shape[0] if num_channels is None else num_channels
         self.min_width = min_width
-        self.zero_mode = zero_mode
+        self.zero_mode = zero_mode if isinstance(zero_mode, bool) else tuple(zero_mode)
 
     def fourier(self, k2: Tensor) -> Tensor:
         """Khat(k); see :func:`gaussian_fourier`."""
@@ -510,14 +564,9 @@ def _check_starts(starts: Sequence[Start], num_channels: int) -> None:
         raise ConfigError(explain("num_channels", expected, str(num_channels)))
 
 
-def _zero_mode_of(starts: Sequence[Start]) -> bool:
-    defaults = {start.zero_mode for start in starts}
-    if len(defaults) > 1:
-        kept = dict.fromkeys(f"{start.zero_mode} for {start}" for start in starts)
-        expected = "given for starts that differ in its default"
-        remedy = "Use False unless the charges of each Coulomb channel sum to zero."
-        raise ConfigError(explain("zero_mode", expected, "None: " + ", ".join(kept), remedy))
-    return defaults.pop()
+def _zero_mode_of(starts: Sequence[Start]) -> bool | tuple[bool, ...]:
+    keeps = tuple(start.zero_mode for start in starts)
+    return keeps if any(keeps) and not all(keeps) else keeps[0]
 
 
 def _check_strength(strength: float) -> None:

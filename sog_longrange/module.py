@@ -276,7 +276,8 @@ class SOGLongRange(nn.Module):
                 raise InputError(explain("total_charge", expected, "None"))
             fractional = self.config.fractional_charge
             wanted = check_total_charge(total_charge, structures, fractional=fractional)
-        return project_total_charge(charges, wanted, structures.batch)
+        channels = self.config.constrained_channels
+        return project_total_charge(charges, wanted, structures.batch, channels)
 
     def latent_dipoles(
         self, features: Tensor, structures: Structures, vectors: Tensor | None

@@ -272,7 +272,7 @@ def born_charges(
     images that are equally near. This is the derivative of :func:`dipole` with the origin
     where atom j was. It holds for responses that end within half the width of the cell;
     of what reaches farther the images overlap. A broken `sum_rule` tells it, though one that
-    holds is no proof, and larger cells mend it.
+    holds is no proof; larger cells mend what images broke.
 
     Open structures take four backward passes. Periodic ones take as many as the largest has
     atoms or, without slabs and with `reach`, 3 n + 1 if that is less: n = 1 / (1 - 2 reach /

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .channels import channel_pairs
 from .errors import InputError, explain
 from .kernels import Kernel
 from .optional import load_library
@@ -103,7 +104,7 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 def draw_kernel(
     kernel: Kernel,
     *,
-    channel: int = 0,
+    channel: int | tuple[int, int] = 0,
     laws: Mapping[str, Law] | None = None,
     scale: float = 1.0,
     reach: tuple[float, float] = (2.0, 20.0),
@@ -114,8 +115,8 @@ def draw_kernel(
     Parameters
     ----------
     kernel : SumOfGaussians or Ewald
-    channel : int
-        Which of its laws.
+    channel : int or tuple of 2 ints
+        Whose law; a pair of channels for the law between them, where channels are coupled.
     laws : mapping of str to callable, optional
         What to compare with, by name. By default 1/r and 1/r^6 through the kernel's value at
         the geometric mean of `reach`, so that slopes can be compared.
@@ -129,13 +130,19 @@ def draw_kernel(
     -------
     Axes
         With logarithmic scales; where a kernel is negative it is dashed.
+
+    Raises
+    ------
+    InputError
+        If the kernel has no such law.
     """
+    law = _place_of_law(kernel, channel)
     with house_style(), torch.no_grad():
         near, far = reach
         steps = torch.linspace(0.0, math.log(far / near), 400, dtype=torch.float64)
         r = near * steps.exp()
         middle = torch.tensor([near * far], dtype=torch.float64)
-        found, pivot = (scale * _radial(kernel, x)[channel] for x in (r.square(), middle))
+        found, pivot = (scale * _radial(kernel, x)[law] for x in (r.square(), middle))
         if laws is None:
             ratio = r / middle.sqrt()
             lines = {"1/r": pivot.abs() / ratio, "1/r⁶": pivot.abs() / ratio**6}
@@ -272,6 +279,19 @@ def _radial(kernel: Kernel, r2: Tensor) -> Tensor:
     parameters: Iterator[Tensor] = getattr(kernel, "parameters", lambda: iter(()))()
     like = next(parameters, r2)
     return kernel.radial(r2.to(like)).double().cpu()
+
+
+def _place_of_law(kernel: Kernel, channel: int | tuple[int, int]) -> int:
+    """Where the law of a channel, or of a pair of channels, is among those of the kernel."""
+    count, channels = len(_radial(kernel, torch.ones(1))), kernel.num_channels
+    coupled = count > channels
+    pairs = channel_pairs(channels) if coupled else [(p, p) for p in range(channels)]
+    pair = tuple(sorted(channel)) if isinstance(channel, tuple) else (channel, channel)
+    if pair in pairs:
+        return pairs.index(pair)
+    expected = f"from 0 to {channels - 1}" + (", or a pair of such" if coupled else "")
+    remedy = "" if coupled or not isinstance(channel, tuple) else "Its channels are not coupled."
+    raise InputError(explain("channel", expected, str(channel), remedy))
 
 
 def _axes(ax: Axes | None) -> Axes:

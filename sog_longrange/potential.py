@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .channels import apply_laws
 from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
@@ -246,7 +247,7 @@ def _on_padded_mesh(
     out = _convolve(boxes.meshes, accelerator, sources, *geometry, part.batch)
     total = charges.new_zeros(part.num_graphs, charges.shape[1])
     total = total.index_add(0, part.batch, charges)
-    mean = boxes.means * total
+    mean = apply_laws(boxes.means, total, 1)
     felt = out._replace(potential=out.potential + mean[part.batch])
     if sources.dipoles is not None:
         felt = felt._replace(energy=out.energy + 0.5 * (mean * total).sum(-1))
@@ -304,7 +305,7 @@ def _over_pairs(
 
 
 def _law(kernel: Kernel, r2: Tensor, order: int) -> list[Tensor]:
-    """Kernel and its derivatives in r^2 up to an order; each (n, num_channels)."""
+    """Kernel and its derivatives in r^2 up to an order; each (n, num_laws)."""
 
     def law(x: Tensor) -> tuple[Tensor, ...]:
         return (kernel.radial(x),)
@@ -330,12 +331,13 @@ def _from_partner(law: list[Tensor], vectors: Tensor, partner: Sources) -> tuple
     """Potential (n_pairs, P) and field (n_pairs, 3, P) at a vector from each source."""
     charges, dipoles = partner.charges, partner.dipoles
     v, slope = vectors[..., None], 2.0 * law[1]
-    potential, radial = law[0] * charges, -slope * charges
+    potential, radial = apply_laws(law[0], charges, 1), -apply_laws(slope, charges, 1)
     if dipoles is None:
         return potential, radial[:, None] * v
     along = (dipoles * v).sum(1)
-    radial = radial + 4.0 * law[2] * along
-    return potential - slope * along, radial[:, None] * v + slope[:, None] * dipoles
+    potential = potential - apply_laws(slope, along, 1)
+    radial = radial + 4.0 * apply_laws(law[2], along, 1)
+    return potential, radial[:, None] * v + apply_laws(slope[:, None], dipoles, 2)
 
 
 def _with_self(
@@ -350,10 +352,11 @@ def _with_self(
     factor = sign if energy.remove_self else sign + 1.0
     origin = sources.charges.new_zeros(1)
     if sources.dipoles is None:
-        potential = factor * kernel.radial(origin).T * sources.charges
+        potential = factor * apply_laws(kernel.radial(origin).T, sources.charges, 1)
         return felt._replace(potential=felt.potential + potential)
     value, slope = (factor * own for own in _law(kernel, origin, 1))
-    potential, field = value * sources.charges, 2.0 * slope[:, None] * sources.dipoles
+    potential = apply_laws(value, sources.charges, 1)
+    field = 2.0 * apply_laws(slope[:, None], sources.dipoles, 2)
     work = _per_graph(sources.work(potential, field), part.batch, part.num_graphs)
     return Felt(felt.potential + potential, felt.field + field, felt.energy + 0.5 * work)
 

@@ -172,11 +172,17 @@ def check_total_charge(
     check_shape("total_charge", total_charge, (n,), f"(n_graphs={n},)")
     check_finite("total_charge", total_charge)
     if not (fractional or is_traced()):
-        _check_whole(total_charge.detach().double())
+        check_whole(total_charge.detach().double())
     return total_charge.to(structures.positions)
 
 
-def _check_whole(total_charge: Tensor) -> None:
+def check_whole(total_charge: Tensor) -> None:
+    """Raise `InputError` unless all total charges are integers, to 0.001.
+
+    Parameters
+    ----------
+    total_charge : Tensor, shape (n_graphs,), in e
+    """
     wrong = (total_charge - total_charge.round()).abs() > _WHOLE
     if bool(wrong.any()):
         index = int(wrong.nonzero()[0])

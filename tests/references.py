@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import torch
 
 from sog_longrange import Ewald, SumOfGaussians, coulomb, power_law, yukawa
@@ -190,3 +191,29 @@ def crystal(name):
         PERIODIC,
     )
     return structure, float(torch.cdist(cations, cations + shift).min()), madelung
+
+
+def dipole_derivative(atoms, j, h=2e-3):
+    """dP_a/dr_jb of ASE atoms by differences of the charges of displaced copies, shape (3, 3).
+
+    Every atom is at its image nearest to where atom j was, found among all 343 around.
+    """
+    steps = np.array(list(itertools.product(range(-3, 4), repeat=3)))
+    images = (steps * atoms.pbc) @ atoms.cell.array
+    arms = atoms.positions - atoms.positions[j]
+    candidates = arms[:, None] + images
+    arms = np.stack([c[(c**2).sum(1).argmin()] for c in candidates])
+
+    def dipole(axis, step):
+        copy, at = atoms.copy(), arms.copy()
+        copy.calc = atoms.calc
+        copy.positions[j, axis] += step
+        at[j, axis] += step
+        return copy.get_charges().astype(float) @ at
+
+    weights = {1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
+    columns = [
+        sum(w * (dipole(b, n * h) - dipole(b, -n * h)) for n, w in weights.items()) / h
+        for b in range(3)
+    ]
+    return np.stack(columns, 1)

@@ -1,8 +1,11 @@
 """Long-range MACE: a drop-in head for training, and a calculator for ASE."""
 
-from .host import check_version
+# MACE must be imported before e3nn: e3nn 0.4.4 alone does not load on current PyTorch.
+import mace
 
-check_version()
+from .host import SUPPORTED
+
+SUPPORTED.check(mace.__version__)
 
 from .calculator import SOGMACECalculator  # noqa: E402
 from .model import SOGMACE  # noqa: E402

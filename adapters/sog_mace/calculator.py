@@ -7,15 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from mace.calculators import MACECalculator
+from torch import Tensor
 
 from sog_longrange import HostError, InputError
 from sog_longrange.atoms import (
     EXTERNAL_FIELD,
+    AtomicBornCharges,
+    add_periodic_field,
+    born_charges_of_atoms,
     dipole_of_atoms,
+    explain_no_stress,
     external_field,
     is_info_changed,
+    periodic_field,
     total_charge_key,
 )
 from sog_longrange.errors import explain
@@ -40,8 +46,16 @@ class SOGMACECalculator(MACECalculator):
     ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
     from ``info["external_field"]``. Its energy is in all results, and `field_energy` in eV.
     With charges whose sign no training data fixed, the field may act the wrong way round.
-    The field must be perpendicular to the periodic lattice vectors, as that on a slab is; along
-    them take the forces Z^T E of :func:`sog_longrange.born_charges`.
+    Charges that are screened by electrons feel sqrt(eps_inf) times the field: give it so.
+
+    In a field along periodic axes, the macroscopic one, forces have Z^T E added, with
+    `born_charges` Z (n_atoms, 3, 3) among the results: those of :meth:`get_born_charges` that
+    obey the sum rule, so that the field moves no neutral cell as a whole. The energy is that of
+    charges where the atoms are, also outside the cell: let no atom be wrapped during a
+    simulation. Where charge flows across the cell it is not the potential of these forces, and
+    energies in a simulation are not conserved. There is no stress. It takes a backward pass
+    through the model for each atom: for 192 atoms of water thirty times as long as energy and
+    forces without it.
 
     Parameters
     ----------
@@ -89,6 +103,9 @@ class SOGMACECalculator(MACECalculator):
         given = self.atoms if atoms is None else atoms
         self._choose_charge_key(given)
         self._read_field(given)
+        field = periodic_field(given)
+        if field is not None and "stress" in (properties or []):
+            raise PropertyNotImplementedError(explain_no_stress())
         outputs: list[dict[str, Any]] = []
 
         def keep(_module: SOGMACE, _inputs: object, output: dict[str, Any]) -> None:
@@ -101,6 +118,77 @@ class SOGMACECalculator(MACECalculator):
             for hook in hooks:
                 hook.remove()
         self._add_results(outputs)
+        if field is not None:
+            born = self.get_born_charges(given, enforce_sum_rule=True).values
+            units = (self.energy_units_to_eV, self.length_units_to_A)
+            add_periodic_field(self.results, born, given, field, *units)
+
+    def get_born_charges(
+        self,
+        atoms: Atoms | None = None,
+        *,
+        eps_inf: float = 1.0,
+        reach: float | None = None,
+        enforce_sum_rule: bool = False,
+    ) -> AtomicBornCharges:
+        """Born effective charges of the charges of the first channel, with their response.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            By default those of the last calculation.
+        eps_inf, reach, enforce_sum_rule
+            As for :func:`sog_longrange.born_charges`. The reach of a model without a charge
+            constraint is its number of layers times its cutoff.
+
+        Returns
+        -------
+        AtomicBornCharges
+            `values` (n_atoms, 3, 3) in e, Z_jab = sqrt(eps_inf) dP_a / dr_jb, and `sum_rule`
+            (3, 3), what is left of the acoustic sum rule. Their common sign is free.
+
+        Raises
+        ------
+        HostError
+            If the models are a committee, whose signs are free one by one.
+        InputError
+            If an option is malformed or there are no atoms.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise InputError(explain("atoms", "given before any calculation", "None"))
+        if self.num_models > 1:
+            raise HostError(
+                "A committee has no mean Born charges: the sign of the charges of each model "
+                "is free. Run its models one by one."
+            )
+        self._choose_charge_key(atoms)
+        charges, dipoles, positions = self._linked_charges(atoms)
+        return born_charges_of_atoms(
+            charges,
+            positions,
+            atoms,
+            eps_inf=eps_inf,
+            reach=reach,
+            enforce_sum_rule=enforce_sum_rule,
+            dipoles=dipoles,
+        )
+
+    def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Charges and dipoles of the atoms in the graph of their positions, without any padding."""
+        model = self.models[0]
+        dtype = next(model.parameters()).dtype
+        data = {
+            key: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+            for key, value in self._atoms_to_batch(atoms).to_dict().items()
+        }
+        n_atoms = len(atoms)
+        positions = data["positions"][:n_atoms].detach().requires_grad_()
+        data["positions"] = torch.cat([positions, data["positions"][n_atoms:]])
+        out = model(data, compute_force=False)
+        own = out.get("latent_dipoles")
+        dipoles = None if own is None else own[:n_atoms, :, 0]
+        return out["latent_charges"][:n_atoms, 0], dipoles, positions
 
     def _choose_charge_key(self, atoms: Atoms) -> None:
         """Read the total charge under either key, and refuse to guess one that matters."""
@@ -116,6 +204,8 @@ class SOGMACECalculator(MACECalculator):
         """Have MACE pass an external field on, if it is well-formed and has a meaning."""
         field = external_field(atoms)
         self.info_keys[EXTERNAL_FIELD] = EXTERNAL_FIELD
+        if periodic_field(atoms) is not None:
+            del self.info_keys[EXTERNAL_FIELD]
         if self.num_models > 1 and field is not None and bool(field.any()):
             raise HostError(
                 "A committee cannot be in an external field: the sign of the charges of each "

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 # MACE must be imported before e3nn: e3nn 0.4.4 alone does not load on current PyTorch.
 import mace
 from mace import modules
 from torch import nn
 
 from sog_longrange.errors import HostError, explain
+from sog_longrange.hosts import SupportedVersions
 
-OLDEST, FIRST_UNSUPPORTED = (0, 3, 15), (0, 4)
-SUPPORTED = "mace-torch>=0.3.15,<0.4"
-
-
-def check_version(version: str = mace.__version__) -> None:
-    """Raise `HostError` unless a version of mace-torch is one the adapter was tested with.
-
-    Parameters
-    ----------
-    version : str
-        The version to check; that of the installed mace-torch by default.
-    """
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    if not OLDEST <= numbers < FIRST_UNSUPPORTED:
-        remedy = f'Install a supported one: pip install "{SUPPORTED}".'
-        raise HostError(explain("mace-torch", f"in the range {SUPPORTED}", version, remedy))
+SUPPORTED = SupportedVersions("mace-torch", oldest="0.3.15", limit="0.4")
 
 
 def check_names(module: object, names: list[str]) -> None:
@@ -42,8 +26,7 @@ def check_names(module: object, names: list[str]) -> None:
     missing = [name for name in names if not hasattr(module, name)]
     if missing:
         expected = f"a version with {', '.join(missing)} in {module.__name__}"  # type: ignore[attr-defined]
-        remedy = f'Install a supported one: pip install "{SUPPORTED}".'
-        raise HostError(explain("mace-torch", expected, mace.__version__, remedy))
+        raise HostError(explain(SUPPORTED.package, expected, mace.__version__, SUPPORTED.remedy))
 
 
 def check_model(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sog_longrange import HostError, InputError, SOGConfig, SOGLongRange, uniform_field
 from sog_longrange.errors import explain
+from sog_longrange.geometry import apply_strain
 
 from .host import check_model
 from .readout import (
@@ -263,10 +264,8 @@ def _prepare(data: dict[str, Tensor], strained: bool) -> _Geometry:
         displacement = positions.new_zeros(num_graphs, 3, 3)
     if strained:
         displacement.requires_grad_(True)
-        strain = 0.5 * (displacement + displacement.transpose(-1, -2))
-        cell = cell + cell @ strain
         senders = batch[data["edge_index"][0]]
-        data["positions"] = positions + torch.einsum("na,nab->nb", positions, strain[batch])
+        data["positions"], cell = apply_strain(positions, cell, displacement, batch)
         data["shifts"] = torch.einsum("ea,eab->eb", data["unit_shifts"], cell[senders])
         data["cell"] = cell.reshape(-1, 3)
     pbc = data["pbc"].view(-1, 3).expand(num_graphs, 3)

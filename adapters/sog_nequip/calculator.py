@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
+from nequip.nn.compile import DictInputOutputWrapper
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 
-from sog_longrange import HostError
+from sog_longrange import HostError, InputError
 from sog_longrange.atoms import (
+    EXTERNAL_FIELD,
+    AtomicBornCharges,
+    add_periodic_field,
+    born_charges_of_atoms,
     dipole_of_atoms,
+    explain_no_stress,
     external_field,
     is_info_changed,
+    periodic_field,
     total_charge_key,
 )
 from sog_longrange.errors import explain
+from sog_longrange.validation import check_whole
 
 from .keys import (
     EXTERNAL_FIELD_KEY,
@@ -26,8 +38,12 @@ from .keys import (
     LATENT_DIPOLES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
+    WHOLE_CHARGE,
 )
-from .registry import ASE_TARGET
+from .registry import ASE_TARGET, find_target
+
+_TARGET: ContextVar[dict[str, Any] | None] = ContextVar("target", default=None)
+"""Target of the file that is being opened, which NequIP asks of the class."""
 
 
 class SOGNequIPCalculator(NequIPCalculator):
@@ -41,18 +57,29 @@ class SOGNequIPCalculator(NequIPCalculator):
     `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first channel are part of the
     `dipole`.
 
-    Models that are not compiled read the total charge of a structure from ``info["charge"]`` or
-    ``info["total_charge"]``.
-
     Open it by `from_compiled_model` with a model that was compiled by
     ``nequip-compile --target sog_ase``, in which periodic and open structures may come in
     turn, or by `from_saved_model` with a checkpoint or package.
 
-    Models that are not compiled read a uniform external electric field, of 3 floats in V/Å,
+    The total charge of a structure is read from ``info["charge"]`` or
+    ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
     from ``info["external_field"]``. Its energy is in all results, and `field_energy` in eV.
     With charges whose sign no training data fixed, the field may act the wrong way round.
-    The field must be perpendicular to the periodic lattice vectors, as that on a slab is; along
-    them take the forces Z^T E of :func:`sog_longrange.born_charges`.
+    Charges that are screened by electrons feel sqrt(eps_inf) times the field: give it so.
+    Compiled models take what they were compiled for: the target `sog_ase_charge` for the total
+    charge, `sog_ase_field` for fields perpendicular to the periodic lattice vectors, as that on
+    a slab is, and `sog_ase_charge_field` for both.
+
+    In a field along periodic axes, the macroscopic one, forces have Z^T E added, with
+    `born_charges` Z (n_atoms, 3, 3) among the results: those of :meth:`get_born_charges` that
+    obey the sum rule, so that the field moves no neutral cell as a whole. The energy is that of
+    charges where the atoms are, also outside the cell: let no atom be wrapped during a
+    simulation. Where charge flows across the cell it is not the potential of these forces, and
+    energies in a simulation are not conserved. There is no stress. It takes a backward pass
+    through the model for each atom: for 192 atoms of water thirty times as long as energy and
+    forces without it.
+
+    Compiled models give neither Born charges nor these forces.
     """
 
     implemented_properties = [  # noqa: RUF012
@@ -61,10 +88,36 @@ class SOGNequIPCalculator(NequIPCalculator):
         "dipole",
     ]
 
+    _is_charge_whole = False  # Models that are not compiled tell themselves.
+
     @classmethod
     def _get_aoti_compile_target(cls) -> dict[str, Any]:
-        target: dict[str, Any] = COMPILE_TARGET_DICT[ASE_TARGET]
-        return target
+        return _TARGET.get() or COMPILE_TARGET_DICT[ASE_TARGET]
+
+    @classmethod
+    def from_compiled_model(
+        cls, compile_path: str | Path, *args: Any, **kwargs: Any
+    ) -> SOGNequIPCalculator:
+        """Open a model that was compiled for `sog_ase` or a target that begins with it.
+
+        Parameters
+        ----------
+        compile_path : str or Path
+        *args, **kwargs
+            As for `NequIPCalculator.from_compiled_model`: `device` and others.
+
+        Returns
+        -------
+        SOGNequIPCalculator
+        """
+        token = _TARGET.set(find_target(compile_path, ASE_TARGET))
+        try:
+            calculator = super().from_compiled_model(compile_path, *args, **kwargs)
+        finally:
+            _TARGET.reset(token)
+        metadata = calculator.model.model.get_metadata()
+        calculator._is_charge_whole = metadata.get(WHOLE_CHARGE) == str(True)
+        return cast(SOGNequIPCalculator, calculator)
 
     @classmethod
     def from_saved_model(cls, *args: Any, **kwargs: Any) -> SOGNequIPCalculator:
@@ -81,6 +134,91 @@ class SOGNequIPCalculator(NequIPCalculator):
         """
         calculator: SOGNequIPCalculator = cls._from_saved_model(*args, **kwargs)
         return calculator
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Calculate all properties of a structure; see `ase.calculators.calculator`."""
+        given = self.atoms if atoms is None else atoms
+        field = periodic_field(given)
+        if field is None:
+            super().calculate(given, properties, system_changes)
+            return
+        if "stress" in properties:
+            raise PropertyNotImplementedError(explain_no_stress())
+        born = self.get_born_charges(given, enforce_sum_rule=True).values
+        super().calculate(given, properties, system_changes)
+        units = (self.energy_units_to_eV, self.length_units_to_A)
+        add_periodic_field(self.results, born, given, field, *units)
+
+    def get_born_charges(
+        self,
+        atoms: Atoms | None = None,
+        *,
+        eps_inf: float = 1.0,
+        reach: float | None = None,
+        enforce_sum_rule: bool = False,
+    ) -> AtomicBornCharges:
+        """Born effective charges of the charges of the first channel, with their response.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            By default those of the last calculation.
+        eps_inf, reach, enforce_sum_rule
+            As for :func:`sog_longrange.born_charges`. The reach of a model without a charge
+            constraint is its number of layers times its cutoff.
+
+        Returns
+        -------
+        AtomicBornCharges
+            `values` (n_atoms, 3, 3) in e, Z_jab = sqrt(eps_inf) dP_a / dr_jb, and `sum_rule`
+            (3, 3), what is left of the acoustic sum rule. Their common sign is free.
+
+        Raises
+        ------
+        HostError
+            If the model is compiled, so that its charges cannot be differentiated.
+        InputError
+            If an option is malformed or there are no atoms.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise InputError(explain("atoms", "given before any calculation", "None"))
+        charges, dipoles, positions = self._linked_charges(atoms)
+        return born_charges_of_atoms(
+            charges,
+            positions,
+            atoms,
+            eps_inf=eps_inf,
+            reach=reach,
+            enforce_sum_rule=enforce_sum_rule,
+            dipoles=dipoles,
+        )
+
+    def _linked_charges(
+        self, atoms: Atoms
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Charges and dipoles of the atoms in the graph of their positions."""
+        # Behind the network stands what takes forces, and with them the graph.
+        network = getattr(getattr(self.model, "model", None), "func", None)
+        if network is None or getattr(self.model, "is_compile_graph_model", False):
+            raise HostError(
+                "Compiled models give no Born charges, and with them no forces in a field along "
+                "periodic axes: their charges cannot be differentiated. Open a checkpoint or "
+                "package by SOGNequIPCalculator.from_saved_model."
+            )
+        given = self.atoms_to_data(atoms)
+        data = {key: given[key] for key in self.model.model_input_fields if key in given}
+        positions = data[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_()
+        out = network(data | {AtomicDataDict.POSITIONS_KEY: positions})
+        _check_long_range(out)
+        # Channel after channel, each x, y, z.
+        dipoles = out[LATENT_DIPOLES_KEY][:, :3] if LATENT_DIPOLES_KEY in out else None
+        return out[LATENT_CHARGES_KEY][:, 0], dipoles, positions
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Tell what changed since the last calculation, field and total charge included."""
@@ -106,24 +244,42 @@ class SOGNequIPCalculator(NequIPCalculator):
         HostError
             If there is an external field and the model takes none.
         InputError
-            If the external field is not 3 finite numbers.
+            If the external field is not 3 finite numbers, or a compiled model lacks the total
+            charge or gets a fractional one that it was not trained for.
         """
-        field = external_field(atoms)
         data: dict[str, torch.Tensor] = super().atoms_to_data(atoms)
-        key = total_charge_key(atoms)
-        if key is not None:
-            charge = torch.tensor([[atoms.info[key]]], device=self.device)
-            data[AtomicDataDict.TOTAL_CHARGE_KEY] = charge
+        needed = self.model.input_keys if isinstance(self.model, DictInputOutputWrapper) else ()
+        return data | self._total_charge(atoms, needed) | self._field(atoms, needed)
+
+    def _total_charge(self, atoms: Atoms, needed: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Total charge as an input, which a model that is not compiled checks itself."""
+        key, is_needed = total_charge_key(atoms), AtomicDataDict.TOTAL_CHARGE_KEY in needed
+        if key is None and is_needed:
+            expected = "with 'charge', the total charge in e"
+            raise InputError(explain("atoms.info", expected, str(atoms.info)))
+        if key is None:
+            return {}
+        charge = torch.tensor([[atoms.info[key]]], dtype=torch.float64)
+        if is_needed and self._is_charge_whole:
+            check_whole(charge[0])
+        return {AtomicDataDict.TOTAL_CHARGE_KEY: charge.to(self.device)}
+
+    def _field(self, atoms: Atoms, needed: Sequence[str]) -> dict[str, torch.Tensor]:
+        """External field as an input, without those along periodic axes."""
+        field = external_field(atoms) if periodic_field(atoms) is None else None
         if field is None:
-            return data
-        is_compiled = getattr(self.model, "is_compile_graph_model", False)
-        if is_compiled or EXTERNAL_FIELD_KEY not in getattr(self.model, "model_input_fields", ()):
+            if EXTERNAL_FIELD_KEY not in needed:
+                return {}
+            field = torch.zeros(3, dtype=torch.float64)
+        taken = needed or getattr(self.model, "model_input_fields", ())
+        if EXTERNAL_FIELD_KEY not in taken:
             raise HostError(
-                "Compiled models, and models packaged by older versions, take no external "
-                "field. Open a checkpoint or package by SOGNequIPCalculator.from_saved_model, "
-                f'or remove atoms.info["{EXTERNAL_FIELD_KEY}"].'
+                "This model takes no external field: it was not compiled by `nequip-compile "
+                "--target sog_ase_field`, or was packaged by an older version. Do that, open a "
+                "checkpoint by SOGNequIPCalculator.from_saved_model, or remove "
+                f'atoms.info["{EXTERNAL_FIELD}"].'
             )
-        return data | {EXTERNAL_FIELD_KEY: field[None].to(self.device)}
+        return {EXTERNAL_FIELD_KEY: field[None].to(self.device)}
 
     def save_extra_outputs(self, out: dict[str, torch.Tensor]) -> None:
         """Store the long-range results of an evaluation.
@@ -138,9 +294,7 @@ class SOGNequIPCalculator(NequIPCalculator):
         HostError
             If the model has no long-range part.
         """
-        if LATENT_CHARGES_KEY not in out:
-            remedy = "Use NequIP's own calculator for models without a long-range part."
-            raise HostError(explain("model", "with a long-range part", "none", remedy))
+        _check_long_range(out)
         found = {
             key: out[key].detach().cpu().numpy()
             for key in (LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY)
@@ -162,3 +316,9 @@ class SOGNequIPCalculator(NequIPCalculator):
             dipoles = flat.reshape(len(flat), -1, 3).transpose(0, 2, 1)
             self.results["latent_dipoles"], own = dipoles, dipoles[:, :, 0]
         self.results["dipole"] = dipole_of_atoms(charges, self.atoms, own)
+
+
+def _check_long_range(out: dict[str, torch.Tensor]) -> None:
+    if LATENT_CHARGES_KEY not in out:
+        remedy = "Use NequIP's own calculator for models without a long-range part."
+        raise HostError(explain("model", "with a long-range part", "none", remedy))

@@ -15,6 +15,9 @@ LONG_RANGE_ATOMIC_ENERGY_KEY: Final[str] = "long_range_atomic_energy"
 EXTERNAL_FIELD_KEY: Final[str] = "external_field"
 FIELD_ENERGY_KEY: Final[str] = "field_energy"
 
+WHOLE_CHARGE: Final[str] = "sog_whole_charge"
+"""Whether total charges must be integers, in the metadata of a compiled model."""
+
 register_fields(
     graph_fields=[LONG_RANGE_ENERGY_KEY, EXTERNAL_FIELD_KEY, FIELD_ENERGY_KEY],
     node_fields=[

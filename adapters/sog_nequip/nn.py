@@ -25,6 +25,7 @@ from sog_longrange import (
     SOGLongRange,
     uniform_field,
 )
+from sog_longrange.atoms import PERPENDICULAR
 from sog_longrange.errors import explain
 from sog_longrange.validation import is_traced
 
@@ -36,6 +37,7 @@ from .keys import (
     LATENT_VECTORS_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
+    WHOLE_CHARGE,
 )
 
 BOUNDARIES = ("data", "periodic", "open")
@@ -196,7 +198,8 @@ class LongRange(GraphModuleMixin, nn.Module):
         data : dict
             Fields of a batch, behind the sum of atomic energies. With `external_field`
             (n_graphs, 3) in V/Å, the charges of the first channel are in that uniform
-            electric field; :func:`sog_longrange.field_energy` tells the gauge.
+            electric field; :func:`sog_longrange.field_energy` tells the gauge. Once compiled,
+            energies are NaN in fields along periodic axes, where the gauge would matter.
 
         Returns
         -------
@@ -284,8 +287,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             raise HostError(
                 "charge_constraint: total needs the total charge of each structure as the field "
                 f"`{AtomicDataDict.TOTAL_CHARGE_KEY}`: in training by `key_mapping` of the data, "
-                "in ASE by atoms.info['charge'] and SOGNequIPCalculator.from_saved_model. "
-                "Compiled models have no such input yet."
+                "in ASE by atoms.info['charge']. Compile with --target sog_ase_charge or "
+                "sog_batch_charge."
             )
 
     def _vectors(self, data: Data) -> Tensor | None:
@@ -392,6 +395,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 stacklevel=2,
             )
         found = {"sog_boundary": self.boundary, "sog_gate": str(gate)}
+        found[WHOLE_CHARGE] = str(not self.long_range.config.fractional_charge)
         if self.largest_cell is not None:
             found["sog_largest_cell"] = str(self.largest_cell)
         return found
@@ -475,14 +479,32 @@ def _in_field(data: Data, out: Output, positions: Tensor, *structures: Any) -> F
     if field is None:
         return None
     if is_traced():
-        raise HostError(
-            f"Compiled models take no `{EXTERNAL_FIELD_KEY}`. Leave it out, or run the model as "
-            "it is: without `compile_mode: compile` in training, by "
-            "SOGNequIPCalculator.from_saved_model in ASE."
-        )
+        return _traced_field(out.charges[:, 0], positions, field.to(positions), *structures)
     charges, field = out.charges[:, 0], field.to(positions)
     dipoles = out.dipoles[:, :, 0] if isinstance(out, DipolarOutput) else None
     return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
+
+
+def _traced_field(
+    charges: Tensor,
+    positions: Tensor,
+    field: Tensor,
+    cell: Tensor | None,
+    pbc: Tensor | None,
+    batch: Tensor | None,
+    n_graphs: int,
+) -> FieldOutput:
+    """Energies in fields across periodic axes, in which the images of atoms do not matter."""
+    if cell is not None and pbc is not None:
+        rises = torch.einsum("gkc,gc->gk", cell.detach(), field).abs()
+        along = (pbc & (rises > PERPENDICULAR)).any(-1, keepdim=True)
+        field = torch.where(along, torch.nan, field)  # No graph can raise.
+    if batch is None:
+        batch = torch.zeros_like(charges, dtype=torch.long)
+    moments = charges[:, None] * positions
+    energies = -(moments * field[batch]).sum(-1)
+    sums = [x.new_zeros(n_graphs, *x.shape[1:]).index_add(0, batch, x) for x in (energies, moments)]
+    return FieldOutput(sums[0], energies, sums[1])
 
 
 def _add(data: Data, field: str, energy: Tensor) -> None:

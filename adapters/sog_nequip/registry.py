@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
+import torch
 from nequip.data import AtomicDataDict
 from nequip.scripts._compile_utils import (
     ASE_OUTPUTS,
@@ -13,31 +16,100 @@ from nequip.scripts._compile_utils import (
     register_compile_targets,
 )
 from nequip.scripts._package_utils import register_libraries_as_external_for_packaging
+from nequip.utils.aoti_metadata import (
+    NEQUIP_AOTI_INPUTS_KEY,
+    import_custom_ops_libs,
+    parse_aoti_keys,
+)
 
-from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY, LONG_RANGE_ENERGY_KEY
+from .keys import (
+    EXTERNAL_FIELD_KEY,
+    FIELD_ENERGY_KEY,
+    LATENT_CHARGES_KEY,
+    LONG_RANGE_ATOMIC_ENERGY_KEY,
+    LONG_RANGE_ENERGY_KEY,
+)
 
 ASE_TARGET: Final[str] = "sog_ase"
 BATCH_TARGET: Final[str] = "sog_batch"
 
+_INPUTS: Final[dict[str, list[str]]] = {ASE_TARGET: PAIR_NEQUIP_INPUTS, BATCH_TARGET: BATCH_INPUTS}
 _OUTPUTS = [*ASE_OUTPUTS, LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY]
+
+_WIDTHS: Final[dict[str, int]] = {AtomicDataDict.TOTAL_CHARGE_KEY: 1, EXTERNAL_FIELD_KEY: 3}
+"""Further inputs, one row of numbers for each structure."""
+
+_FURTHER: Final[dict[str, list[str]]] = {
+    "": [],
+    "_charge": [AtomicDataDict.TOTAL_CHARGE_KEY],
+    "_field": [EXTERNAL_FIELD_KEY],
+    "_charge_field": [AtomicDataDict.TOTAL_CHARGE_KEY, EXTERNAL_FIELD_KEY],
+}
+"""Endings of the names of targets, and the inputs that they stand for."""
+
+Data = dict[str, torch.Tensor]
 
 
 def register() -> None:
     """Register compile targets and the libraries that packages do not contain.
 
     The targets `sog_ase` and `sog_batch` are NequIP's `ase` and `batch` with the boundary
-    among the inputs, and the latent charges and long-range energies among the outputs.
+    among the inputs, and the latent charges and long-range energies among the outputs. Those
+    whose names end in `_charge`, `_field` or `_charge_field` also take the total charge of
+    each structure, an external electric field, or both.
     """
-    register_compile_targets(
-        {
-            ASE_TARGET: _target("ase", PAIR_NEQUIP_INPUTS),
-            BATCH_TARGET: _target("batch", BATCH_INPUTS),
-        }
-    )
+    targets = {
+        name + ending: _target(name, further)
+        for name in _INPUTS
+        for ending, further in _FURTHER.items()
+    }
+    register_compile_targets(targets)
     # The core has compiled loops and operators, which a package cannot hold.
     register_libraries_as_external_for_packaging(extern_modules=["sog_longrange"])
 
 
-def _target(base: str, inputs: list[str]) -> dict[str, Any]:
-    fields = {"input": [*inputs, AtomicDataDict.PBC_KEY], "output": _OUTPUTS}
-    return COMPILE_TARGET_DICT[base] | fields
+def find_target(compile_path: str | Path, name: str) -> dict[str, Any]:
+    """Find for which of the targets that begin with a name a file was compiled.
+
+    Parameters
+    ----------
+    compile_path : str or Path
+        Compiled model, a .nequip.pt2 file.
+    name : str
+        `ASE_TARGET` or `BATCH_TARGET`.
+
+    Returns
+    -------
+    dict
+        The target of that name itself, if the file does not tell or was compiled for none.
+    """
+    import_custom_ops_libs(str(compile_path))
+    metadata = torch._inductor.aoti_load_package(str(compile_path)).get_metadata()
+    stored = parse_aoti_keys(metadata.get(NEQUIP_AOTI_INPUTS_KEY, ""))
+    targets: list[dict[str, Any]] = [COMPILE_TARGET_DICT[name + ending] for ending in _FURTHER]
+    return next((target for target in targets if target["input"] == stored), targets[0])
+
+
+def _target(name: str, further: list[str]) -> dict[str, Any]:
+    base = COMPILE_TARGET_DICT[name.removeprefix("sog_")]
+    outputs = [*_OUTPUTS, FIELD_ENERGY_KEY] if EXTERNAL_FIELD_KEY in further else _OUTPUTS
+    return base | {
+        "input": [*_INPUTS[name], AtomicDataDict.PBC_KEY, *further],
+        "output": outputs,
+        "data_settings": _with_inputs(base["data_settings"], further),
+    }
+
+
+def _with_inputs(settings: Callable[[Data], Data], further: list[str]) -> Callable[[Data], Data]:
+    """Add further inputs to the data to compile with, behind a target's own settings."""
+
+    def with_inputs(data: Data) -> Data:
+        data = settings(data)
+        for field in further:
+            # One dtype for all that will come: NequIP has whole charges only.
+            shape = (AtomicDataDict.num_frames(data), _WIDTHS[field])
+            given = data.get(field, torch.zeros(shape, device=data[AtomicDataDict.CELL_KEY].device))
+            data[field] = given.reshape(shape).to(torch.float64)
+        return data
+
+    return with_inputs

@@ -1,8 +1,10 @@
 """Long-range message passing and periodic structures for PyTorch Geometric."""
 
-from .host import check_version
+import torch_geometric
 
-check_version()
+from .host import SUPPORTED
+
+SUPPORTED.check(torch_geometric.__version__)
 
 from .derivatives import EnergyForcesStress, energy_forces_stress  # noqa: E402
 from .graph import PeriodicGraph, make_periodic, periodic_edges  # noqa: E402

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
 from sog_longrange.errors import InputError, explain
-from sog_longrange.validation import check_tensor
+from sog_longrange.validation import check_tensor, is_traced
 
 
 class Boundary(NamedTuple):
@@ -72,7 +71,7 @@ def fit_boundary(
 
 def _check_unambiguous(pbc: Tensor) -> None:
     """Refuse three flags for three graphs, which PyG also makes of one flag for each graph."""
-    if not torch.compiler.is_compiling() and bool(pbc.any()) and not bool(pbc.all()):
+    if not is_traced() and bool(pbc.any()) and not bool(pbc.all()):
         remedy = "Say [1, 3] if all graphs have these flags; use sog_pyg.StoreBoundary otherwise."
         raise InputError(explain("pbc", "of shape [1, 3] or [3, 3] for 3 graphs", "[3]", remedy))
 

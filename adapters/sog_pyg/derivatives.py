@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from sog_longrange import DerivativeError, HostError
 from sog_longrange.errors import explain
+from sog_longrange.geometry import apply_strain
 
 from .batching import fit_boundary, take
 
@@ -81,7 +82,7 @@ def energy_forces_stress(
         moved = pos
         if cell is not None:
             strain = pos.new_zeros(batch_size, 3, 3).requires_grad_()
-            moved, cell = _strained(pos, cell, strain, batch)
+            moved, cell = apply_strain(pos, cell, strain, batch)
         charge = data.get("total_charge")
         more = {} if charge is None else {"total_charge": torch.as_tensor(charge).reshape(-1)}
         energy = model(data.z, moved, batch, cell, pbc, batch_size, **more)
@@ -95,16 +96,6 @@ def energy_forces_stress(
     energy = energy.reshape(-1) if create_graph else energy.detach().reshape(-1)
     stress = None if strain is None else _per_volume(slopes[1], data, cell, pbc)
     return EnergyForcesStress(energy, -slopes[0], stress)
-
-
-def _strained(
-    pos: Tensor, cell: Tensor, strain: Tensor, batch: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Positions and cells under a symmetric strain."""
-    change = 0.5 * (strain + strain.transpose(-1, -2))
-    own = change[0].expand(len(pos), 3, 3) if batch is None else change[batch]
-    # Rows of free axes may hold anything: they are not strained, which nobody notices.
-    return pos + torch.einsum("na,nab->nb", pos, own), cell + cell @ change
 
 
 def _per_volume(virial: Tensor, data: Data, cell: Tensor | None, pbc: Tensor | None) -> Tensor:

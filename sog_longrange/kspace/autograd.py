@@ -49,7 +49,7 @@ class Backend(Protocol):
         ...
 
     def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Multiply the spectrum by the kernel."""
+        """Multiply the spectrum by the kernel: sum_q T_pq S_q where channels are coupled."""
         ...
 
     def field(self, spectrum: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Backend(Protocol):
         ...
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R), summed over channels that share a kernel: d(S.T.R)/dT, in `table`'s shape."""
+        """Re(S* R) for each law of the kernel: d(S.T.R)/dT, in `table`'s shape."""
         ...
 
     def per_table(self, per_graph: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from sog_longrange.geometry import (
     wave_number_onset,
     wrapped_phases,
 )
-from sog_longrange.kernels import Kernel
+from sog_longrange.kernels import Kernel, zero_modes
 from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
@@ -85,21 +85,40 @@ def kernel_table(
 
     Returns
     -------
-    Tensor, shape (n_graphs, n_channels or 1, n_1, n_2, n_3), in eV/e^2
+    Tensor, shape (n_graphs, n_laws, n_1, n_2, n_3), in eV/e^2
         Modes with a mirror image outside the box carry its weight too.
     """
     k2 = squared_wave_numbers(modes, reciprocal)
-    kept = fade_out(k2, onset)
-    if not kernel.zero_mode:
-        origin = (..., 0, k2.shape[-2] // 2, k2.shape[-1] // 2)
-        away = torch.ones_like(k2)
-        away[origin] = 0.0
-        kept = kept * away
-        k2 = torch.where(away > 0, k2, torch.ones_like(k2))
     volume = cell_volume(cell)[:, None, None, None]
-    factor = kept * modes.weights[:, None, None] / volume
-    values: Tensor = kernel.fourier(k2) * factor
-    return values.transpose(0, 1)
+    factor = modes.weights[:, None, None] / volume
+    return (faded_fourier(kernel, k2, onset) * factor).transpose(0, 1)
+
+
+def faded_fourier(kernel: Kernel, k2: Tensor, onset: float) -> Tensor:
+    """Khat(k), faded out at the cutoff and zero at k = 0 for laws that drop it.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    k2 : Tensor, any shape
+        Squared wave numbers, in 1/Å^2.
+    onset : float
+        Wave number at which the fade begins, in 1/Å.
+
+    Returns
+    -------
+    Tensor, shape (n_laws, *k2.shape), in eV Å^3/e^2
+    """
+    fade = fade_out(k2, onset)
+    keeps = zero_modes(kernel)
+    if all(keeps):
+        return kernel.fourier(k2) * fade
+    # Made of whole tensors, because a graph for export takes no lists of numbers.
+    origin = k2 == 0.0
+    dropped = torch.stack([torch.zeros_like(origin) if keep else origin for keep in keeps])
+    # Where no law keeps k = 0, it may be infinite there.
+    values = kernel.fourier(torch.where(dropped.all(0), torch.ones_like(k2), k2))
+    return values * torch.where(dropped, torch.zeros_like(fade), fade)
 
 
 class DirectBackend(FourierBackend):

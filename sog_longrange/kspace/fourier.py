@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from sog_longrange.channels import apply_laws, correlate_channels
 from sog_longrange.geometry import (
     TAPER,
     cell_volume,
@@ -39,17 +40,16 @@ class FourierBackend:
 
     def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
         """Multiply by the kernel."""
-        return table * spectrum
+        return apply_laws(table, spectrum, self.channel_axis)
 
     def field(self, spectrum: Tensor) -> Tensor:
         """Return the spectrum: atoms gather from it directly."""
         return spectrum
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R) on the modes, summed over channels if they share a kernel."""
-        product = first.real * second.real + first.imag * second.imag
-        shared = table.shape[self.channel_axis] == 1
-        return product.sum(self.channel_axis, keepdim=True) if shared else product
+        """Re(S* R) on the modes, for each law of the kernel."""
+        axis = self.channel_axis
+        return correlate_channels(first, second, table.shape[axis], axis)
 
 
 class FlatBackend(FourierBackend):

@@ -257,7 +257,7 @@ class MeshBackend(FlatBackend):
         return self.stencil.gather_hessian(field, direction)
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R) of each mode and its mirror image, summed over channels that share a kernel."""
+        """Re(S* R) of each mode and its mirror image, for each law of the kernel."""
         product = super().correlate(first, second, table)
         for (a, b, c), _, half in self._boxes:
             box = product[:, half].view(-1, a, b, c // 2 + 1)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sog_longrange.channels import apply_laws
 from sog_longrange.errors import BoundaryError, InputTypeError, explain
 from sog_longrange.geometry import (
     MAX_NODES,
@@ -91,7 +92,7 @@ def padded_energy(
     Parameters
     ----------
     kernel : Kernel
-        A sum of Gaussians, with `amplitudes` and `widths` of shape (num_channels,
+        A sum of Gaussians, with `amplitudes` and `widths` of shape (num_laws,
         num_gaussians).
     charges : Tensor, shape (n_atoms, n_channels), in e
     positions : Tensor, shape (n_atoms, 3), in Å
@@ -132,7 +133,7 @@ def padded_energy(
     backend = MeshBackend(box.meshes, batch, accelerator)
     energy, potential = quadratic_energy(backend, box.phases, charges, box.table)
     total = charges.new_zeros(len(cell), charges.shape[1]).index_add(0, batch, charges)
-    shift = box.means * total
+    shift = apply_laws(box.means, total, 1)
     return energy + 0.5 * (shift * total).sum(-1), potential + shift[batch]
 
 
@@ -146,9 +147,9 @@ class PaddedBoxes(NamedTuple):
         Reciprocal lattice vectors of the boxes.
     phases : Tensor, shape (n_atoms, 3)
         Of the atoms, for these vectors.
-    table : Tensor, shape (num_channels, modes of all structures), in eV/e^2
+    table : Tensor, shape (num_laws, modes of all structures), in eV/e^2
         Kernel per volume on all modes but k = 0, times the window's influence.
-    means : Tensor, shape (n_graphs, num_channels), in eV/e^2
+    means : Tensor, shape (n_graphs, num_laws), in eV/e^2
         The kernel at k = 0.
     """
 
@@ -326,10 +327,10 @@ def _table(
 
     Returns
     -------
-    table : Tensor, shape (num_channels, modes of all structures), in eV/e^2
+    table : Tensor, shape (num_laws, modes of all structures), in eV/e^2
         Without k = 0: the potential that a net charge has there is large and exerts no
         force, but on a mesh its rounding errors would.
-    means : Tensor, shape (n_graphs, num_channels), in eV/e^2
+    means : Tensor, shape (n_graphs, num_laws), in eV/e^2
         The kernel at k = 0, without the window's influence.
     """
     # One-dimensional factors cost nothing and hold the wide Gaussians' small values.
@@ -384,7 +385,7 @@ def _waves(padded: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def _periodic_factor(
     widths: Tensor, k2: Tensor, measure: Tensor, shape: tuple[int, ...], resolution: Resolution
 ) -> Tensor:
-    """Gaussians along all periodic axes; (num_channels, num_gaussians, modes)."""
+    """Gaussians along all periodic axes; (num_laws, num_gaussians, modes)."""
     s2 = widths.square()[..., None]
     peak = (2.0 * math.pi * s2) ** (0.5 * len(shape)) / measure
     undo = np.ones(1)
@@ -395,7 +396,7 @@ def _periodic_factor(
 
 
 def _free_factor(widths: Tensor, length: float, nodes: int, resolution: Resolution) -> Tensor:
-    """Gaussians in the window along a free axis; (num_channels, num_gaussians, nodes)."""
+    """Gaussians in the window along a free axis; (num_laws, num_gaussians, nodes)."""
     points, rows = _window_points(length, resolution)
     points, rows = points.to(widths.device), rows.to(widths.device)
     k = 2.0 * math.pi / length * torch.from_numpy(np.fft.fftfreq(nodes, 1.0 / nodes))

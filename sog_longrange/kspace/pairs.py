@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sog_longrange.channels import apply_laws, correlate_channels
 from sog_longrange.geometry import pair_indices
 from sog_longrange.kernels import Kernel
 
@@ -69,8 +70,8 @@ class PairsBackend:
     def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
         """Potential sum_j T_ij q_j."""
         potential = torch.zeros_like(spectrum)
-        potential.index_add_(0, self.first, table * spectrum[self.second])
-        return potential.index_add_(0, self.second, table * spectrum[self.first])
+        potential.index_add_(0, self.first, apply_laws(table, spectrum[self.second], 1))
+        return potential.index_add_(0, self.second, apply_laws(table, spectrum[self.first], 1))
 
     def field(self, spectrum: Tensor) -> Tensor:
         """Return the spectrum: atoms gather from it directly."""
@@ -85,10 +86,10 @@ class PairsBackend:
         return spectrum.new_zeros(len(spectrum), 0, spectrum.shape[1])
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """q_i u_j + u_i q_j of every pair, summed over channels if they share a kernel."""
-        product = first[self.first] * second[self.second]
-        product = product + second[self.first] * first[self.second]
-        return product if table.shape[1] > 1 else product.sum(1, keepdim=True)
+        """q_i u_j + u_i q_j of every pair, for each law of the kernel."""
+        laws = table.shape[1]
+        product = correlate_channels(first[self.first], second[self.second], laws, 1)
+        return product + correlate_channels(second[self.first], first[self.second], laws, 1)
 
     def per_table(self, per_graph: Tensor) -> Tensor:
         """One number per structure, broadcast over its pairs."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sog_longrange.geometry import TAPER, fade_out
-from sog_longrange.kernels import Kernel
+from sog_longrange.kernels import Kernel, zero_modes
 
 from .autograd import apply_function, refuse_third_derivatives
 
@@ -202,15 +202,17 @@ def sample_kernel(
 
     Returns
     -------
-    Tensor, shape (n_channels, rows, degree + 1), in eV Å^3/e^2
+    Tensor, shape (n_laws, rows, degree + 1), in eV Å^3/e^2
         Of rising powers of the distance t from the middle of the interval, in its widths.
     """
     points, to_coefficients, fade = _sample_points(intervals, onset, device)
     values = kernel.fourier(points) * fade
     inner = values.unflatten(1, (-1, intervals.degree + 1)) @ to_coefficients
     coefficients = torch.nn.functional.pad(inner, (0, 0, 1, 1))
-    if kernel.zero_mode:
-        coefficients[:, 0, 0] = kernel.fourier(points.new_zeros(1))[:, 0]
+    keeps = zero_modes(kernel)
+    if any(keeps):
+        means = kernel.fourier(points.new_zeros(1))[:, 0]
+        coefficients[:, 0, 0] = means if all(keeps) else means * means.new_tensor(keeps)
     return coefficients
 
 
@@ -273,7 +275,7 @@ def kernel_on_modes(
 
     Returns
     -------
-    Tensor, shape (n_channels, n_modes), in eV Å^3/e^2
+    Tensor, shape (n_laws, n_modes), in eV Å^3/e^2
         Twice differentiable in the kernel's parameters and the reciprocal cell.
     """
     intervals = choose_intervals(longest, onset, reciprocal.dtype)
@@ -286,13 +288,13 @@ def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> 
 
     Parameters
     ----------
-    coefficients : Tensor, shape (n_channels, rows, degree + 1)
+    coefficients : Tensor, shape (n_laws, rows, degree + 1)
     reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
     sampler : Sampler
 
     Returns
     -------
-    Tensor, shape (n_channels, n_modes)
+    Tensor, shape (n_laws, n_modes)
         Twice differentiable in the coefficients and the reciprocal cell.
     """
     table: Tensor = apply_function(_Sampled, coefficients, reciprocal, sampler)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from references import DOUBLE, tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import (
     ChargeEmbedding,
@@ -39,6 +40,33 @@ def test_first_channel_sums_to_the_total_charge_and_the_others_to_zero(inputs):
     occupied = torch.bincount(batch, minlength=len(total)) > 0
     torch.testing.assert_close(found[occupied, 0], total[occupied], rtol=0, atol=1e-13)
     torch.testing.assert_close(found[:, 1:], torch.zeros_like(found[:, 1:]), rtol=0, atol=1e-13)
+
+
+@few
+@given(batches(), st.randoms(use_true_random=False))
+def test_only_chosen_channels_are_projected_and_the_first_of_them_has_the_total(inputs, random):
+    charges, total, batch = inputs
+    order = random.sample(range(charges.shape[1]), random.randint(1, charges.shape[1]))
+    found = project_total_charge(charges, total, batch, order)
+    alone = project_total_charge(charges[:, order], total, batch)
+    torch.testing.assert_close(found[:, order], alone)
+    free = [channel for channel in range(charges.shape[1]) if channel not in order]
+    assert torch.equal(found[:, free], charges[:, free])
+
+
+@pytest.mark.parametrize("channels", [None, (2, 0)])
+def test_a_trace_of_the_projection_serves_other_sizes(channels):
+    def project(charges, total, batch):
+        return project_total_charge(charges, total, batch, channels)
+
+    def inputs(*sizes):
+        batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(len(batch), 3, generator=generator), torch.randn(len(sizes)), batch
+
+    graph = make_fx(project, tracing_mode="symbolic")(*inputs(3, 4))
+    others = inputs(5, 0, 2, 4)
+    assert torch.equal(graph(*others), project(*others))
 
 
 @few

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sog_longrange import ConfigError, Ewald, SOGConfig, SOGLongRange, SumOfGaussians
+from sog_longrange import (
+    ConfigError,
+    CoupledGaussians,
+    Ewald,
+    SOGConfig,
+    SOGLongRange,
+    SumOfGaussians,
+)
 from sog_longrange.config import USED_BY
 from sog_longrange.kernels import PowerLaw, Yukawa
 from sog_longrange.units import COULOMB_CONSTANT
@@ -214,6 +221,69 @@ def test_joined_laws_that_agree_need_no_zero_mode():
     assert not joined(exponent=2, zero_mode=None).build_kernel().zero_mode
 
 
+def test_joined_laws_that_differ_each_decide_on_their_zero_mode():
+    assert joined(zero_mode=None).build_kernel().zero_mode == (False, False, True, True)
+    assert joined(zero_mode=True).build_kernel().zero_mode is True
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({}, (0, 1)),
+        ({"kernel": "power_law+coulomb", "num_channels": 2}, (1,)),
+        ({"kernel": "power_law+coulomb", "exponent": 3}, (2, 3, 0, 1)),
+        ({"kernel": "yukawa+power_law"}, (0, 1)),
+        ({"kernel": "power_law+yukawa", "exponent": 2}, (0, 1, 2, 3)),
+        ({"kernel": "yukawa+coulomb", "exponent": None}, (2, 3, 0, 1)),
+        ({"kernel": "coulomb+power_law+coulomb+coulomb"}, (0, 2, 3)),
+        ({"kernel": "power_law+power_law"}, (0, 1, 2, 3)),
+        ({"kernel": "power_law"}, (0, 1, 2, 3)),
+    ],
+)
+def test_constraints_hold_for_channels_of_electric_charges(options, channels):
+    assert joined(**options).constrained_channels == channels
+
+
+COUPLED = {"share_kernel": False, "couple_channels": True, "num_channels": 3}
+
+
+def test_coupled_channels_have_a_law_of_each_pair():
+    kernel = SOGConfig(kernel="yukawa", kappa=0.3, **COUPLED).build_kernel()
+    assert isinstance(kernel, CoupledGaussians)
+    assert kernel.start == SCREENED
+    assert (kernel.num_channels, kernel.raw_widths.shape) == (3, (6, 12))
+    assert not kernel.couplings.any()
+    mixed = joined(couple_channels=True, num_channels=2, zero_mode=None).build_kernel()
+    assert mixed.zero_mode == (False, False, True)
+
+
+def test_options_from_before_channels_could_be_coupled_mean_that_they_are_not():
+    options = joined().to_dict()
+    assert options.pop("couple_channels") is False
+    assert SOGConfig.from_dict(options) == joined()
+    pickled = joined()
+    del pickled.__dict__["couple_channels"]
+    assert pickled == joined()
+    assert type(pickled.build_kernel()) is SumOfGaussians
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share_kernel": True}, "`share_kernel` must be False with couple_channels=True"),
+        ({"num_channels": 1}, "`num_channels` must be at least 2 where channels are coupled"),
+        ({"learn_amplitudes": False}, "`learn_amplitudes` must be True with couple_channels"),
+        (
+            {"kernel": "ewald", "share_kernel": True},
+            "`couple_channels` must be left out unless `kernel` is one of coulomb",
+        ),
+    ],
+)
+def test_channels_that_cannot_be_coupled_so_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SOGConfig(**(COUPLED | options))
+
+
 def test_joined_laws_survive_dictionaries_and_are_compared():
     config = joined()
     assert SOGConfig.from_dict(config.to_dict()) == config
@@ -229,7 +299,6 @@ def test_joined_laws_survive_dictionaries_and_are_compared():
         ({"share_kernel": True}, "`share_kernel` must be False with kernel='coulomb.power_law'"),
         ({"num_channels": 3}, "`num_channels` must be a multiple of 2, .*'coulomb.*', got 3"),
         ({"num_channels": 0}, "`num_channels` must be at least 1, got 0"),
-        ({"zero_mode": None}, "`zero_mode` must be given for starts that differ .* Use False"),
         ({"exponent": None}, "`exponent` must be given"),
         ({"kappa": 0.3}, "`kappa` must be left out unless `kernel` is one of yukawa"),
         ({"smearing": 2.0}, "`smearing` must be left out unless `kernel` is one of ewald"),

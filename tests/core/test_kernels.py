@@ -14,6 +14,7 @@ from references import (
     atoms_in,
     energy_of,
     energy_value,
+    evaluate,
     forces_of,
     perturbed,
     random_structure,
@@ -32,7 +33,7 @@ from sog_longrange import (
     power_law,
     yukawa,
 )
-from sog_longrange.kernels import boys_zero
+from sog_longrange.kernels import boys_zero, zero_modes
 from sog_longrange.testing import assert_twice_differentiable, join
 from sog_longrange.units import COULOMB_CONSTANT
 
@@ -254,9 +255,10 @@ def joined(starts=LAWS, **options):
 def parts_of(kernel):
     """One kernel for each channel of `kernel`, with its start and parameters."""
     state = kernel.state_dict()
+    keeps = zero_modes(kernel) * (1 if len(zero_modes(kernel)) > 1 else kernel.num_channels)
     parts = []
     for channel, start in enumerate(kernel.starts):
-        options = {"num_gaussians": kernel.widths.shape[1], "zero_mode": kernel.zero_mode}
+        options = {"num_gaussians": kernel.widths.shape[1], "zero_mode": keeps[channel]}
         parts.append(joined([start], **options))
         own = {name: x[channel] for name, x in state.items()}
         own |= {name: own[name][None] for name in ("log_amplitudes", "raw_widths")}
@@ -320,6 +322,40 @@ def test_starts_that_agree_decide_on_the_zero_mode(given):
     assert kernel.zero_mode is (given is not False)
 
 
+def test_each_law_decides_on_the_zero_mode_of_its_channel():
+    starts = (coulomb(), power_law(6.0), yukawa(0.1), power_law(2.0))
+    assert joined(starts, zero_mode=None).zero_mode == (False, True, True, False)
+    assert joined(starts, zero_mode=None).snapshot().zero_mode == (False, True, True, False)
+    assert joined(starts, zero_mode=True).zero_mode is True
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_each_net_charge_has_the_energy_of_its_law_at_zero(name):
+    if name == "finufft":
+        pytest.importorskip("finufft", reason="FINUFFT is not installed.")
+    if name == "numba":
+        pytest.importorskip("numba", reason="numba is not installed.")
+    structure = atoms_in(CELLS["triclinic"], n_channels=2)
+    options = {"tolerance": 1e-6} | SUMS[name]
+    mixed, dropped = (LongRangeEnergy(joined(zero_mode=keep), **options) for keep in (None, False))
+    mean = mixed.kernel.fourier(torch.zeros(1, dtype=DOUBLE))[1, 0].detach()
+    volume, total = structure.cell.det().abs(), structure.charges.sum(0)
+    assert float(total.abs().min()) > 0.5
+    found = energy_value(mixed, structure) - energy_value(dropped, structure)
+    assert found == pytest.approx(float(0.5 * mean * total[1] ** 2 / volume), rel=1e-9)
+    shift = evaluate(mixed, structure).potential - evaluate(dropped, structure).potential
+    expected = torch.stack([torch.zeros_like(mean), mean * total[1] / volume])
+    torch.testing.assert_close(shift.detach(), expected.expand_as(shift), rtol=1e-8, atol=1e-9)
+
+
+def test_a_kernel_from_before_there_was_a_zero_mode_for_each_channel_still_loads():
+    kernel = joined()
+    kernel.__setstate__(kernel.__getstate__() | {"zero_mode": False})
+    structure = atoms_in(CELLS["triclinic"], n_channels=2)
+    expected = energy_value(LongRangeEnergy(joined(zero_mode=False)), structure)
+    assert energy_value(LongRangeEnergy(kernel), structure) == expected
+
+
 def test_joined_kernels_survive_pickle_and_state():
     kernel, x = perturbed(joined(), 0.3), tensor([0.3, 4.0])
     twin = pickle.loads(pickle.dumps(kernel))  # noqa: S301
@@ -343,7 +379,7 @@ def test_open_energy_of_joined_laws_is_the_sum_of_their_energies():
 
 
 @pytest.mark.parametrize("boundary", [PERIODIC, PERIODIC & tensor([1, 1, 0]).bool()])
-@pytest.mark.parametrize("zero_mode", [False, True])
+@pytest.mark.parametrize("zero_mode", [False, True, None])
 @pytest.mark.parametrize("name", SUMS)
 def test_periodic_energy_of_joined_laws_is_the_sum_of_their_energies(name, zero_mode, boundary):
     if name == "finufft":
@@ -382,10 +418,6 @@ BAD_KERNELS = [
     (
         lambda: SumOfGaussians((coulomb(), power_law(6.0)), num_channels=3),
         "`num_channels` must be 2, one for each start, got 3",
-    ),
-    (
-        lambda: SumOfGaussians((coulomb(), power_law(6.0)), num_channels=2),
-        "`zero_mode` must be given .* None: False for .*=1.0.*, True for .*=6.0.* Use False",
     ),
     (
         lambda: SumOfGaussians((yukawa(0.1), yukawa(100.0)), num_channels=2),

@@ -5,7 +5,15 @@ import pytest
 import torch
 from references import sum_of_gaussians
 
-from sog_longrange import Ewald, InputError, MissingLibraryError, SumOfGaussians, power_law
+from sog_longrange import (
+    CoupledGaussians,
+    Ewald,
+    InputError,
+    MissingLibraryError,
+    SumOfGaussians,
+    coulomb,
+    power_law,
+)
 
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
 
@@ -43,6 +51,40 @@ def test_a_kernel_is_drawn_as_it_is_beside_laws_that_meet_it(kernel):
         np.testing.assert_allclose(slopes, -power, rtol=1e-6)
         middle = np.sqrt(40.0)
         assert np.interp(middle, x, y) == pytest.approx(np.interp(middle, r, drawn), rel=1e-3)
+
+
+STARTS = (coulomb(), power_law(6.0, -20.0))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "channel", "law"),
+    [
+        (SumOfGaussians(STARTS, num_channels=2), 1, 1),
+        (CoupledGaussians(STARTS, coupling=-0.5), 0, 0),
+        (CoupledGaussians(STARTS, coupling=-0.5), 1, 2),
+        (CoupledGaussians(STARTS, coupling=-0.5), (0, 1), 1),
+        (CoupledGaussians(STARTS, coupling=-0.5), (1, 0), 1),
+    ],
+)
+def test_the_law_of_each_channel_and_of_each_pair_is_drawn(kernel, channel, law):
+    r, drawn = line(plots.draw_kernel(kernel, channel=channel), "kernel")
+    expected = kernel.radial(torch.tensor(r).float() ** 2)[law].detach().abs()
+    np.testing.assert_allclose(drawn, expected.numpy(), rtol=1e-5)
+    assert drawn.min() > 0.0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "channel", "message"),
+    [
+        (SumOfGaussians(), 1, "`channel` must be from 0 to 0, got 1"),
+        (SumOfGaussians(STARTS, num_channels=2), -1, "`channel` must be from 0 to 1, got -1"),
+        (SumOfGaussians(STARTS, num_channels=2), (0, 1), "to 1, got .0, 1.. Its .* not coupled"),
+        (CoupledGaussians(STARTS), (0, 2), "from 0 to 1, or a pair of such, got .0, 2."),
+    ],
+)
+def test_a_law_that_the_kernel_has_not_is_refused(kernel, channel, message):
+    with pytest.raises(InputError, match=message):
+        plots.draw_kernel(kernel, channel=channel)
 
 
 def test_laws_can_be_given_and_axes_reused():

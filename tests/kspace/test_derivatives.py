@@ -246,10 +246,10 @@ def five_point_difference(function, entry, step=1e-3):
             "exponent": 6,
             "strength": -20,
             "share_kernel": False,
-            "zero_mode": False,
         },
+        {"share_kernel": False, "couple_channels": True},
     ],
-    ids=["per_channel", "shared", "ewald", "joined"],
+    ids=["per_channel", "shared", "ewald", "joined", "coupled"],
 )
 def test_force_loss_gradient_of_every_parameter_equals_finite_differences(options):
     model = make_module(**options)

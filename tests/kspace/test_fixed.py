@@ -3,15 +3,33 @@ import torch
 from references import DOUBLE, all_kernels, random_structure
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sog_longrange import FixedMeshEnergy, InputError, LongRangeEnergy, SizeError
+from sog_longrange import (
+    CoupledGaussians,
+    FixedMeshEnergy,
+    InputError,
+    LongRangeEnergy,
+    SizeError,
+    SumOfGaussians,
+    coulomb,
+    power_law,
+)
 
 EDGE = 6.0
+
+
+def kernels():
+    options = {"num_channels": 2, "num_gaussians": 6, "max_width": 8.0}
+    starts = (coulomb(), power_law(6.0, -20.0))
+    return all_kernels() | {
+        "joined": SumOfGaussians(starts, **options).double(),
+        "coupled": CoupledGaussians(starts, coupling=0.3, **options).double(),
+    }
 
 
 def models(name, scale=1.3, **options):
     """A mesh energy and its fixed form for cells up to `scale` times the structure's."""
     q, r, cell, pbc = random_structure(0, 8, n_channels=2, edge=EDGE)
-    energy = LongRangeEnergy(all_kernels()[name], backend="mesh", tolerance=1e-6, **options)
+    energy = LongRangeEnergy(kernels()[name], backend="mesh", tolerance=1e-6, **options)
     return energy, FixedMeshEnergy(energy, scale * cell), (q, r, cell, pbc)
 
 
@@ -24,7 +42,7 @@ def derivatives(energy, q, r, cell, kernel):
     return [value.detach()[None], *(x.detach() for x in (*first, *second))]
 
 
-@pytest.mark.parametrize("name", all_kernels())
+@pytest.mark.parametrize("name", kernels())
 @pytest.mark.parametrize("scale", [1.0, 1.3, 3.0])
 def test_the_fixed_mesh_equals_the_mesh_to_tolerance(name, scale):
     energy, fixed, (q, r, cell, pbc) = models(name, scale)
@@ -52,8 +70,12 @@ def test_a_cell_larger_than_recorded_gives_nan():
     assert bool(fixed(q, r, 1.2 * cell)[0].isnan().all())
 
 
-def test_the_graph_has_nothing_but_aten_and_serves_other_sizes():
-    _, fixed, (q, r, cell, _) = models("ewald")
+exported = pytest.mark.parametrize("name", ["ewald", "joined", "coupled"])
+
+
+@exported
+def test_the_graph_has_nothing_but_aten_and_serves_other_sizes(name):
+    _, fixed, (q, r, cell, _) = models(name)
 
     def energy_and_forces(q, r, cell):
         moved = r.detach().requires_grad_()
@@ -71,8 +93,9 @@ def test_the_graph_has_nothing_but_aten_and_serves_other_sizes():
         torch.testing.assert_close(a, b)
 
 
-def test_it_exports_with_a_dynamic_number_of_atoms():
-    _, fixed, (q, r, cell, _) = models("ewald")
+@exported
+def test_it_exports_with_a_dynamic_number_of_atoms(name):
+    _, fixed, (q, r, cell, _) = models(name)
     atoms = torch.export.Dim("atoms")
     program = torch.export.export(
         fixed, (q, r, cell), dynamic_shapes=({0: atoms}, {0: atoms}, None)

@@ -4,6 +4,7 @@ from references import DOUBLE, random_structure
 
 from sog_longrange import (
     ConfigError,
+    CoupledGaussians,
     DerivativeError,
     Ewald,
     InputError,
@@ -19,7 +20,10 @@ from sog_longrange.testing import join
 KERNELS = {
     "per_channel": SumOfGaussians(coulomb(), num_channels=2, num_gaussians=4).double(),
     "joined": SumOfGaussians(
-        (coulomb(), power_law(6.0, -20.0)), num_channels=2, num_gaussians=4, zero_mode=False
+        (coulomb(), power_law(6.0, -20.0)), num_channels=2, num_gaussians=4
+    ).double(),
+    "coupled": CoupledGaussians(
+        (coulomb(), power_law(6.0, -20.0)), num_gaussians=4, coupling=0.3
     ).double(),
     "ewald": Ewald(1.2),
 }

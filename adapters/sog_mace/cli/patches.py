@@ -25,7 +25,7 @@ from torch import nn
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
 from sog_mace.cli.frames import check_frames
-from sog_mace.host import check_names, check_version
+from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
 
 PATCHED = [
@@ -83,7 +83,6 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
     HostError
         If the installed MACE lacks a name that has to be replaced.
     """
-    check_version()
     patches = Patches(config, schedule)
     try:
         for name in PATCHED:

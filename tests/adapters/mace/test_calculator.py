@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from mace.calculators import MACECalculator
 from mace_builders import make_batch, make_mace, make_sogmace, open_molecule, water_box
+from references import dipole_derivative
 
-from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
+from sog_longrange import HostError, InputError, SOGConfig
 from sog_mace import SOGMACECalculator
 
 OPTIONS = {"device": "cpu", "default_dtype": "float64"}
@@ -91,12 +93,128 @@ def test_malformed_fields_are_refused(field):
         atoms.get_potential_energy()
 
 
-def test_fields_along_a_periodic_axis_are_refused():
+NEUTRAL = SOGConfig(charge_constraint="neutral", tolerance=1e-8)
+FIELD = np.array([0.1, -0.2, 0.3])
+
+
+def cluster(at=10.0):
+    """Three molecules about a place in a box that is more than twice as wide as they are."""
     atoms = water_box()
-    atoms.calc = SOGMACECalculator(models=make_sogmace(), **OPTIONS)
-    atoms.info["external_field"] = [0.0, 0.0, 0.1]
-    with pytest.raises(BoundaryError, match="perpendicular"):
+    atoms.set_cell(20.0 * np.eye(3) + 0.5)
+    atoms.positions += at - atoms.positions.mean(0)
+    return atoms
+
+
+@pytest.mark.parametrize("make", [open_molecule, water_box, cluster])
+def test_born_charges_are_the_changes_of_the_dipole_with_each_atom(make):
+    atoms = make()
+    calculator = atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    born = calculator.get_born_charges(atoms)
+    assert born.values.shape == (len(atoms), 3, 3)
+    for j in (0, 3):
+        expected = dipole_derivative(atoms, j)
+        assert np.abs(born.values[j] - expected).max() < 1e-8
+        assert np.abs(expected - atoms.get_charges()[j] * np.eye(3)).max() > 1e-3
+    if make is not water_box:
+        assert np.abs(born.sum_rule).max() < 1e-10
+
+
+def test_born_charges_take_the_options_of_the_core():
+    atoms, model = water_box(), make_sogmace(SOGConfig())
+    calculator = atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+    with pytest.raises(InputError, match="`atoms` must be given"):
+        calculator.get_born_charges()
+    plain = calculator.get_born_charges(atoms)
+    screened = calculator.get_born_charges(atoms, eps_inf=4.0, enforce_sum_rule=True)
+    assert np.abs(screened.values.sum(0) - 2 * atoms.get_charges().sum() * np.eye(3)).max() < 1e-10
+    assert np.allclose(screened.sum_rule, 2 * plain.sum_rule)
+
+
+def test_a_reach_and_padding_change_no_born_charge():
+    atoms, model = water_box() * (2, 2, 2), make_sogmace(SOGConfig(), layers=1)
+    expected = SOGMACECalculator(models=model, **OPTIONS).get_born_charges(atoms).values
+    padded = SOGMACECalculator(models=model, **OPTIONS, pad_num_atoms=80, pad_num_edges=4000)
+    for reach in (None, 4.0):
+        values = padded.get_born_charges(atoms, reach=reach).values
+        assert np.abs(values - expected).max() < 1e-12
+    assert np.abs(expected.diagonal(0, 1, 2) - expected[:, 1:2, 1]).max() > 1e-3
+
+
+def test_the_sum_rule_of_free_charges_is_broken_by_the_strain_derivative_of_their_sum():
+    atoms = water_box() * (2, 2, 2)
+    calculator = SOGMACECalculator(models=make_sogmace(SOGConfig(), layers=1), **OPTIONS)
+
+    def total_charge(step):
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell.array @ (np.eye(3) + step), scale_atoms=True)
+        return calculator.get_charges(strained).sum()
+
+    for a, b in [(0, 0), (0, 1)]:
+        step = 1e-4 * np.outer(np.eye(3)[a], np.eye(3)[b])
+        derivative = (total_charge(step) - total_charge(-step)) / 2e-4
+        found = calculator.get_born_charges(atoms, reach=4.0).sum_rule[a, b]
+        assert found == pytest.approx(-derivative, abs=1e-5)
+        assert abs(derivative) > 1e-2
+
+
+def test_a_field_along_periodic_axes_adds_the_forces_of_born_charges():
+    atoms = water_box()
+    calculator = atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    energy, forces, charges = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_charges()
+    short, long = (calculator.results[f"{part}_range_energy"] for part in ("short", "long"))
+    born = calculator.get_born_charges(atoms, enforce_sum_rule=True).values
+    atoms.info["external_field"] = FIELD
+    added = -charges @ atoms.positions @ FIELD
+    assert atoms.get_potential_energy() == pytest.approx(energy + added, abs=1e-11)
+    assert atoms.get_potential_energies().sum() == pytest.approx(energy + added, abs=1e-11)
+    assert np.allclose(atoms.get_forces() - forces, np.einsum("jab,a->jb", born, FIELD))
+    assert np.abs((atoms.get_forces() - forces).sum(0)).max() < 1e-12
+    results = calculator.results
+    assert results["field_energy"] == pytest.approx(added, abs=1e-11)
+    assert np.array_equal(results["born_charges"], born)
+    parts = (results["short_range_energy"], results["long_range_energy"])
+    assert parts == pytest.approx((short, long), abs=1e-11)
+    del atoms.info["external_field"]
+    assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-11)
+    assert "field_energy" not in calculator.results
+    assert atoms.get_stress().shape == (6,)
+
+
+@pytest.mark.parametrize("at", [10.0, 0.0, 20.5])
+def test_forces_in_a_periodic_field_are_the_gradient_where_no_charge_flows_across(at):
+    atoms = cluster(at)
+    # An atom that passes the side of the cell between the structures of the difference.
+    atoms.positions[:, 0] -= atoms.positions[0, 0] - 3e-5
+    atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    atoms.info["external_field"] = FIELD
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 4])
+    assert np.allclose(atoms.get_forces()[[0, 4]], numerical, atol=1e-6)
+    in_field = atoms.get_potential_energy()
+    atoms.positions += 7.0
+    assert atoms.get_potential_energy() == pytest.approx(in_field, abs=1e-9)
+
+
+def test_a_whole_way_around_the_cell_in_a_field_is_the_work_on_the_charge():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    atoms.info["external_field"] = FIELD
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    atoms.positions[2] += atoms.cell.array[1]
+    work = atoms.get_charges()[2] * atoms.cell.array[1] @ FIELD
+    assert abs(work) > 1e-4
+    assert atoms.get_potential_energy() == pytest.approx(energy - work, abs=1e-9)
+    assert np.allclose(atoms.get_forces(), forces, atol=1e-9)
+
+
+def test_there_is_no_stress_in_a_field_along_periodic_axes():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    atoms.info["external_field"] = FIELD
+    for _ in range(2):
+        with pytest.raises(PropertyNotImplementedError, match="field along periodic axes"):
+            atoms.get_stress()
         atoms.get_potential_energy()
+        assert "stress" not in atoms.calc.results
 
 
 def test_committee_has_no_mean_dipole_and_refuses_fields():
@@ -108,6 +226,8 @@ def test_committee_has_no_mean_dipole_and_refuses_fields():
     atoms.info["external_field"] = [0.0, 0.0, 0.1]
     with pytest.raises(HostError, match="committee cannot be in an external field"):
         atoms.get_potential_energy()
+    with pytest.raises(HostError, match="committee has no mean Born charges"):
+        atoms.calc.get_born_charges(atoms)
 
 
 def test_charge_of_the_atoms_info_reaches_the_model():

@@ -192,6 +192,34 @@ def test_ase_reports_dipoles_and_their_energy_in_a_field(frame):
     assert forces[1, 0] == pytest.approx((energies[1] - energies[0]) / (2 * STEP), abs=2e-6)
 
 
+def test_born_charges_and_fields_along_periodic_axes_know_the_dipoles():
+    frame = open_molecule()
+    frame.calc = SOGMACECalculator(models=make_sogmace(CONFIG), device="cpu")
+    born, moments = frame.calc.get_born_charges(frame).values, []
+    for step in (STEP, -STEP):
+        moved = frame.copy()
+        moved.positions[1, 0] += step
+        moved.calc = frame.calc
+        moments.append(moved.get_dipole_moment())
+    expected = (moments[0] - moments[1]) / (2 * STEP)
+    # The total charge is not zero: each atom is its own origin.
+    arm = frame.positions[1]
+    total = []
+    for step in (STEP, -STEP):
+        moved = frame.copy()
+        moved.positions[1, 0] += step
+        moved.calc = frame.calc
+        total.append(moved.get_charges().sum())
+    expected = expected - arm * (total[0] - total[1]) / (2 * STEP)
+    assert born[1, :, 0] == pytest.approx(expected, abs=1e-6)
+    box = water_box()
+    box.calc = SOGMACECalculator(models=make_sogmace(CONFIG), device="cpu")
+    energy, field = box.get_potential_energy(), np.array([0.1, 0.0, 0.0])
+    own = box.calc.results["latent_dipoles"][:, :, 0].sum(0) + box.get_charges() @ box.positions
+    box.info["external_field"] = field
+    assert box.get_potential_energy() - energy == pytest.approx(-own @ field, abs=1e-9)
+
+
 def test_committee_reports_the_dipoles_of_each_model():
     models = [make_sogmace(CONFIG), make_sogmace(CONFIG)]
     atoms = open_molecule()

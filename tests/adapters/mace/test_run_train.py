@@ -115,16 +115,21 @@ def test_yaml_config_takes_our_options(training_folder):
     assert load().long_range.energy.kernel.smearing == 1.5
 
 
-def test_yaml_config_trains_charge_and_dispersion(training_folder):
+@pytest.mark.parametrize("coupled", [False, True])
+def test_yaml_config_trains_charge_and_dispersion(training_folder, coupled):
     options = {"kernel": "coulomb+power_law", "exponent": 6, "strength": -20, "num_channels": 2}
-    options |= {"share_kernel": False, "zero_mode": False}
+    options |= {"share_kernel": False, "couple_channels": coupled, "charge_constraint": "neutral"}
     config = SETTINGS | {f"sog_{k}": v for k, v in options.items()} | {"max_num_epochs": 1}
     (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
     main(["--config=config.yaml"])
     part = load().long_range
     assert part.config == SOGConfig(**options)
-    assert part.energy.kernel.log_amplitudes.detach().abs().amax(1).min() > 0.0
-    assert part.energy.kernel.amplitudes.detach()[:, 0].sign().tolist() == [1.0, -1.0]
+    kernel = part.energy.kernel
+    assert kernel.zero_mode == ((False, False, True) if coupled else (False, True))
+    assert kernel.log_amplitudes.detach().abs().amax(1).min() > 0.0
+    signs = kernel.amplitudes.detach()[:, 0].sign().tolist()
+    assert (signs[0], signs[-1]) == (1.0, -1.0)
+    assert not coupled or kernel.couplings.detach().abs().min() > 0.0
 
 
 def test_bare_foundation_model_is_extended_and_the_start_equals_it(training_folder):

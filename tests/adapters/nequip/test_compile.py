@@ -6,24 +6,44 @@ import subprocess
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nequip.data import AtomicDataDict
+from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.model.modify_utils import modify
 from nequip.nn.compile import DictInputOutputWrapper
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 from nequip.utils.aot import aot_export_model
+from nequip.utils.aoti_metadata import (
+    NEQUIP_AOTI_INPUTS_KEY,
+    NEQUIP_AOTI_OUTPUTS_KEY,
+    serialize_aoti_keys,
+)
 from nequip.utils.global_state import TF32_KEY
 from nequip.utils.test import set_irreps_debug
 from nequip.utils.unittests.utils import compare_output_and_gradients
-from nequip_builders import BASES, acetaldehyde, build, crystal, evaluate, in_vacuum, to_data
+from nequip_builders import (
+    BASES,
+    R_MAX,
+    TYPES,
+    acetaldehyde,
+    build,
+    crystal,
+    evaluate,
+    in_vacuum,
+    slab,
+    to_data,
+)
 
-from sog_longrange import HostError
+from sog_longrange import HostError, InputError
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.registry import ASE_TARGET, BATCH_TARGET
 
 SOG = {"num_channels": 2, "tolerance": 1e-7}
 LARGEST = [11.0, 7.0, 7.0]
+CHARGED = {"charge_constraint": "total", "tolerance": 1e-7}
+FIELD = np.array([0.1, -0.2, 0.3])
 every_base = pytest.mark.parametrize("base", BASES)
 slow = pytest.mark.slow
 
@@ -50,10 +70,18 @@ def export(model, target, folder, atoms=None):
         data=data,
         batch_map=settings["batch_map_settings"](dynamic),
         output_path=path,
-        inductor_configs={"aot_inductor.metadata": model.metadata | {TF32_KEY: "0"}},
+        inductor_configs={"aot_inductor.metadata": metadata_of(model, settings)},
     )
     package = torch._inductor.aoti_load_package(path)
     return path, DictInputOutputWrapper(package, settings["input"], settings["output"])
+
+
+def metadata_of(model, settings):
+    return model.metadata | {
+        TF32_KEY: "0",
+        NEQUIP_AOTI_INPUTS_KEY: serialize_aoti_keys(settings["input"]),
+        NEQUIP_AOTI_OUTPUTS_KEY: serialize_aoti_keys(settings["output"]),
+    }
 
 
 def assert_same(compiled, model, atoms, tolerance=1e-9):
@@ -98,6 +126,16 @@ def test_train_time_compilation_gives_the_gradients_of_a_force_and_stress_loss(b
         if one is not None:
             scale = float(one.abs().max()) + 1e-300
             torch.testing.assert_close(other / scale, one / scale, atol=1e-10, rtol=1e-10)
+
+
+@slow
+def test_train_time_compilation_takes_fields_of_open_structures():
+    eager, compiled = build(sog=CHARGED), build(sog=CHARGED, compile_mode="compile")
+    batch = AtomicDataDict.batched_from_list([to_data(acetaldehyde()), to_data(in_vacuum())])
+    batch["charge"] = torch.tensor([[1], [-1]])
+    batch["external_field"] = torch.tensor(np.stack([FIELD, 2 * FIELD]))
+    compare_output_and_gradients(eager, compiled, batch, tol=1e-11)
+    assert (eager(dict(batch))["field_energy"].abs() > 1e-4).all()
 
 
 @pytest.fixture(scope="module", params=BASES)
@@ -189,6 +227,90 @@ def test_torchsim_runs_the_batch_target(batched, atoms):
     torch.testing.assert_close(out["energy"], energies, atol=1e-9, rtol=1e-9)
     forces = torch.cat([one["forces"] for one in expected])
     torch.testing.assert_close(out["forces"], forces, atol=1e-9, rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def charged_in_field(tmp_path_factory):
+    """Calculators of a model and of the same compiled with total charge and field."""
+    model = build(sog=CHARGED).eval()
+    path, _ = export(model, "sog_ase_charge_field", tmp_path_factory.mktemp("charge"))
+    types = {t: t for t in TYPES}
+    mapper = ChemicalSpeciesToAtomTypeMapper(
+        model_type_names=TYPES, chemical_species_to_atom_type_map=types
+    )
+    transforms = [mapper, NeighborListTransform(r_max=R_MAX)]
+    eager = SOGNequIPCalculator(model, "cpu", transforms=transforms)
+    return eager, SOGNequIPCalculator.from_compiled_model(
+        path, chemical_species_to_atom_type_map=True
+    )
+
+
+def results_of(calculator, atoms):
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    return calculator.results
+
+
+@slow
+@pytest.mark.parametrize("charge", [-1, 0, 1])
+@pytest.mark.parametrize("make", [crystal, slab, acetaldehyde, in_vacuum])
+def test_compiled_models_take_a_total_charge_and_a_field(charged_in_field, make, charge):
+    eager, compiled = charged_in_field
+    atoms = make()
+    across = FIELD if not atoms.pbc.any() else 0.05 * np.cross(*atoms.cell.array[:2])
+    atoms.info["charge"] = charge
+    for field in [None] if atoms.pbc.all() else [None, across]:
+        if field is not None:
+            atoms.info["external_field"] = field
+        expected, found = dict(results_of(eager, atoms)), results_of(compiled, atoms)
+        assert found["charges"].sum() == pytest.approx(charge, abs=1e-9)
+        if field is not None:
+            assert abs(expected["field_energy"]) > 1e-4
+        for key in set(expected) - {"stress"}:
+            assert found[key] == pytest.approx(expected[key], abs=1e-8, rel=1e-8), key
+
+
+@slow
+def test_compiled_models_refuse_what_they_do_not_take(charged_in_field):
+    compiled = charged_in_field[1]
+    atoms = crystal()
+    with pytest.raises(InputError, match="`atoms.info` must be with 'charge'"):
+        results_of(compiled, atoms)
+    atoms.info["charge"] = 0.5
+    with pytest.raises(InputError, match="whole number"):
+        results_of(compiled, atoms)
+    atoms.info = {"charge": 1, "external_field": FIELD}
+    with pytest.raises(HostError, match="forces in a field along periodic axes"):
+        results_of(compiled, atoms)
+    with pytest.raises(HostError, match="Compiled models give no Born charges"):
+        compiled.get_born_charges(crystal())
+
+
+@slow
+def test_the_batch_target_takes_total_charges_and_fields(tmp_path):
+    model = build("allegro", sog=CHARGED).eval()
+    _, compiled = export(model, "sog_batch_charge_field", tmp_path)
+    batch = AtomicDataDict.batched_from_list([to_data(a()) for a in (crystal, in_vacuum, slab)])
+    batch["charge"] = torch.tensor([[1.0], [-1.0], [0.0]])
+    batch["external_field"] = torch.zeros(3, 3)
+    batch["external_field"][1] = torch.tensor(FIELD)
+    found, expected = compiled(dict(batch)), model(dict(batch))
+    for key in ("total_energy", "forces", "latent_charges", "field_energy"):
+        torch.testing.assert_close(found[key], expected[key], atol=1e-9, rtol=1e-9)
+    assert expected["field_energy"][1].abs() > 1e-4
+
+
+def test_targets_without_the_total_charge_are_refused_where_it_is_needed(tmp_path):
+    with pytest.raises(HostError, match="--target sog_ase_charge"):
+        export(build(sog=CHARGED), ASE_TARGET, tmp_path)
+
+
+@pytest.mark.parametrize("charge", [torch.tensor([[2]]), torch.tensor([2])])
+def test_data_to_compile_with_get_the_inputs_of_the_target(charge):
+    settings = COMPILE_TARGET_DICT["sog_ase_charge_field"]["data_settings"]
+    data = settings(AtomicDataDict.with_batch_(to_data(crystal()) | {"charge": charge}))
+    assert torch.equal(data["charge"], torch.tensor([[2.0]], dtype=torch.float64))
+    assert torch.equal(data["external_field"], torch.zeros(1, 3, dtype=torch.float64))
 
 
 def test_pair_allegro_is_refused():

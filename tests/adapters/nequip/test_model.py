@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from nequip.data import AtomicDataDict
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
@@ -21,6 +22,7 @@ from nequip_builders import (
     slab,
     to_data,
 )
+from references import dipole_derivative
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError
@@ -222,6 +224,71 @@ def test_the_calculator_reads_a_field_and_returns_the_dipole(model, make):
     assert atoms.get_forces()[[0, 2]] == pytest.approx(numerical, abs=1e-6, rel=1e-6)
 
 
+NEUTRAL = {"charge_constraint": "neutral", "tolerance": 1e-9}
+
+
+@pytest.fixture(scope="module", params=BASES)
+def neutral(request):
+    return build(request.param, sog=NEUTRAL).eval()
+
+
+def cluster(at=0.0):
+    """A molecule about a place in a box that is more than twice as wide."""
+    atoms = acetaldehyde()
+    atoms.set_cell(20.0 * np.eye(3) + 0.5)
+    atoms.pbc = True
+    atoms.positions += at - atoms.positions[0]
+    return atoms
+
+
+@pytest.mark.parametrize("make", [acetaldehyde, crystal, slab, cluster])
+def test_born_charges_are_the_changes_of_the_dipole_with_each_atom(neutral, make):
+    atoms = make()
+    calculator = atoms.calc = calculator_of(neutral)
+    born = calculator.get_born_charges(atoms)
+    for j in (0, 2):
+        expected = dipole_derivative(atoms, j)
+        assert np.abs(born.values[j] - expected).max() < 1e-8
+        assert np.abs(expected - atoms.get_charges()[j] * np.eye(3)).max() > 1e-4
+    if make in (acetaldehyde, cluster):
+        assert np.abs(born.sum_rule).max() < 1e-10
+    screened = calculator.get_born_charges(atoms, eps_inf=4.0, enforce_sum_rule=True)
+    assert np.abs(screened.values.sum(0)).max() < 1e-10
+    assert screened.sum_rule == pytest.approx(2.0 * born.sum_rule)
+
+
+def test_a_field_along_periodic_axes_adds_the_forces_of_born_charges(neutral):
+    atoms, field = crystal(), FIELD[0].numpy()
+    calculator = atoms.calc = calculator_of(neutral)
+    energy, forces, charges = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_charges()
+    born = calculator.get_born_charges(atoms, enforce_sum_rule=True).values
+    atoms.info["external_field"] = field
+    added = -charges @ atoms.positions @ field
+    assert atoms.get_potential_energy() == pytest.approx(energy + added, abs=1e-11)
+    assert atoms.get_potential_energies().sum() == pytest.approx(energy + added, abs=1e-11)
+    expected = forces + np.einsum("jab,a->jb", born, field)
+    assert atoms.get_forces() == pytest.approx(expected, abs=1e-11)
+    results = calculator.results
+    parts = [results[f"{part}_energy"] for part in ("short_range", "long_range", "field")]
+    assert sum(parts) == pytest.approx(results["energy"], abs=1e-11)
+    with pytest.raises(PropertyNotImplementedError, match="field along periodic axes"):
+        atoms.get_stress()
+    assert "stress" not in calculator.results
+    atoms.positions[1] += atoms.cell.array[0]
+    work = charges[1] * atoms.cell.array[0] @ field
+    assert atoms.get_potential_energy() == pytest.approx(energy + added - work, abs=1e-9)
+    assert atoms.get_forces() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("at", [10.0, -3e-5])
+def test_forces_in_a_periodic_field_are_the_gradient_where_no_charge_flows_across(neutral, at):
+    atoms = cluster(at)
+    atoms.calc = calculator_of(neutral)
+    atoms.info["external_field"] = FIELD[0].numpy()
+    numerical = calculate_numerical_forces(atoms, eps=1e-4, iatoms=[0, 2])
+    assert atoms.get_forces()[[0, 2]] == pytest.approx(numerical, abs=1e-6, rel=1e-6)
+
+
 def test_the_calculator_refuses_malformed_fields_and_models_without_them(model):
     atoms = acetaldehyde()
     atoms.calc = calculator_of(model)
@@ -231,14 +298,51 @@ def test_the_calculator_refuses_malformed_fields_and_models_without_them(model):
     atoms.info["external_field"] = [0.1, 0.0, 0.0]
     compiled = DictInputOutputWrapper(model, ["pos"], ["total_energy"]).eval()
     atoms.calc = calculator_of(compiled)
-    with pytest.raises(HostError, match="from_saved_model"):
+    with pytest.raises(HostError, match=r"target sog_ase_field.*from_saved_model"):
+        atoms.get_potential_energy()
+    with pytest.raises(HostError, match="Compiled models give no Born charges"):
+        atoms.calc.get_born_charges(atoms)
+    atoms = crystal()
+    atoms.calc = calculator_of(compiled)
+    atoms.info["external_field"] = [0.1, 0.0, 0.0]
+    with pytest.raises(HostError, match="forces in a field along periodic axes"):
         atoms.get_potential_energy()
 
 
-def test_a_field_in_a_trace_is_refused(model):
-    data = to_data(crystal()) | {"external_field": FIELD}
-    with pytest.raises(HostError, match="Compiled models take no `external_field`"):
-        make_fx(lambda pos: model(data | {"pos": pos})["total_energy"])(data["pos"])
+def test_born_charges_need_atoms_and_a_long_range_part(model):
+    with pytest.raises(InputError, match="`atoms` must be given"):
+        calculator_of(model).get_born_charges()
+    with pytest.raises(HostError, match="long-range part"):
+        calculator_of(build(bare=True).eval()).get_born_charges(acetaldehyde())
+
+
+def traced(model, atoms, field):
+    """Energy, atomic energies, dipole forces and field energy of a graph of the model."""
+    keys = ("total_energy", "atomic_energy", "forces", "field_energy")
+    data = to_data(atoms)
+
+    def outputs(pos, field):
+        out = model(data | {"pos": pos, "external_field": field})
+        return [out[key] for key in keys]
+
+    graph = make_fx(outputs)(data["pos"], torch.zeros_like(field))
+    return dict(zip(keys, graph(data["pos"], field), strict=True))
+
+
+@pytest.mark.parametrize("make", [acetaldehyde, slab])
+def test_a_field_across_periodic_axes_in_a_graph_is_that_of_the_model(model, make):
+    atoms, field = make(), FIELD
+    if atoms.pbc.any():
+        field = 0.05 * torch.tensor(np.cross(*atoms.cell.array[:2]))[None]
+    expected = in_field(model, atoms, field)
+    assert abs(expected["field_energy"].item()) > 1e-4
+    for key, value in traced(model, atoms, field).items():
+        torch.testing.assert_close(value, expected[key], atol=1e-11, rtol=1e-11)
+
+
+def test_a_field_along_periodic_axes_in_a_graph_has_no_energy(model):
+    out = traced(model, crystal(), FIELD)
+    assert all(value.isnan().any() for value in out.values())
 
 
 def test_a_molecule_has_the_same_energy_in_every_vacuum(model):
@@ -273,9 +377,13 @@ def test_a_closed_gate_is_the_model_without_a_long_range(base):
             assert torch.equal(found[key], expected[key])
 
 
+COUPLED = {"share_kernel": False, "couple_channels": True}
+
+
 @every_base
-def test_every_parameter_gets_a_gradient_from_a_force_loss(base):
-    model = build(base, sog=SOG).train()
+@pytest.mark.parametrize("options", [{}, COUPLED], ids=["shared", "coupled"])
+def test_every_parameter_gets_a_gradient_from_a_force_loss(base, options):
+    model = build(base, sog=SOG | options).train()
     out = evaluate(model, crystal())
     (out["forces"].square().sum() + out["stress"].square().sum()).backward()
     lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

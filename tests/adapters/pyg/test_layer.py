@@ -54,8 +54,14 @@ def test_the_energy_is_that_of_the_core():
     assert expected.shape == (5, 1)
 
 
-def test_potential_and_field_are_those_of_the_charges():
-    layer, data = make_layer("features"), mixed_batch()
+COUPLED = {"share_kernel": False, "couple_channels": True}
+
+
+@pytest.mark.parametrize("options", [{}, COUPLED], ids=["shared", "coupled"])
+def test_potential_and_field_are_those_of_the_charges(options):
+    layer, data = make_layer("features", **options), mixed_batch()
+    if options:
+        torch.nn.init.normal_(layer.part.energy.kernel.couplings)
     potential, field = evaluate(layer, data)
     charges = layer.readout(features(len(data.pos)))
     expected = sog_longrange.potential_and_field(
@@ -63,7 +69,7 @@ def test_potential_and_field_are_those_of_the_charges():
     )
     assert torch.equal(potential, expected.potential)
     assert torch.equal(field, expected.field)
-    energy = make_layer()
+    energy = make_layer(**options)
     energy.load_state_dict(layer.state_dict())
     per_node = 0.5 * (charges * potential).sum(-1, keepdim=True)
     summed = torch.zeros(5, 1).index_add(0, data.batch, per_node)

@@ -1,0 +1,102 @@
+"""What a long-range model learned that was no training target: charges, dipoles, a law of decay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from sog_longrange import plots
+from sog_longrange.atoms import dipole_of_atoms
+from sog_longrange.kernels import Kernel
+from sog_longrange.units import COULOMB_CONSTANT
+
+REACH = 4.0, 12.0  # Å, where laws of decay are compared
+CHARGES = ("true_charges", "mbis_charges")
+DIPOLE = "REF_dipole"
+
+
+def coulomb(r: Tensor) -> Tensor:
+    """1/r in eV/e^2."""
+    return COULOMB_CONSTANT / r
+
+
+def yukawa(r: Tensor) -> Tensor:
+    """1/r in eV/e^2, screened by exp(-0.2 r)."""
+    return COULOMB_CONSTANT * torch.exp(-0.2 * r) / r
+
+
+class Fit(NamedTuple):
+    """Line through predicted over reference values, whose sign is free.
+
+    Attributes
+    ----------
+    slope, r2 : float
+        R^2 is the squared correlation.
+    """
+
+    slope: float
+    r2: float
+
+    def __str__(self) -> str:
+        return f"slope {self.slope:.3f}, R^2 {self.r2:.5f}"
+
+
+def fit(reference: np.ndarray, predicted: np.ndarray) -> Fit:
+    """Fit a line through all values."""
+    x, y = reference.ravel(), predicted.ravel()
+    return Fit(abs(float(np.polyfit(x, y, 1)[0])), float(np.corrcoef(x, y)[0, 1] ** 2))
+
+
+def turned(reference: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Predicted values with the common sign that fits best."""
+    return np.sign(np.sum(reference * predicted)) * predicted
+
+
+def compare_charges(frames: list[Atoms], charges: list[np.ndarray], folder: Path) -> dict:
+    """Compare latent with known charges, and draw them by element."""
+    latent, results = np.concatenate(charges), {}
+    elements = [symbol for frame in frames for symbol in frame.get_chemical_symbols()]
+    for key in CHARGES:
+        if key not in frames[0].arrays:
+            continue
+        known = np.concatenate([frame.arrays[key] for frame in frames])
+        results[key] = fit(known, latent)._asdict()
+        print(f"  latent against {key.replace('_', ' ')}: {fit(known, latent)}")
+        ax = plots.draw_charges(known, turned(known, latent), elements)
+        plots.save_figure(ax.figure, folder / f"{key}.png")
+    return results
+
+
+def compare_dipoles(frames: list[Atoms], charges: list[np.ndarray], folder: Path) -> dict:
+    """Compare dipoles of latent charges with those of the reference, and draw them."""
+    if DIPOLE not in frames[0].info:
+        return {}
+    known = np.array([frame.info[DIPOLE] for frame in frames])
+    pairs = zip(charges, frames, strict=True)
+    found = turned(known, np.array([dipole_of_atoms(values, frame) for values, frame in pairs]))
+    print(f"  dipoles against the reference: {fit(known, found)}")
+    plots.save_figure(plots.draw_dipoles(known, found).figure, folder / "dipole.png")
+    return {"dipole": fit(known, found)._asdict()}
+
+
+def compare_law(kernel: Kernel, law: Callable[[Tensor], Tensor], folder: Path) -> dict:
+    """Largest relative error of a learned law, up to the one factor that charges can take up."""
+    near, far = REACH
+    r = torch.linspace(near, far, 400, dtype=torch.float64)
+    with torch.no_grad():
+        ratio = kernel.radial(r.square().to(next(kernel.parameters())))[0].double() / law(r)
+    low, high = float(ratio.min()), float(ratio.max())
+    middle = math.copysign(math.sqrt(abs(low * high)), low)
+    error = math.inf if low * high <= 0.0 else high / middle - 1.0
+    print(f"  learned law over {near:g} to {far:g} Å: off by at most {100 * error:.1f} %")
+    laws = {law.__name__: law}
+    ax = plots.draw_kernel(kernel, laws=laws, scale=1.0 / middle, reach=(2.0, 16.0))
+    plots.save_figure(ax.figure, folder / "kernel.png")
+    return {"law": {"largest_error": error, "scale": middle}}

@@ -1,0 +1,50 @@
+"""Versions of a host framework that its adapter works with."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from .errors import HostError, explain
+
+
+class SupportedVersions(NamedTuple):
+    """Range of versions of a package.
+
+    Attributes
+    ----------
+    package : str
+        Name by which pip knows it.
+    oldest : str
+        First version that is supported, of numbers and dots.
+    limit : str
+        First version that is not supported any more.
+    """
+
+    package: str
+    oldest: str
+    limit: str
+
+    def __str__(self) -> str:
+        return f"{self.package}>={self.oldest},<{self.limit}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a version outside the range."""
+        return f'Install a supported one: pip install "{self}".'
+
+    def check(self, version: str) -> None:
+        """Raise `HostError` unless a version is in the range.
+
+        Parameters
+        ----------
+        version : str
+            Pre-releases and builds count as the release that they are named after.
+        """
+        depth = max(self.oldest.count("."), self.limit.count(".")) + 1
+        oldest, given, limit = (
+            [int(part) for part in re.findall(r"\d+", text)[:depth]]
+            for text in (self.oldest, version, self.limit)
+        )
+        if not oldest <= given < limit:
+            raise HostError(explain(self.package, f"in the range {self}", version, self.remedy))
