@@ -1,10 +1,10 @@
 """Long-range physics for machine-learned interatomic potentials."""
 
 from ._version import __version__
-from .charges import ChargeEmbedding, LatentCharges, project_total_charge
+from .charges import ChargeEmbedding, LatentCharges, LatentDipoles, project_total_charge
 from .config import SOGConfig
 from .coupled import CoupledGaussians, kernel_matrix
-from .energy import LongRangeEnergy, LongRangeOutput
+from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput
 from .errors import (
     BoundaryError,
     ConfigError,
@@ -41,6 +41,7 @@ __all__ = [
     "ConfigError",
     "CoupledGaussians",
     "DerivativeError",
+    "DipolarOutput",
     "Ewald",
     "FixedMeshEnergy",
     "GridReport",
@@ -48,6 +49,7 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "LatentCharges",
+    "LatentDipoles",
     "LongRangeEnergy",
     "LongRangeOutput",
     "PerformanceWarning",

@@ -139,13 +139,16 @@ def _differ(one: Any, other: Any) -> bool:  # noqa: ANN401
     return not np.array_equal(one, other)
 
 
-def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:
-    """Dipole of the charges of a structure.
+def dipole_of_atoms(
+    charges: np.ndarray, atoms: AtomsLike, dipoles: np.ndarray | None = None
+) -> np.ndarray:
+    """Dipole of the charges of a structure, and of the dipoles of its atoms.
 
     Parameters
     ----------
     charges : ndarray, shape (n_atoms,), in e
     atoms : ase.Atoms
+    dipoles : ndarray, shape (n_atoms, 3), in e Å, optional
 
     Returns
     -------
@@ -154,7 +157,9 @@ def dipole_of_atoms(charges: np.ndarray, atoms: AtomsLike) -> np.ndarray:
     """
     numbers = (np.asarray(charges, dtype=np.float64), atoms.positions, atoms.cell.array)
     values, positions, cell = (torch.tensor(x) for x in numbers)
-    moments: np.ndarray = dipole(values, positions, cell, torch.tensor(atoms.pbc))[0].numpy()
+    own = None if dipoles is None else torch.tensor(np.asarray(dipoles, dtype=np.float64))
+    pbc = torch.tensor(atoms.pbc)
+    moments: np.ndarray = dipole(values, positions, cell, pbc, dipoles=own)[0].numpy()
     return moments
 
 
@@ -166,6 +171,7 @@ def born_charges_of_atoms(
     eps_inf: float = 1.0,
     reach: float | None = None,
     enforce_sum_rule: bool = False,
+    dipoles: Tensor | None = None,
 ) -> AtomicBornCharges:
     """Born effective charges of one structure.
 
@@ -178,6 +184,8 @@ def born_charges_of_atoms(
         Whose cell and boundary are taken.
     eps_inf, reach, enforce_sum_rule
         As for :func:`~sog_longrange.born_charges`.
+    dipoles : Tensor, shape (n_atoms, 3), in e Å, optional
+        Of the atoms themselves, in the graph of the positions.
 
     Returns
     -------
@@ -192,6 +200,8 @@ def born_charges_of_atoms(
     pbc = torch.tensor(np.asarray(atoms.pbc)).to(positions.device)
     if not charges.requires_grad:  # As those of an atom alone.
         charges = charges + 0.0 * positions.sum()
+    if dipoles is not None and not dipoles.requires_grad:
+        dipoles = dipoles + 0.0 * positions.sum()
     values, sum_rule = born_charges(
         charges,
         positions,
@@ -200,6 +210,7 @@ def born_charges_of_atoms(
         eps_inf=eps_inf,
         reach=reach,
         enforce_sum_rule=enforce_sum_rule,
+        dipoles=dipoles,
     )
     return AtomicBornCharges(values.cpu().numpy(), sum_rule[0].cpu().numpy())
 
@@ -214,11 +225,12 @@ def add_periodic_field(
 ) -> None:
     """Add the forces Z^T E of a field along periodic axes, and its energy, to results.
 
-    The energy is -sum_j q_j r_j.E with every atom where it is, not in any cell: smooth and the
-    same on every path for atoms that are never wrapped, as ASE leaves them. It is the potential
-    of the forces as long as charge flows only between atoms that are nearest images of each
-    other there. No energy of a cell has all these forces as its gradient, since the dipole of
-    charge that flows around the cell has no value. A stress is not defined, and is taken out.
+    The energy is -sum_j (q_j r_j + mu_j).E, mu_j latent dipoles if there are any, with every atom
+    where it is, not in any cell: smooth and the same on every path for atoms that are never
+    wrapped, as ASE leaves them. It is the potential of the forces as long as charge flows only
+    between atoms that are nearest images of each other there. No energy of a cell has all these
+    forces as its gradient, since the dipole of charge that flows around the cell has no value. A
+    stress is not defined, and is taken out.
 
     Parameters
     ----------
@@ -233,7 +245,10 @@ def add_periodic_field(
         Of the model, in eV and Å.
     """
     charges = np.asarray(results["charges"], dtype=np.float64)
-    energies = -energy_unit * charges * (atoms.positions @ field)
+    moments = charges[:, None] * atoms.positions
+    if "latent_dipoles" in results:
+        moments = moments + results["latent_dipoles"][:, :, 0]
+    energies = -energy_unit * (moments @ field)
     forces = energy_unit / length_unit * np.einsum("jab,a->jb", born, field)
     total = float(energies.sum())
     added = {"energy": total, "free_energy": total, "forces": forces}

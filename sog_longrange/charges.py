@@ -1,4 +1,4 @@
-"""From invariant atomic features to latent charges."""
+"""From atomic features to latent charges and dipoles."""
 
 from __future__ import annotations
 
@@ -82,6 +82,87 @@ class LatentCharges(nn.Module):
         if self.perceptron is not None:
             charges = charges + self.perceptron(features[:, -self.layer_sizes[-1] :])
         return charges
+
+
+class LatentDipoles(nn.Module):
+    """Readout of latent dipoles from equivariant vectors.
+
+    The dipoles are a bias-free linear mix of the vectors of all layers plus a second mix, each
+    term of which is gated by a function of the last layer's invariant features. They turn with
+    the vectors, and start random and small as :class:`LatentCharges` do.
+
+    Parameters
+    ----------
+    num_vectors : int
+        Number of vectors of each atom, of all layers of the host model together.
+    num_channels : int
+        Number of latent dipoles of each atom.
+    num_invariants : int
+        Number of invariant features of the host model's last layer.
+    hidden_size : int
+        Number of gated vectors; 0 leaves them out.
+
+    Raises
+    ------
+    ConfigError
+        If a size is out of range.
+
+    References
+    ----------
+    Schütt, Unke, Gastegger, arXiv:2102.03150 (PaiNN), for gated vectors as dipoles.
+    """
+
+    def __init__(
+        self, num_vectors: int, num_channels: int = 1, num_invariants: int = 0, hidden_size: int = 0
+    ) -> None:
+        super().__init__()
+        if num_vectors < 1:
+            raise ConfigError(explain("num_vectors", "at least 1", str(num_vectors)))
+        check_readout(num_channels, hidden_size)
+        if hidden_size > 0 and num_invariants < 1:
+            expected = "at least 1 with a hidden_size"
+            raise ConfigError(explain("num_invariants", expected, str(num_invariants)))
+        self.num_vectors = num_vectors
+        self.num_channels = num_channels
+        self.num_invariants = num_invariants
+        self.linear = nn.Linear(num_vectors, num_channels, bias=False)
+        self.gates: nn.Sequential | None = None
+        if hidden_size > 0:
+            self.gates = nn.Sequential(nn.Linear(num_invariants, hidden_size), nn.Tanh())
+            self.inner = nn.Linear(num_vectors, hidden_size, bias=False)
+            self.outer = nn.Linear(hidden_size, num_channels, bias=False)
+
+    def forward(self, vectors: Tensor, features: Tensor) -> Tensor:
+        """Latent dipoles of each atom.
+
+        Parameters
+        ----------
+        vectors : Tensor, shape (n_atoms, 3, num_vectors)
+            Cartesian components x, y, z of vectors that change sign under inversion.
+        features : Tensor, shape (n_atoms, n_features)
+            Invariant features, those of the last layer at the end.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, 3, num_channels), in e Å
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the vectors have another shape, dtype or device than the readout, or are not
+            finite.
+        """
+        n_atoms, width = features.shape[0], self.num_vectors
+        check_float("vectors", vectors)
+        expected = f"(n_atoms={n_atoms}, 3, {width})"
+        check_shape("vectors", vectors, (n_atoms, 3, width), expected)
+        check_like("vectors", vectors, self.linear.weight, "the readout's weights")
+        check_finite("vectors", vectors)
+        dipoles: Tensor = self.linear(vectors)
+        if self.gates is not None:
+            gates = self.gates(features[:, -self.num_invariants :])[:, None]
+            dipoles = dipoles + self.outer(gates * self.inner(vectors))
+        return dipoles
 
 
 class ChargeEmbedding(nn.Module):

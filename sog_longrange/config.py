@@ -32,6 +32,7 @@ USED_BY = {
     "learn_widths": SUMS,
 }
 HOW = ("backend", "accelerator")
+DIPOLE_BACKENDS = ("auto", "mesh")
 CHARGE_CONSTRAINTS = ("none", "neutral", "total")
 
 
@@ -80,6 +81,10 @@ class SOGConfig:
         Needed to tell the energies of one molecule at several charges apart.
     fractional_charge : bool
         Whether a total charge may be other than a whole number of e.
+    latent_dipoles : bool
+        Give each atom a latent dipole for each channel, from the host model's vectors (features
+        of l = 1), which interacts with charges and dipoles through the same kernel. The host
+        must have such features; `backend` is "auto" or "mesh".
     tolerance, backend, accelerator
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -110,6 +115,7 @@ class SOGConfig:
     charge_constraint: str = "none"
     charge_embedding: int = 0
     fractional_charge: bool = False
+    latent_dipoles: bool = False
     tolerance: float = 1e-5
     zero_mode: bool | None = None
     remove_self: bool = True
@@ -189,6 +195,9 @@ class SOGConfig:
             expected = 'left out unless `charge_constraint` is "total" or `charge_embedding` is on'
             got = f"True with charge_constraint={self.charge_constraint!r}"
             raise ConfigError(explain("fractional_charge", expected, got))
+        if self.latent_dipoles and self.backend not in DIPOLE_BACKENDS:
+            expected = '"auto" or "mesh" with latent_dipoles=True'
+            raise ConfigError(explain("backend", expected, repr(self.backend)))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:

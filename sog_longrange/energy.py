@@ -14,7 +14,14 @@ from .kernels import Ewald, FixedGaussians, Kernel, zero_modes
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
-from .validation import Structures, check_charges, check_structures, is_traced
+from .potential import Sources, sum_sources
+from .validation import (
+    Structures,
+    check_charges,
+    check_dipoles,
+    check_structures,
+    is_traced,
+)
 
 
 class LongRangeOutput(NamedTuple):
@@ -36,6 +43,32 @@ class LongRangeOutput(NamedTuple):
     atomic_energies: Tensor
     potential: Tensor
     charges: Tensor
+
+
+class DipolarOutput(NamedTuple):
+    """Result of a long-range evaluation with dipoles; all of it is twice differentiable.
+
+    Attributes
+    ----------
+    energy, potential, charges : Tensor
+        As in :class:`LongRangeOutput`.
+    atomic_energies : Tensor, shape (n_atoms,), in eV
+        1/2 (q_i phi_i - mu_i.F_i); sums to `energy`.
+    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å)
+        -dE/dmu.
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
+        The dipoles mu that were evaluated.
+    """
+
+    energy: Tensor
+    atomic_energies: Tensor
+    potential: Tensor
+    charges: Tensor
+    field: Tensor
+    dipoles: Tensor
+
+
+Output = LongRangeOutput | DipolarOutput
 
 
 class LongRangeEnergy(nn.Module):
@@ -149,7 +182,9 @@ class LongRangeEnergy(nn.Module):
         pbc: Tensor | None = None,
         batch: Tensor | None = None,
         num_graphs: int | None = None,
-    ) -> LongRangeOutput:
+        *,
+        dipoles: Tensor | None = None,
+    ) -> LongRangeOutput | DipolarOutput:
         """Evaluate the energy of each structure.
 
         Parameters
@@ -164,15 +199,22 @@ class LongRangeEnergy(nn.Module):
         batch : Tensor, shape (n_atoms,), int64, sorted, optional
         num_graphs : int, optional
             Needed only if structures may be empty.
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
+            Point dipoles at the atoms, which interact with charges and with each other
+            through the same kernel: the structure factor is sum_j (q_j - i k.mu_j) e^(-ik.r_j).
+            All derivatives are autograd's then, on a mesh in PyTorch or over pairs.
 
         Returns
         -------
-        LongRangeOutput
+        LongRangeOutput, or DipolarOutput with dipoles
 
         Raises
         ------
         InputError, InputTypeError
             If an argument is malformed, not finite, or a periodic cell is singular.
+        ConfigError
+            If there are dipoles, and a process group, another backend than "auto" or "mesh", or
+            a tracer.
         BoundaryError
             If a structure is periodic along one or two axes and the kernel is `Ewald`.
         SizeError
@@ -181,6 +223,8 @@ class LongRangeEnergy(nn.Module):
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.traced
         )
+        if dipoles is not None:
+            return self.evaluate_dipoles(charges, dipoles, structures)
         return self.evaluate(charges, structures)
 
     def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
@@ -210,6 +254,39 @@ class LongRangeEnergy(nn.Module):
             energy, potential = interaction.evaluate(charges, structures, self.remove_self)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
+
+    def evaluate_dipoles(
+        self, charges: Tensor, dipoles: Tensor, structures: Structures
+    ) -> DipolarOutput:
+        """Evaluate charges and dipoles in structures that are validated already.
+
+        Parameters
+        ----------
+        charges : Tensor, shape (n_atoms, n_channels), in e
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        DipolarOutput
+
+        Raises
+        ------
+        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
+            As :meth:`forward`.
+        """
+        if self.traced:
+            expected = "None where the energy is opaque or traced"
+            remedy = "Dipoles are evaluated in plain PyTorch only."
+            raise ConfigError(explain("dipoles", expected, "a tensor", remedy))
+        check_charges(charges, structures)
+        self.check_channels(charges)
+        check_dipoles(dipoles, charges)
+        sources = Sources(charges, dipoles)
+        potential, field, energy = sum_sources(self, sources, structures)
+        energies = 0.5 * sources.work(potential, field)
+        return DipolarOutput(energy.to(charges), energies, potential, charges, field, dipoles)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""

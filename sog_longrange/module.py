@@ -1,17 +1,17 @@
-"""The whole long-range part of a model: readout, kernel, energy and gate."""
+"""The whole long-range part of a model: readouts, kernel, energy and gate."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .charges import LatentCharges, project_total_charge
+from .charges import LatentCharges, LatentDipoles, project_total_charge
 from .config import HOW, SOGConfig
-from .energy import LongRangeEnergy, LongRangeOutput
+from .energy import LongRangeEnergy, Output
 from .errors import ConfigError, InputError, explain
 from .fixed import FixedMeshEnergy
 from .states import ChargeStateOutput, ChargeStates
@@ -43,6 +43,14 @@ class SOGLongRange(nn.Module):
         Options; the defaults if left out.
     readout : LatentCharges, optional
         Instead of a new one of these sizes.
+    num_vectors : int
+        Number of vectors of each atom that the host model has; at least 1 for
+        ``latent_dipoles=True`` and without use otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If there shall be latent dipoles and there are no vectors, or a size is out of range.
 
     References
     ----------
@@ -57,6 +65,7 @@ class SOGLongRange(nn.Module):
         layer_sizes: Sequence[int],
         config: SOGConfig | None = None,
         readout: LatentCharges | None = None,
+        num_vectors: int = 0,
     ) -> None:
         super().__init__()
         self.config = SOGConfig() if config is None else config
@@ -64,6 +73,12 @@ class SOGLongRange(nn.Module):
         if readout is None:
             readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
         self.readout = readout
+        if c.latent_dipoles:
+            if num_vectors < 1:
+                expected = "False for a model without vectors (features of l = 1)"
+                raise ConfigError(explain("latent_dipoles", expected, "True"))
+            sizes = (num_vectors, c.num_channels, readout.layer_sizes[-1], c.hidden_size)
+            self.dipole_readout = LatentDipoles(*sizes)
         self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
         size = c.charge_embedding
         states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
@@ -88,12 +103,14 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         ConfigError
-            If the mesh is fixed already.
+            If the mesh is fixed already, or there are latent dipoles.
         InputError, SizeError
             As :class:`FixedMeshEnergy`.
         """
         if isinstance(self.energy, FixedMeshEnergy):
             raise ConfigError(explain("energy", "without a fixed mesh", repr(self.energy)))
+        if self.config.latent_dipoles:
+            raise ConfigError(explain("latent_dipoles", "False for a fixed mesh", "True"))
         self.energy = FixedMeshEnergy(self.energy, largest_cell)
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
@@ -180,7 +197,8 @@ class SOGLongRange(nn.Module):
         batch: Tensor | None = None,
         num_graphs: int | None = None,
         total_charge: Tensor | None = None,
-    ) -> LongRangeOutput:
+        vectors: Tensor | None = None,
+    ) -> Output:
         """Evaluate what the host model adds to its energy.
 
         Parameters
@@ -192,20 +210,24 @@ class SOGLongRange(nn.Module):
         total_charge : Tensor, shape (n_graphs,), in e, optional
             Required if, and used only if, `charge_constraint` is "total" or `charge_embedding`
             is on. Whole numbers, unless `fractional_charge` is set.
+        vectors : Tensor, shape (n_atoms, 3, num_vectors), optional
+            Cartesian equivariant vectors, layer after layer, in the dtype of the readout.
+            Required if, and used only if, `latent_dipoles` is set.
 
         Returns
         -------
-        LongRangeOutput
-            Energy and charges of the gated model: while the gate is below 1, charges and
-            potential are scaled by its square root, so that they give the gated energy. With
-            `charge_embedding` the energies hold that of the charge states, too.
+        LongRangeOutput, or DipolarOutput with latent dipoles
+            Energy and charges of the gated model: while the gate is below 1, charges, dipoles,
+            potential and field are scaled by its square root, so that they give the gated
+            energy. With `charge_embedding` the energies hold that of the charge states, too.
 
         Raises
         ------
         InputError, InputTypeError, BoundaryError, SizeError
-            As :meth:`LongRangeEnergy.forward`; also if a total charge is missing.
+            As :meth:`LongRangeEnergy.forward`; also if a total charge or vectors are missing.
         """
-        out, state = self.parts(features, positions, cell, pbc, batch, num_graphs, total_charge)
+        structures = (cell, pbc, batch, num_graphs)
+        out, state = self.parts(features, positions, *structures, total_charge, vectors)
         if state is None:
             return out
         energy, atomic_energies = out.energy + state.energy, out.atomic_energies + state[1]
@@ -220,17 +242,18 @@ class SOGLongRange(nn.Module):
         batch: Tensor | None = None,
         num_graphs: int | None = None,
         total_charge: Tensor | None = None,
-    ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
+        vectors: Tensor | None = None,
+    ) -> tuple[Output, ChargeStateOutput | None]:
         """Evaluate the interaction of the charges and the charge states, each for itself.
 
         Parameters
         ----------
-        features, positions, cell, pbc, batch, num_graphs, total_charge
+        features, positions, cell, pbc, batch, num_graphs, total_charge, vectors
             As in :meth:`forward`.
 
         Returns
         -------
-        LongRangeOutput
+        LongRangeOutput, or DipolarOutput with latent dipoles
             The gated interaction of the latent charges.
         ChargeStateOutput or None
             What the total charges cost, without a gate; None without `charge_embedding`.
@@ -246,18 +269,20 @@ class SOGLongRange(nn.Module):
         total = self._wanted_charge(structures, total_charge)
         features = self._embed(features, structures, total)
         charges = self._charges(features, structures, total)
-        out = self._gated(self.energy.evaluate(charges, structures))
+        if self.config.latent_dipoles:
+            dipoles = self.latent_dipoles(features, structures, vectors)
+            # `fix_mesh` refuses models with dipoles.
+            energy = cast(LongRangeEnergy, self.energy)
+            out: Output = energy.evaluate_dipoles(charges, dipoles, structures)
+        else:
+            out = self.energy.evaluate(charges, structures)
         state = None if self.states is None else self.states(features, total, structures.batch)
-        return out, state
+        return self._gated(out), state
 
-    def _gated(self, out: LongRangeOutput) -> LongRangeOutput:
+    def _gated(self, out: Output) -> Output:
         scale = self.gate.sqrt()
-        return LongRangeOutput(
-            self.gate * out.energy,
-            self.gate * out.atomic_energies,
-            scale * out.potential,
-            scale * out.charges,
-        )
+        energies = self.gate * out.energy, self.gate * out.atomic_energies
+        return type(out)(*energies, *(scale * x for x in out[2:]))
 
     def latent_charges(
         self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
@@ -314,3 +339,29 @@ class SOGLongRange(nn.Module):
         wanted = total if constraint == "total" else torch.zeros_like(total)
         channels = self.config.constrained_channels
         return project_total_charge(charges, wanted, structures.batch, channels)
+
+    def latent_dipoles(
+        self, features: Tensor, structures: Structures, vectors: Tensor | None
+    ) -> Tensor:
+        """Latent dipoles of structures that are validated already, without the gate.
+
+        Parameters
+        ----------
+        features, vectors
+            As in :meth:`forward`; the features are checked already.
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, 3, num_channels), in e Å
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the vectors do not fit or are missing.
+        """
+        if vectors is None:
+            raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
+        dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
+        return dipoles

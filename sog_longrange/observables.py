@@ -33,6 +33,9 @@ from .validation import (
 ChargeFunction = Callable[[Tensor], Tensor]
 """charges(positions): one charge in e for each of the atoms, differentiable."""
 
+DipoleFunction = Callable[[Tensor], Tensor]
+"""dipoles(positions): one dipole (n_atoms, 3) in e Å for each of the atoms, differentiable."""
+
 _NEIGHBOURS = 2  # along each axis of a compact cell, among which is the nearest image
 
 
@@ -62,8 +65,8 @@ class FieldOutput(NamedTuple):
     energy : Tensor, shape (n_graphs,), in eV
         See :func:`field_energy`.
     atomic_energies : Tensor, shape (n_atoms,), in eV
-        -sqrt(eps_inf) q_j d_j.E, d_j the vector from the origin to the nearest image of atom
-        j. They sum to the energy, and each depends on the origin.
+        -sqrt(eps_inf) (q_j d_j + mu_j).E, d_j the vector from the origin to the nearest image of
+        atom j, mu_j its own dipole, if any. They sum to the energy, and each depends on the origin.
     dipole : Tensor, shape (n_graphs, 3), in e Å
         See :func:`dipole`.
     """
@@ -116,6 +119,7 @@ def dipole(
     num_graphs: int | None = None,
     *,
     origin: Tensor | None = None,
+    dipoles: Tensor | None = None,
 ) -> Tensor:
     """Dipole of each structure.
 
@@ -133,11 +137,14 @@ def dipole(
         By default the origin of the coordinates. The dipole of an open, neutral
         structure does not depend on it; that of total charge Q falls by Q o if it moves
         by o. See :func:`centre`.
+    dipoles : Tensor, shape (n_atoms, 3), in e Å, optional
+        Of the atoms themselves, such as ``out.dipoles[:, :, 0]``; they add to the dipole of the
+        structure and know no branch.
 
     Returns
     -------
     Tensor, shape (n_graphs, 3), in e Å
-        sum_j q_j (r_j - origin). Twice differentiable; 1 e Å is 4.803 debye.
+        sum_j q_j (r_j - origin) + mu_j. Twice differentiable; 1 e Å is 4.803 debye.
 
     Raises
     ------
@@ -145,7 +152,7 @@ def dipole(
         If an argument is malformed or a periodic cell is singular.
     """
     structures = _check("charges", charges, positions, cell, pbc, batch, num_graphs)
-    return _moments(charges, structures, origin)
+    return _sum(_moments(charges, dipoles, structures, origin), structures)
 
 
 def quadrupole(
@@ -204,6 +211,7 @@ def polarisation(
     num_graphs: int | None = None,
     *,
     origin: Tensor | None = None,
+    dipoles: Tensor | None = None,
 ) -> Tensor:
     """Polarisation of each periodic cell, on the branch nearest to an origin.
 
@@ -214,7 +222,7 @@ def polarisation(
 
     Parameters
     ----------
-    charges, positions, cell, pbc, batch, num_graphs, origin
+    charges, positions, cell, pbc, batch, num_graphs, origin, dipoles
         As in :func:`dipole`. Of a charged cell the polarisation depends on the origin.
 
     Returns
@@ -239,7 +247,7 @@ def polarisation(
         remedy = "Use `dipole`, which needs no volume."
         got = str(structures.pbc.tolist())
         raise BoundaryError(explain("pbc", "True along all axes", got, remedy))
-    moments = _moments(charges, structures, origin)
+    moments = _sum(_moments(charges, dipoles, structures, origin), structures)
     return moments / cell_volume(structures.cell)[:, None]
 
 
@@ -255,6 +263,7 @@ def born_charges(
     reach: float | None = None,
     enforce_sum_rule: bool = False,
     create_graph: bool = False,
+    dipoles: Tensor | DipoleFunction | None = None,
 ) -> BornCharges:
     """Born effective charges, with the response of the charges to displacements.
 
@@ -286,6 +295,9 @@ def born_charges(
         Whether what violates the acoustic sum rule is taken evenly from all atoms.
     create_graph : bool
         Whether the result can be differentiated in turn.
+    dipoles : Tensor, shape (n_atoms, 3), in e Å, or callable, optional
+        Of the atoms themselves, a tensor or a function as `charges` is; the sum of their
+        responses d mu_i / dr_j adds to Z_j, by three more passes.
 
     Returns
     -------
@@ -314,11 +326,17 @@ def born_charges(
     [1.0, 0.5, 0.5]
     """
     root = _root(eps_inf)
-    charges, positions = _linked(charges, positions, create_graph)
+    charges, dipoles, positions = _linked(charges, dipoles, positions, create_graph)
     structures = _check("charges", charges, positions, cell, pbc, batch, num_graphs)
     pull = _Pull(charges, positions, create_graph) if charges.requires_grad else None
     with torch.set_grad_enabled(create_graph):
-        return _born(charges, structures, pull, root, reach, enforce_sum_rule)
+        response = torch.zeros_like(positions[:, :, None] * positions[:, None])
+        if pull is not None:
+            response = response + _response(pull, structures, reach)
+        if dipoles is not None:
+            _check_dipoles(dipoles, charges)
+            response = response + _dipole_response(dipoles, positions, create_graph)
+        return _born(charges, structures, response, root, enforce_sum_rule)
 
 
 def field_energy(
@@ -332,6 +350,7 @@ def field_energy(
     *,
     origin: Tensor | None = None,
     eps_inf: float = 1.0,
+    dipoles: Tensor | None = None,
 ) -> Tensor:
     """Energy of charges in a uniform external electric field, to be added to a model's.
 
@@ -345,7 +364,7 @@ def field_energy(
 
     Parameters
     ----------
-    charges, positions, cell, pbc, batch, num_graphs, origin
+    charges, positions, cell, pbc, batch, num_graphs, origin, dipoles
         As in :func:`dipole`.
     field : Tensor, shape (3,) or (n_graphs, 3), in V/Å
         Of periodic cells the macroscopic field, which the electrons screen already.
@@ -368,7 +387,9 @@ def field_energy(
     periodic cell and its branches.
     """
     rest = (cell, pbc, batch, num_graphs)
-    return uniform_field(charges, positions, field, *rest, origin=origin, eps_inf=eps_inf).energy
+    return uniform_field(
+        charges, positions, field, *rest, origin=origin, eps_inf=eps_inf, dipoles=dipoles
+    ).energy
 
 
 def uniform_field(
@@ -382,12 +403,13 @@ def uniform_field(
     *,
     origin: Tensor | None = None,
     eps_inf: float = 1.0,
+    dipoles: Tensor | None = None,
 ) -> FieldOutput:
     """Energy of charges in a uniform external electric field, by atoms, and the dipole.
 
     Parameters
     ----------
-    charges, positions, field, cell, pbc, batch, num_graphs, origin, eps_inf
+    charges, positions, field, cell, pbc, batch, num_graphs, origin, eps_inf, dipoles
         As in :func:`field_energy`, which also tells the gauge.
 
     Returns
@@ -403,7 +425,7 @@ def uniform_field(
     root = _root(eps_inf)
     structures = _check("charges", charges, positions, cell, pbc, batch, num_graphs)
     fields = _per_graph("field", field, structures)
-    moments = charges[:, None] * _arms(structures, origin)
+    moments = _moments(charges, dipoles, structures, origin)
     energies = -root * (moments * fields[structures.batch]).sum(-1)
     return FieldOutput(_sum(energies, structures), energies, _sum(moments, structures))
 
@@ -411,15 +433,12 @@ def uniform_field(
 def _born(
     charges: Tensor,
     structures: Structures,
-    pull: _Pull | None,
+    response: Tensor,
     root: float,
-    reach: float | None,
     enforce: bool,
 ) -> BornCharges:
     identity = torch.eye(3).to(charges)
-    values = charges[:, None, None] * identity
-    if pull is not None:
-        values = values + _response(pull, structures, reach)
+    values = charges[:, None, None] * identity + response
     total = _sum(charges, structures)[:, None, None] * identity
     excess = root * (_sum(values, structures) - total)
     values = root * values
@@ -429,7 +448,7 @@ def _born(
 
 
 class _Pull:
-    """Weighted sums over i of dq_i/dr_j, one backward pass each."""
+    """Weighted sums over i of dq_i/dr_j, or of dmu_i/dr_j; one backward pass each."""
 
     def __init__(self, charges: Tensor, positions: Tensor, create_graph: bool) -> None:
         self.charges, self.positions, self.create_graph = charges, positions, create_graph
@@ -445,6 +464,14 @@ class _Pull:
             materialize_grads=True,
         )
         return gradient
+
+
+def _dipole_response(dipoles: Tensor, positions: Tensor, create_graph: bool) -> Tensor:
+    """Sum over i of dmu_i/dr_j, shape (n_atoms, 3, 3)."""
+    if not dipoles.requires_grad:
+        return torch.zeros_like(positions[:, :, None] * positions[:, None])
+    pull = _Pull(dipoles, positions, create_graph)
+    return torch.stack([pull(axis.expand_as(dipoles)) for axis in torch.eye(3).to(dipoles)], 1)
 
 
 def _response(pull: _Pull, structures: Structures, reach: float | None) -> Tensor:
@@ -557,8 +584,24 @@ def _arms(structures: Structures, origin: Tensor | None) -> Tensor:
     return _nearest(positions, _lattice(structures), batch, mean=False)
 
 
-def _moments(charges: Tensor, structures: Structures, origin: Tensor | None) -> Tensor:
-    return _sum(charges[:, None] * _arms(structures, origin), structures)
+def _moments(
+    charges: Tensor, dipoles: Tensor | None, structures: Structures, origin: Tensor | None
+) -> Tensor:
+    """Dipole of each atom about the origin."""
+    moments = charges[:, None] * _arms(structures, origin)
+    if dipoles is None:
+        return moments
+    _check_dipoles(dipoles, charges)
+    return moments + dipoles
+
+
+def _check_dipoles(dipoles: Tensor, charges: Tensor) -> None:
+    n = len(charges)
+    check_float("dipoles", dipoles)
+    expected = f"(n_atoms={n}, 3), one channel such as `dipoles[:, :, 0]`"
+    check_shape("dipoles", dipoles, (n, 3), expected)
+    check_like("dipoles", dipoles, charges, "`charges`")
+    check_finite("dipoles", dipoles)
 
 
 def _sum(values: Tensor, structures: Structures) -> Tensor:
@@ -607,17 +650,29 @@ def _per_graph(name: str, value: Tensor, structures: Structures) -> Tensor:
 
 
 def _linked(
-    charges: Tensor | ChargeFunction, positions: Tensor, create_graph: bool
-) -> tuple[Tensor, Tensor]:
-    """Charges and the positions whose graph they are in."""
+    charges: Tensor | ChargeFunction,
+    dipoles: Tensor | DipoleFunction | None,
+    positions: Tensor,
+    create_graph: bool,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Charges, dipoles, and the positions whose graph they are in."""
     check_float("positions", positions)
+    if dipoles is not None and isinstance(dipoles, Tensor) != isinstance(charges, Tensor):
+        expected = "a tensor or a function, as `charges` is"
+        raise InputError(explain("dipoles", expected, type(dipoles).__name__))
     if isinstance(charges, Tensor):
-        if not (charges.requires_grad and positions.requires_grad):
-            remedy = "Call `positions.requires_grad_()` before the model, or pass a function."
-            got = "a tensor without one"
-            raise InputError(explain("charges", "in the graph of `positions`", got, remedy))
-        return charges, positions
+        _check_in_graph("charges", charges, positions)
+        if isinstance(dipoles, Tensor):
+            _check_in_graph("dipoles", dipoles, positions)
+        return charges, dipoles if isinstance(dipoles, Tensor) else None, positions
     if not (create_graph and positions.requires_grad):
         positions = positions.detach().requires_grad_()
     with torch.enable_grad():
-        return charges(positions), positions
+        return charges(positions), dipoles(positions) if callable(dipoles) else None, positions
+
+
+def _check_in_graph(name: str, values: Tensor, positions: Tensor) -> None:
+    if not (values.requires_grad and positions.requires_grad):
+        remedy = "Call `positions.requires_grad_()` before the model, or pass a function."
+        got = "a tensor without one"
+        raise InputError(explain(name, "in the graph of `positions`", got, remedy))

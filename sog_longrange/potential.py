@@ -4,19 +4,19 @@ The energy of :class:`~sog_longrange.LongRangeEnergy` is differentiable twice, w
 force loss needs of an energy. A model that computes with the potential itself, as one of
 its layers, needs two derivatives of the potential and of the field. Here both are parts of
 the autograd graph: sums over pairs for open structures, and for all others meshes whose
-stencils autograd differentiates to any order. The cost stays near-linear.
+stencils autograd differentiates to any order. The cost stays near-linear. The energy of
+dipoles is done here too: its second derivatives hold third ones of the potential.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .channels import apply_laws
-from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
 from .geometry import (
     TAPER,
@@ -33,27 +33,72 @@ from .kspace.accelerators import find_accelerator
 from .kspace.jets import JetStencil
 from .kspace.mesh import Accelerator, MeshBackend, Meshes, choose_meshes, mode_boxes
 from .kspace.padded import pad
-from .kspace.radial import kernel_on_modes
+from .kspace.radial import blocks, kernel_on_modes
 from .kspace.windows import window_width
-from .validation import Structures, check_charges, check_structures
+from .validation import Structures, check_charges, check_dipoles, check_structures
+
+if TYPE_CHECKING:
+    from .energy import LongRangeEnergy
 
 
 class PotentialOutput(NamedTuple):
-    """What the charges of a structure make each of its atoms feel.
+    """What the charges and dipoles of a structure make each of its atoms feel.
 
     Attributes
     ----------
     potential : Tensor, shape (n_atoms, n_channels), in eV/e
-        phi_i = sum_j K(r_ij) q_j, over all periodic images.
+        phi_i = sum_j K(r_ij) q_j, over all periodic images; of dipoles mu_j too, which are the
+        limit of charges Q and -Q at r_j + mu_j / 2Q and r_j - mu_j / 2Q.
     field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å)
-        -d phi / d r at the atom, all charges held where they are.
+        -d phi / d r at the atom, all charges and dipoles held where they are.
     """
 
     potential: Tensor
     field: Tensor
 
 
-Sum = Callable[[LongRangeEnergy, Kernel, Tensor, Structures], PotentialOutput]
+class Sources(NamedTuple):
+    """What makes potentials.
+
+    Attributes
+    ----------
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, or None
+    """
+
+    charges: Tensor
+    dipoles: Tensor | None
+
+    def at(self, atoms: Tensor) -> Sources:
+        """Return the sources of some of the atoms."""
+        return Sources(self.charges[atoms], None if self.dipoles is None else self.dipoles[atoms])
+
+    def work(self, potential: Tensor, field: Tensor) -> Tensor:
+        """Return q phi - mu.F of each atom in a potential and a field; (n_atoms,), in eV."""
+        of_charges = (self.charges * potential).sum(-1)
+        if self.dipoles is None:
+            return of_charges
+        return of_charges - (self.dipoles * field).sum((1, 2))
+
+
+class Felt(NamedTuple):
+    """Result of a sum over sources.
+
+    Attributes
+    ----------
+    potential, field : Tensor
+        See :class:`PotentialOutput`.
+    energy : Tensor, shape (n_graphs,), float64, in eV
+        Of all sources; zero of charges alone, whose energy is cheaper elsewhere.
+    """
+
+    potential: Tensor
+    field: Tensor
+    energy: Tensor
+
+
+_Jet = Callable[[Tensor], tuple[Tensor, ...]]
+Sum = Callable[["LongRangeEnergy", Kernel, Sources, Structures], Felt]
 
 
 def potential_and_field(
@@ -64,8 +109,10 @@ def potential_and_field(
     pbc: Tensor | None = None,
     batch: Tensor | None = None,
     num_graphs: int | None = None,
+    *,
+    dipoles: Tensor | None = None,
 ) -> PotentialOutput:
-    """Potential and field of charges, both twice differentiable.
+    """Potential and field of charges, and of dipoles if there are any, twice differentiable.
 
     Parameters
     ----------
@@ -75,11 +122,12 @@ def potential_and_field(
     charges : Tensor, shape (n_atoms, n_channels), in e
     positions, cell, pbc, batch, num_graphs
         As in :meth:`LongRangeEnergy.forward`.
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
 
     Returns
     -------
     PotentialOutput
-        Twice differentiable in charges, positions, cell and the kernel's parameters.
+        Twice differentiable in charges, dipoles, positions, cell and the kernel's parameters.
 
     Raises
     ------
@@ -91,7 +139,8 @@ def potential_and_field(
     References
     ----------
     Ji, Liang, Xu, arXiv:2502.04668 (the sum); Kosmala et al., arXiv:2303.04791 (long-range
-    sums as layers of a network).
+    sums as layers of a network); Toukmaji, Sagui, Board, Darden, J. Chem. Phys. 113, 10913
+    (2000) (dipoles on meshes).
 
     Examples
     --------
@@ -103,23 +152,52 @@ def potential_and_field(
     >>> round(float(out.potential[0]), 6), round(float(out.field[0, 0]), 6)
     (-1.799956, 0.224994)
     """
-    _check_energy(energy)
     structures = check_structures(positions, cell, pbc, batch, num_graphs)
     check_charges(charges, structures)
     energy.check_channels(charges)
+    if dipoles is not None:
+        check_dipoles(dipoles, charges)
+    felt = sum_sources(energy, Sources(charges, dipoles), structures)
+    return PotentialOutput(felt.potential, felt.field)
+
+
+def sum_sources(energy: LongRangeEnergy, sources: Sources, structures: Structures) -> Felt:
+    """Sum over sources that are validated already, each structure as its boundary asks.
+
+    Parameters
+    ----------
+    energy : LongRangeEnergy
+        As in :func:`potential_and_field`.
+    sources : Sources
+    structures : Structures
+
+    Returns
+    -------
+    Felt
+        Differentiable to any order.
+
+    Raises
+    ------
+    BoundaryError, ConfigError, SizeError
+        As :func:`potential_and_field`.
+    """
+    _check_energy(energy)
     whole = structures.pbc.all(-1).tolist()
     structures = structures._replace(cell=reduced_cell(structures.cell, whole))
     kernel = energy.kernel.snapshot()
-    potential = torch.zeros_like(charges)
-    field = torch.zeros_like(charges)[:, None].expand(-1, 3, -1)
+    potential = torch.zeros_like(sources.charges)
+    field = torch.zeros_like(potential)[:, None].expand(-1, 3, -1)
+    total = potential.new_zeros(structures.num_graphs, dtype=torch.float64)
+    total = total + 0.0 * structures.positions.sum()
     for summed, mask in _kinds(energy, structures).items():
         if not bool(mask[structures.batch].any()):
             continue
-        _, atoms, part = select(structures, mask)
-        own = summed(energy, kernel, charges[atoms], part)
+        graphs, atoms, part = select(structures, mask)
+        own = summed(energy, kernel, sources.at(atoms), part)
         potential = potential.index_copy(0, atoms, own.potential)
         field = field.index_copy(0, atoms, own.field)
-    return PotentialOutput(potential, field)
+        total = total.index_copy(0, graphs, own.energy)
+    return Felt(potential, field, total)
 
 
 def _check_energy(energy: LongRangeEnergy) -> None:
@@ -139,76 +217,149 @@ def _kinds(energy: LongRangeEnergy, structures: Structures) -> dict[Sum, Tensor]
     return {_on_mesh: whole, _over_pairs: paired, _on_padded_mesh: ~whole & ~paired}
 
 
-def _on_mesh(
-    energy: LongRangeEnergy, kernel: Kernel, charges: Tensor, part: Structures
-) -> PotentialOutput:
+def _on_mesh(energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures) -> Felt:
     """Sum over periodic images, in reciprocal space."""
     onset = wave_number_onset(kernel.min_width, energy.tolerance)
     lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1).tolist()
     meshes = choose_meshes(lengths, TAPER * onset, window_width(energy.tolerance))
     reciprocal = reciprocal_cell(part.cell)
-    accelerator = find_accelerator(energy.accelerator, charges.device)
+    accelerator = find_accelerator(energy.accelerator, part.positions.device)
     table = kernel_on_modes(
         *(kernel, mode_boxes(meshes, part.cell), reciprocal, onset),
         *(max(map(max, lengths)), accelerator.sampler),
     )
     phases = wrapped_phases(part.positions, reciprocal, part.batch)
-    out = _convolve(meshes, accelerator, charges, phases, table, reciprocal, part.batch)
-    volume = cell_volume(part.cell)[part.batch]
-    potential = out.potential / volume[:, None] + _own(energy, kernel, charges, -1.0)
-    return PotentialOutput(potential, out.field / volume[:, None, None])
+    out = _convolve(meshes, accelerator, sources, phases, table, reciprocal, part.batch)
+    volume = cell_volume(part.cell)
+    own = volume[part.batch][:, None]
+    felt = Felt(out.potential / own, out.field / own[..., None], out.energy / volume)
+    return _with_self(felt, energy, kernel, sources, part, -1.0)
 
 
 def _on_padded_mesh(
-    energy: LongRangeEnergy, kernel: Kernel, charges: Tensor, part: Structures
-) -> PotentialOutput:
+    energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures
+) -> Felt:
     """Sum over the images along the periodic axes, in boxes padded along the free ones."""
     boxes = pad(kernel, part.positions, part.cell, part.pbc, part.batch, energy.tolerance)
+    charges = sources.charges
     accelerator = find_accelerator(energy.accelerator, charges.device)
     geometry = boxes.phases, boxes.table, boxes.reciprocal
-    out = _convolve(boxes.meshes, accelerator, charges, *geometry, part.batch)
+    out = _convolve(boxes.meshes, accelerator, sources, *geometry, part.batch)
     total = charges.new_zeros(part.num_graphs, charges.shape[1])
-    mean = apply_laws(boxes.means, total.index_add(0, part.batch, charges), 1)[part.batch]
-    return out._replace(potential=out.potential + mean + _own(energy, kernel, charges, -1.0))
+    total = total.index_add(0, part.batch, charges)
+    mean = apply_laws(boxes.means, total, 1)
+    felt = out._replace(potential=out.potential + mean[part.batch])
+    if sources.dipoles is not None:
+        felt = felt._replace(energy=out.energy + 0.5 * (mean * total).sum(-1))
+    return _with_self(felt, energy, kernel, sources, part, -1.0)
 
 
 def _convolve(
     meshes: Meshes,
     accelerator: Accelerator,
-    charges: Tensor,
+    sources: Sources,
     phases: Tensor,
     table: Tensor,
     reciprocal: Tensor,
     batch: Tensor,
-) -> PotentialOutput:
-    """Potential and field of a table of modes."""
+) -> Felt:
+    """Potential, field and energy of a table of modes."""
     backend = MeshBackend(meshes, batch, accelerator._replace(stencil=JetStencil))
     backend.set_phases(phases)
-    nodes = backend.field(backend.convolve(table, backend.spread(charges)))
-    potential, slope = backend.gather(nodes)
-    return PotentialOutput(potential, -torch.einsum("nkp,nkc->ncp", slope, reciprocal[batch]))
+    dipoles = sources.dipoles
+    if dipoles is not None:
+        dipoles = torch.einsum("ncp,nkc->nkp", dipoles, reciprocal[batch])
+    spectrum = backend.spread(sources.charges, dipoles)
+    potential, slope = backend.gather(backend.field(backend.convolve(table, spectrum)))
+    field = -torch.einsum("nkp,nkc->ncp", slope, reciprocal[batch])
+    if dipoles is None:
+        return Felt(potential, field, table.new_zeros(len(reciprocal), dtype=torch.float64))
+    return Felt(potential, field, _mode_energy(backend, spectrum, table))
+
+
+def _mode_energy(backend: MeshBackend, spectrum: Tensor, table: Tensor) -> Tensor:
+    """Half the sum of the table times |S|^2, of which half the work is to be differentiated."""
+    terms = (table * backend.correlate(spectrum, spectrum, table)).sum(0).double()
+    return 0.5 * torch.stack([terms[own].sum() for own in blocks(backend.mode_starts)])
 
 
 def _over_pairs(
-    energy: LongRangeEnergy, kernel: Kernel, charges: Tensor, part: Structures
-) -> PotentialOutput:
+    energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures
+) -> Felt:
     """Exact sum over all pairs of open structures."""
     first, second = pair_indices(torch.bincount(part.batch, minlength=part.num_graphs))
     vectors = part.positions[first] - part.positions[second]
-    r2 = vectors.square().sum(-1)
-    # Forward mode: reverse mode would need the graph also where nothing is differentiated.
-    value, slope, *_ = torch.func.jvp(kernel.radial, (r2,), (torch.ones_like(r2),))
-    value, slope = value.T, -2.0 * slope.T[:, None] * vectors[..., None]
-    at_first, at_second = charges[first], charges[second]
-    potential = torch.zeros_like(charges).index_add(0, first, apply_laws(value, at_second, 1))
-    potential = potential.index_add(0, second, apply_laws(value, at_first, 1))
-    field = charges.new_zeros(len(charges), 3, charges.shape[1])
-    field = field.index_add(0, first, apply_laws(slope, at_second[:, None], 2))
-    field = field.index_add(0, second, -apply_laws(slope, at_first[:, None], 2))
-    return PotentialOutput(potential + _own(energy, kernel, charges, 0.0), field)
+    law = _law(kernel, vectors.square().sum(-1), 1 if sources.dipoles is None else 2)
+    here, there = sources.at(first), sources.at(second)
+    to_first, to_second = _from_partner(law, vectors, there), _from_partner(law, -vectors, here)
+    potential, field = (
+        a.new_zeros(len(part.positions), *a.shape[1:])
+        .index_add(0, first, a)
+        .index_add(0, second, b)
+        for a, b in zip(to_first, to_second, strict=True)
+    )
+    total = potential.new_zeros(part.num_graphs, dtype=torch.float64)
+    if sources.dipoles is not None:
+        total = _per_graph(here.work(*to_first), part.batch[first], part.num_graphs)
+    return _with_self(Felt(potential, field, total), energy, kernel, sources, part, 0.0)
 
 
-def _own(energy: LongRangeEnergy, kernel: Kernel, charges: Tensor, sign: float) -> Tensor:
-    """Potential of each charge at itself, -1 times where a sum holds it and should not."""
+def _law(kernel: Kernel, r2: Tensor, order: int) -> list[Tensor]:
+    """Kernel and its derivatives in r^2 up to an order; each (n, num_laws)."""
+
+    def law(x: Tensor) -> tuple[Tensor, ...]:
+        return (kernel.radial(x),)
+
+    jet: _Jet = law
+    for _ in range(order):
+        jet = _with_slope(jet)
+    return [value.T for value in jet(r2)]
+
+
+def _with_slope(jet: _Jet) -> _Jet:
+    """Add the next derivative to a value and its derivatives."""
+
+    def longer(x: Tensor) -> tuple[Tensor, ...]:
+        # Forward mode: reverse mode would need the graph also where nothing is differentiated.
+        values, slopes, *_ = torch.func.jvp(jet, (x,), (torch.ones_like(x),))
+        return (*values, slopes[-1])
+
+    return longer
+
+
+def _from_partner(law: list[Tensor], vectors: Tensor, partner: Sources) -> tuple[Tensor, Tensor]:
+    """Potential (n_pairs, P) and field (n_pairs, 3, P) at a vector from each source."""
+    charges, dipoles = partner.charges, partner.dipoles
+    v, slope = vectors[..., None], 2.0 * law[1]
+    potential, radial = apply_laws(law[0], charges, 1), -apply_laws(slope, charges, 1)
+    if dipoles is None:
+        return potential, radial[:, None] * v
+    along = (dipoles * v).sum(1)
+    potential = potential - apply_laws(slope, along, 1)
+    radial = radial + 4.0 * apply_laws(law[2], along, 1)
+    return potential, radial[:, None] * v + apply_laws(slope[:, None], dipoles, 2)
+
+
+def _with_self(
+    felt: Felt,
+    energy: LongRangeEnergy,
+    kernel: Kernel,
+    sources: Sources,
+    part: Structures,
+    sign: float,
+) -> Felt:
+    """Add what each atom feels of itself, -1 times where a sum holds it and should not."""
     factor = sign if energy.remove_self else sign + 1.0
-    return factor * apply_laws(kernel.radial(charges.new_zeros(1)).T, charges, 1)
+    origin = sources.charges.new_zeros(1)
+    if sources.dipoles is None:
+        potential = factor * apply_laws(kernel.radial(origin).T, sources.charges, 1)
+        return felt._replace(potential=felt.potential + potential)
+    value, slope = (factor * own for own in _law(kernel, origin, 1))
+    potential = apply_laws(value, sources.charges, 1)
+    field = 2.0 * apply_laws(slope[:, None], sources.dipoles, 2)
+    work = _per_graph(sources.work(potential, field), part.batch, part.num_graphs)
+    return Felt(felt.potential + potential, felt.field + field, felt.energy + 0.5 * work)
+
+
+def _per_graph(values: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
+    return values.new_zeros(num_graphs, dtype=torch.float64).index_add(0, batch, values.double())

@@ -120,6 +120,28 @@ def check_charges(charges: Tensor, structures: Structures, *, values: bool = Tru
         check_finite("charges", charges)
 
 
+def check_dipoles(dipoles: Tensor, charges: Tensor) -> None:
+    """Check that latent dipoles fit the charges that they come with.
+
+    Parameters
+    ----------
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
+    charges : Tensor, shape (n_atoms, n_channels), in e
+        Checked already.
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If shape, dtype, device or values do not fit.
+    """
+    n_atoms, channels = charges.shape
+    check_float("dipoles", dipoles)
+    expected = f"(n_atoms={n_atoms}, 3, n_channels={channels})"
+    check_shape("dipoles", dipoles, (n_atoms, 3, channels), expected)
+    check_like("dipoles", dipoles, charges, "`charges`")
+    check_finite("dipoles", dipoles)
+
+
 def check_total_charge(
     total_charge: Tensor, structures: Structures, *, fractional: bool = True
 ) -> Tensor:

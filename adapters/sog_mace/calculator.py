@@ -36,10 +36,13 @@ class SOGMACECalculator(MACECalculator):
     class adds to ``results``: `long_range_energy` and `short_range_energy` in eV,
     `latent_charges` (n_atoms, n_channels) in e, `charges` (n_atoms,), the first
     channel, and their `dipole` (3,) in e Å, of periodic structures on the branch of
-    :func:`sog_longrange.dipole`. The sign of all charges together is free, so that a
-    committee has no mean charge or dipole: it reports `latent_charges_comm` (n_models,
-    n_atoms, n_channels) and `dipole_comm` (n_models, 3) instead, and refuses fields. Models with a
-    charge embedding also give `charge_state_energy` in eV, which is in neither of the two energies.
+    :func:`sog_longrange.dipole`. Models with a charge embedding also give `charge_state_energy` in
+    eV, which is in neither of the two energies. Models with latent dipoles also report
+    `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first channel are part of the
+    `dipole`. The sign of all charges together is free, so that a committee has no mean charge or
+    dipole: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) and `dipole_comm`
+    (n_models, 3) instead (also `latent_dipoles_comm` where all models have them), and refuses
+    fields.
 
     The total charge of a structure is read from ``info["charge"]`` or
     ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
@@ -162,7 +165,7 @@ class SOGMACECalculator(MACECalculator):
                 "is free. Run its models one by one."
             )
         self._choose_charge_key(atoms)
-        charges, positions = self._linked_charges(atoms)
+        charges, dipoles, positions = self._linked_charges(atoms)
         return born_charges_of_atoms(
             charges,
             positions,
@@ -170,10 +173,11 @@ class SOGMACECalculator(MACECalculator):
             eps_inf=eps_inf,
             reach=reach,
             enforce_sum_rule=enforce_sum_rule,
+            dipoles=dipoles,
         )
 
-    def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor]:
-        """Charges of the atoms in the graph of their positions, without any padding."""
+    def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Charges and dipoles of the atoms in the graph of their positions, without any padding."""
         model = self.models[0]
         dtype = next(model.parameters()).dtype
         data = {
@@ -184,7 +188,9 @@ class SOGMACECalculator(MACECalculator):
         positions = data["positions"][:n_atoms].detach().requires_grad_()
         data["positions"] = torch.cat([positions, data["positions"][n_atoms:]])
         out = model(data, compute_force=False)
-        return out["latent_charges"][:n_atoms, 0], positions
+        own = out.get("latent_dipoles")
+        dipoles = None if own is None else own[:n_atoms, :, 0]
+        return out["latent_charges"][:n_atoms, 0], dipoles, positions
 
     def _choose_charge_key(self, atoms: Atoms) -> None:
         """Read the total charge under either key, and refuse to guess one that matters."""
@@ -216,14 +222,28 @@ class SOGMACECalculator(MACECalculator):
             if found:
                 self.results[key] = float(torch.stack(found).detach().sum()) / self.num_models
         charges = [out["latent_charges"][:n_atoms].detach().cpu().numpy() for out in outputs]
-        dipoles = [dipole_of_atoms(values[:, 0], self.atoms) for values in charges]
+        own = [_latent_dipoles(out, n_atoms) for out in outputs]
+        dipoles = [
+            dipole_of_atoms(q[:, 0], self.atoms, None if mu is None else mu[:, :, 0])
+            for q, mu in zip(charges, own, strict=True)
+        ]
+        present = [mu for mu in own if mu is not None]
         if self.num_models > 1:
             self.results["latent_charges_comm"] = np.stack(charges)
             self.results["dipole_comm"] = np.stack(dipoles)
+            if len(present) == self.num_models:
+                self.results["latent_dipoles_comm"] = np.stack(present)
             return
+        if present:
+            self.results["latent_dipoles"] = present[0]
         self.results["latent_charges"] = charges[0]
         self.results["charges"] = charges[0][:, 0].copy()
         self.results["dipole"] = dipoles[0]
         if EXTERNAL_FIELD in self.atoms.info:
             energy = outputs[0].get("field_energy")
             self.results["field_energy"] = 0.0 if energy is None else float(energy[0].detach())
+
+
+def _latent_dipoles(out: dict[str, Any], n_atoms: int) -> np.ndarray | None:
+    dipoles = out.get("latent_dipoles")
+    return None if dipoles is None else dipoles[:n_atoms].detach().cpu().numpy()

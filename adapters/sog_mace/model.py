@@ -8,12 +8,25 @@ import torch
 from mace.modules.utils import get_outputs
 from torch import Tensor, nn
 
-from sog_longrange import HostError, InputError, SOGConfig, SOGLongRange, uniform_field
+from sog_longrange import (
+    DipolarOutput,
+    HostError,
+    InputError,
+    SOGConfig,
+    SOGLongRange,
+    uniform_field,
+)
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain
 
 from .host import check_model
-from .readout import invariant_features, invariant_slices, layer_sizes
+from .readout import (
+    invariant_features,
+    invariant_slices,
+    layer_sizes,
+    vector_features,
+    vector_slices,
+)
 
 Output = dict[str, Tensor | None]
 
@@ -33,9 +46,10 @@ class SOGMACE(nn.Module):
     """A MACE model plus the long-range energy of latent charges.
 
     The MACE model is held, not copied or subclassed: its forward pass runs as it is,
-    the latent charges are read from the invariant features of all its layers, and
-    forces and stress are derivatives of the sum of both energies. Attributes that are
-    not found here are those of the MACE model, so that MACE's own tools work.
+    the latent charges are read from the invariant features of all its layers, and latent
+    dipoles, if there shall be any, from the vectors. Forces and stress are derivatives of
+    the sum of both energies. Attributes that are not found here are those of the MACE
+    model, so that MACE's own tools work.
 
     Parameters
     ----------
@@ -60,7 +74,16 @@ class SOGMACE(nn.Module):
         check_model(mace)
         self.mace = mace
         self.invariants = invariant_slices(mace)
-        self.long_range = SOGLongRange(layer_sizes(self.invariants), config)
+        self.vectors = vector_slices(mace) if config is not None and config.latent_dipoles else []
+        if config is not None and config.latent_dipoles and not self.vectors:
+            raise HostError(
+                "Latent dipoles are made from vectors, and no layer of this MACE model has any. "
+                "Use hidden irreps with 1o, such as 64x0e + 64x1o, and more than one layer, or "
+                "leave latent_dipoles out."
+            )
+        num_vectors = sum(part.stop - part.start for part in self.vectors) // 3
+        sizes = layer_sizes(self.invariants)
+        self.long_range = SOGLongRange(sizes, config, num_vectors=num_vectors)
         self.long_range.to(next(mace.parameters()))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -124,11 +147,13 @@ class SOGMACE(nn.Module):
             MACE's output, with the long-range energy in `energy`, `interaction_energy`,
             `node_energy` and all derivatives, and also `long_range_energy` and
             `short_range_energy` (n_graphs,) in eV, `latent_charges` and
-            `latent_potential` (n_atoms, n_channels) in e and eV/e. With the option
-            `charge_embedding` also `charge_state_energy` (n_graphs,) in eV, in a field its energy
-            `field_energy` (n_graphs,) in eV, both in the former energies and derivatives but not
-            in `long_range_energy`; and in a field the `dipole` (n_graphs, 3) in e Å, of the
-            charges of the first channel; :func:`sog_longrange.field_energy` tells the gauge.
+            `latent_potential` (n_atoms, n_channels) in e and eV/e; with latent dipoles also
+            `latent_dipoles` and `latent_field` (n_atoms, 3, n_channels) in e Å and eV/(e Å). With
+            the option `charge_embedding` also `charge_state_energy` (n_graphs,) in eV, in a field
+            its energy `field_energy` (n_graphs,) in eV, both in the former energies and
+            derivatives but not in `long_range_energy`; and in a field the `dipole` (n_graphs, 3)
+            in e Å, of the charges (and dipoles) of the first channel;
+            :func:`sog_longrange.field_energy` tells the gauge.
 
         Raises
         ------
@@ -176,6 +201,7 @@ class SOGMACE(nn.Module):
             geometry.data["batch"],
             geometry.num_graphs,
             geometry.data.get("total_charge"),
+            self._vectors(out["node_feats"]),
         )
         energy = out["energy"]
         # Plain MACE differentiates the total energy and returns no interaction energy.
@@ -193,8 +219,16 @@ class SOGMACE(nn.Module):
         if charge_state is not None:
             _add(out, *charge_state)
             out["charge_state_energy"] = charge_state.energy
+        if isinstance(long_range, DipolarOutput):
+            out.update(latent_dipoles=long_range.dipoles, latent_field=long_range.field)
         _add_field(out, geometry)
         return out
+
+    def _vectors(self, node_feats: Tensor) -> Tensor | None:
+        """Vectors that dipoles are made from, if there shall be any."""
+        if not self.long_range.config.latent_dipoles:
+            return None
+        return vector_features(node_feats, self.vectors)
 
 
 def _add(out: dict[str, Any], energy: Tensor, atomic_energies: Tensor) -> None:
@@ -211,8 +245,10 @@ def _add_field(out: dict[str, Any], geometry: _Geometry) -> None:
     if field is None or not (field.requires_grad or bool(field.any())):
         return
     structures = (geometry.cell, geometry.pbc, data["batch"], geometry.num_graphs)
-    charges = out["latent_charges"][:, 0]
-    added = uniform_field(charges, positions, field.to(positions), *structures)
+    charges, dipoles = out["latent_charges"][:, 0], out.get("latent_dipoles")
+    dipoles = None if dipoles is None else dipoles[:, :, 0]
+    field = field.to(positions)
+    added = uniform_field(charges, positions, field, *structures, dipoles=dipoles)
     _add(out, added.energy, added.atomic_energies)
     out.update(field_energy=added.energy, dipole=added.dipole)
 

@@ -1,4 +1,4 @@
-"""Where the invariant features of each MACE layer lie in its output."""
+"""Where the invariant features and the vectors of each MACE layer lie in its output."""
 
 from __future__ import annotations
 
@@ -23,6 +23,26 @@ def invariant_slices(mace: modules.MACE) -> list[list[slice]]:
     list of list of slice
         For each layer, the column ranges of its scalars.
     """
+    return _slices(mace, o3.Irrep("0e"))
+
+
+def vector_slices(mace: modules.MACE) -> list[slice]:
+    """Positions of the vectors (1o) of all layers in ``node_feats``.
+
+    Parameters
+    ----------
+    mace : MACE
+        As for :func:`invariant_slices`.
+
+    Returns
+    -------
+    list of slice
+        Column ranges; none if no layer has vectors.
+    """
+    return [part for layer in _slices(mace, o3.Irrep("1o")) for part in layer]
+
+
+def _slices(mace: modules.MACE, wanted: o3.Irrep) -> list[list[slice]]:
     layers, offset = [], 0
     for product in mace.products:
         irreps = o3.Irreps(str(product.linear.irreps_out))
@@ -30,11 +50,29 @@ def invariant_slices(mace: modules.MACE) -> list[list[slice]]:
             [
                 slice(offset + part.start, offset + part.stop)
                 for part, (_, irrep) in zip(irreps.slices(), irreps, strict=True)
-                if irrep.l == 0 and irrep.p == 1
+                if irrep == wanted
             ]
         )
         offset += irreps.dim
     return layers
+
+
+def vector_features(node_feats: Tensor, parts: list[slice]) -> Tensor:
+    """Vectors of all layers, side by side.
+
+    Parameters
+    ----------
+    node_feats : Tensor, shape (n_atoms, n_features)
+    parts : list of slice
+        From :func:`vector_slices`.
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, 3, num_vectors)
+        Cartesian components: those of e3nn's l = 1 are in the order x, y, z.
+    """
+    columns = torch.cat([node_feats[:, part] for part in parts], dim=-1)
+    return columns.view(len(node_feats), -1, 3).transpose(1, 2)
 
 
 def layer_sizes(layers: list[list[slice]]) -> list[int]:

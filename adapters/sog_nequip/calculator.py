@@ -36,6 +36,7 @@ from .keys import (
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
+    LATENT_DIPOLES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
@@ -54,7 +55,9 @@ class SOGNequIPCalculator(NequIPCalculator):
     `charges` (n_atoms,), the first channel, and their `dipole` (3,) in e Å, of periodic
     structures on the branch of :func:`sog_longrange.dipole`. The sign of all charges together
     is free, and with it that of the dipole. Models with a charge embedding also give
-    `charge_state_energy` in eV, which is in neither of the two energies.
+    `charge_state_energy` in eV, which is in neither of the two energies. Models with latent
+    dipoles also report `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first
+    channel are part of the `dipole`.
 
     Open it by `from_compiled_model` with a model that was compiled by
     ``nequip-compile --target sog_ase``, in which periodic and open structures may come in
@@ -187,7 +190,7 @@ class SOGNequIPCalculator(NequIPCalculator):
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise InputError(explain("atoms", "given before any calculation", "None"))
-        charges, positions = self._linked_charges(atoms)
+        charges, dipoles, positions = self._linked_charges(atoms)
         return born_charges_of_atoms(
             charges,
             positions,
@@ -195,10 +198,13 @@ class SOGNequIPCalculator(NequIPCalculator):
             eps_inf=eps_inf,
             reach=reach,
             enforce_sum_rule=enforce_sum_rule,
+            dipoles=dipoles,
         )
 
-    def _linked_charges(self, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
-        """Charges of the atoms in the graph of their positions."""
+    def _linked_charges(
+        self, atoms: Atoms
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Charges and dipoles of the atoms in the graph of their positions."""
         # Behind the network stands what takes forces, and with them the graph.
         network = getattr(getattr(self.model, "model", None), "func", None)
         if network is None or getattr(self.model, "is_compile_graph_model", False):
@@ -212,7 +218,9 @@ class SOGNequIPCalculator(NequIPCalculator):
         positions = data[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_()
         out = network(data | {AtomicDataDict.POSITIONS_KEY: positions})
         _check_long_range(out)
-        return out[LATENT_CHARGES_KEY][:, 0], positions
+        # Channel after channel, each x, y, z.
+        dipoles = out[LATENT_DIPOLES_KEY][:, :3] if LATENT_DIPOLES_KEY in out else None
+        return out[LATENT_CHARGES_KEY][:, 0], dipoles, positions
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Tell what changed since the last calculation, field and total charge included."""
@@ -307,7 +315,12 @@ class SOGNequIPCalculator(NequIPCalculator):
         self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY][:, 0]
         self.results["latent_charges"] = found[LATENT_CHARGES_KEY]
         charges = self.results["charges"] = found[LATENT_CHARGES_KEY][:, 0].copy()
-        self.results["dipole"] = dipole_of_atoms(charges, self.atoms)
+        own = None
+        if LATENT_DIPOLES_KEY in out:
+            flat = out[LATENT_DIPOLES_KEY].detach().cpu().numpy()
+            dipoles = flat.reshape(len(flat), -1, 3).transpose(0, 2, 1)
+            self.results["latent_dipoles"], own = dipoles, dipoles[:, :, 0]
+        self.results["dipole"] = dipole_of_atoms(charges, self.atoms, own)
 
 
 def _check_long_range(out: dict[str, torch.Tensor]) -> None:

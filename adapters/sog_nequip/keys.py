@@ -8,6 +8,8 @@ from typing import Final
 from nequip.data._key_registry import register_fields
 
 LATENT_CHARGES_KEY: Final[str] = "latent_charges"
+LATENT_DIPOLES_KEY: Final[str] = "latent_dipoles"
+LATENT_VECTORS_KEY: Final[str] = "latent_vectors"
 LONG_RANGE_ENERGY_KEY: Final[str] = "long_range_energy"
 LONG_RANGE_ATOMIC_ENERGY_KEY: Final[str] = "long_range_atomic_energy"
 EXTERNAL_FIELD_KEY: Final[str] = "external_field"
@@ -24,5 +26,10 @@ register_fields(
         FIELD_ENERGY_KEY,
         CHARGE_STATE_ENERGY_KEY,
     ],
-    node_fields=[LATENT_CHARGES_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY],
+    node_fields=[
+        LATENT_CHARGES_KEY,
+        LATENT_DIPOLES_KEY,
+        LATENT_VECTORS_KEY,
+        LONG_RANGE_ATOMIC_ENERGY_KEY,
+    ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from e3nn.o3._irreps import Irreps
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
 from nequip.model import model_builder
@@ -18,7 +19,7 @@ from torch import nn
 from sog_longrange import HostError, SOGConfig
 from sog_longrange.errors import explain
 
-from .nn import LongRange
+from .nn import LatentVectors, LongRange, vector_slices
 
 EXPECTED = "a NequIP or Allegro model"
 COMPARED = (
@@ -165,6 +166,8 @@ def attach(
     """
     outer: HostModule = model.model if getattr(model, "is_graph_model", False) else model
     network, total = _find_sum(outer)
+    if config.latent_dipoles:
+        _insert_vectors(network)
     before = network._modules[total]
     long_range = LongRange(
         config,
@@ -204,6 +207,24 @@ def _find_sum(outer: HostModule) -> tuple[HostModule, str]:
         got = f"{len(found)} modules that write {AtomicDataDict.TOTAL_ENERGY_KEY}"
         raise HostError(explain("model", EXPECTED, got))
     return network, found[0]
+
+
+def _insert_vectors(network: HostModule) -> None:
+    """Let the last layer with vectors hand them on, for latent dipoles."""
+    features = AtomicDataDict.NODE_FEATURES_KEY
+    layers = [
+        (name, module)
+        for name, module in network.named_children()
+        if vector_slices(Irreps(str(module.irreps_out.get(features) or "")))
+    ]
+    if not layers:
+        raise HostError(
+            "Latent dipoles are made from vectors (features of l = 1), and no layer of this model "
+            "gives atoms any. NequIP models have them with two or more layers and l_max of at "
+            "least 1; Allegro models keep them on edges. Leave latent_dipoles out."
+        )
+    name, layer = layers[-1]
+    network.insert("latent_vectors", LatentVectors(layer.irreps_out), after=name)
 
 
 def _edge_norm(network: HostModule) -> nn.Module | None:

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from sog_longrange import (
     ChargeStateOutput,
     ConfigError,
+    DipolarOutput,
     FieldOutput,
     FixedMeshEnergy,
     HostError,
     InputError,
-    LongRangeOutput,
     SOGConfig,
     SOGLongRange,
     uniform_field,
 )
 from sog_longrange.atoms import PERPENDICULAR
+from sog_longrange.energy import Output
 from sog_longrange.errors import explain
 from sog_longrange.validation import is_traced
 
@@ -34,6 +35,8 @@ from .keys import (
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
+    LATENT_DIPOLES_KEY,
+    LATENT_VECTORS_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
@@ -41,6 +44,61 @@ from .keys import (
 
 BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
+
+
+@compile_mode("unsupported")
+class LatentVectors(GraphModuleMixin, nn.Module):
+    """Copies the vectors (1o) among the features of atoms to a field of their own.
+
+    Stands behind the last convolution whose features hold vectors: later ones are scalars.
+
+    Parameters
+    ----------
+    irreps_in : dict
+        Irreps of the fields that come in.
+    """
+
+    def __init__(self, irreps_in: dict[str, Any]) -> None:
+        super().__init__()
+        irreps = Irreps(str(irreps_in[AtomicDataDict.NODE_FEATURES_KEY]))
+        self.vectors = vector_slices(irreps)
+        width = sum(s.stop - s.start for s in self.vectors)
+        GraphModuleMixin._init_irreps(
+            self,
+            irreps_in=irreps_in,
+            irreps_out={LATENT_VECTORS_KEY: Irreps([(width // 3, (1, -1))])},
+        )
+
+    def forward(self, data: Data) -> Data:
+        """Add the vectors to a batch.
+
+        Parameters
+        ----------
+        data : dict
+            Fields of a batch.
+
+        Returns
+        -------
+        dict
+            With `latent_vectors` (n_atoms, 3 n_vectors), one vector after another.
+        """
+        features = data[AtomicDataDict.NODE_FEATURES_KEY]
+        data[LATENT_VECTORS_KEY] = torch.cat([features[:, s] for s in self.vectors], dim=1)
+        return data
+
+
+def vector_slices(irreps: Irreps) -> list[slice]:
+    """Where vectors (1o) lie among features.
+
+    Parameters
+    ----------
+    irreps : Irreps
+
+    Returns
+    -------
+    list of slice
+    """
+    return [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (1, -1)]
 
 
 @compile_mode("unsupported")
@@ -74,7 +132,7 @@ class LongRange(GraphModuleMixin, nn.Module):
     ConfigError
         If an option has an unknown value.
     HostError
-        If no scalar features come in.
+        If no scalar features come in, or no vectors where there shall be latent dipoles.
     """
 
     is_sog_long_range = True  # Classes of packaged models are not those of this process.
@@ -102,7 +160,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
         self.n_types = n_types
         sizes = [n_types, sum(s.stop - s.start for s in self.scalars)]
-        self.long_range = SOGLongRange([size for size in sizes if size > 0], config)
+        sizes = [size for size in sizes if size > 0]
+        self.long_range = SOGLongRange(sizes, config, num_vectors=_num_vectors(config, irreps_in))
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -111,6 +170,7 @@ class LongRange(GraphModuleMixin, nn.Module):
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
         more = {CHARGE_STATE_ENERGY_KEY: Irreps("0e")} if config.needs_total_charge else {}
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
+        dipoles = {LATENT_DIPOLES_KEY: Irreps([(config.num_channels, (1, -1))])}
         GraphModuleMixin._init_irreps(
             self,
             irreps_in=irreps_in,
@@ -121,6 +181,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
                 FIELD_ENERGY_KEY: Irreps("0e"),
                 **more,
+                **(dipoles if config.latent_dipoles else {}),
             },
         )
 
@@ -150,7 +211,9 @@ class LongRange(GraphModuleMixin, nn.Module):
             (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. Models that take
             a total charge also with `charge_state_energy` (n_graphs, 1), which is zero without
             the option `charge_embedding`, and in a field with `field_energy` (n_graphs, 1) in
-            eV, which are no part of the former but of the total and atomic energies.
+            eV, which are no part of the former but of the total and atomic energies. With latent
+            dipoles also with `latent_dipoles` (n_atoms, 3 n_channels) in e Å, one channel after
+            another.
 
         Raises
         ------
@@ -164,6 +227,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             self._check_gate()
         out, state, added = self._evaluate(data)
         data[LATENT_CHARGES_KEY] = out.charges
+        if isinstance(out, DipolarOutput):
+            data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
         data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
         _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
@@ -178,9 +243,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, more.atomic_energies[:, None])
         return data
 
-    def _evaluate(
-        self, data: Data
-    ) -> tuple[LongRangeOutput, ChargeStateOutput | None, FieldOutput | None]:
+    def _evaluate(self, data: Data) -> tuple[Output, ChargeStateOutput | None, FieldOutput | None]:
         """Results of charges, charge states and a field, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
         cell, total_charge, batch = (
@@ -193,10 +256,12 @@ class LongRange(GraphModuleMixin, nn.Module):
         )
         self._check_total_charge(total_charge)
         features, positions = self._features(data), data[AtomicDataDict.POSITIONS_KEY]
+        vectors = self._vectors(data)
         pbc, contradicted = self._periodicity(data, n_graphs)
         order = _order(batch)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
+            vectors = None if vectors is None else vectors[order]
         structures = (
             None if cell is None else cell.view(-1, 3, 3),
             pbc,
@@ -204,10 +269,10 @@ class LongRange(GraphModuleMixin, nn.Module):
             n_graphs,
         )
         total_charge = None if total_charge is None else total_charge.view(-1)
-        out, state = self.long_range.parts(features, positions, *structures, total_charge)
+        out, state = self.long_range.parts(features, positions, *structures, total_charge, vectors)
         if contradicted is not None:
             out = _without_energies(out, contradicted)
-        added = _in_field(data, out.charges, positions, *structures)
+        added = _in_field(data, out, positions, *structures)
         if order is None:
             return out, state, added
         back = order.argsort()
@@ -216,7 +281,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             state = state._replace(atomic_energies=state.atomic_energies[back])
         if added is not None:
             added = added._replace(atomic_energies=added.atomic_energies[back])
-        return LongRangeOutput(energy, *[x[back] for x in of_atoms]), state, added
+        return type(out)(energy, *[x[back] for x in of_atoms]), state, added
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
@@ -236,6 +301,19 @@ class LongRange(GraphModuleMixin, nn.Module):
                 "`key_mapping` of the data, in ASE by atoms.info['charge']. Compile with --target "
                 "sog_ase_charge or sog_batch_charge."
             )
+
+    def _vectors(self, data: Data) -> Tensor | None:
+        """Vectors that dipoles are made from, (n_atoms, 3, n_vectors), if there shall be any."""
+        if not self.long_range.config.latent_dipoles:
+            return None
+        if is_traced():
+            raise HostError(
+                "Models with latent dipoles cannot be compiled yet: leave out `compile_mode: "
+                "compile` in training, and open checkpoints and packages by "
+                "SOGNequIPCalculator.from_saved_model."
+            )
+        vectors = data[LATENT_VECTORS_KEY]
+        return vectors.view(len(vectors), -1, 3).transpose(1, 2)
 
     def _features(self, data: Data) -> Tensor:
         """Features that charges are made from: of the type, if wanted, and of the model."""
@@ -297,6 +375,8 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
         if self.boundary == "open":
             raise HostError(explain("boundary", "'periodic' for a fixed mesh", "'open'"))
+        if self.long_range.config.latent_dipoles:
+            raise HostError(explain("latent_dipoles", "False for a fixed mesh", "True"))
         self.boundary = "periodic"
         self.long_range.fix_mesh(torch.tensor(self.largest_cell, dtype=torch.float64))
         self._nequip_custom_ops_libs = ()
@@ -388,22 +468,32 @@ def _order(batch: Tensor | None) -> Tensor | None:
     return batch.argsort(stable=True)
 
 
-def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOutput:
+def _without_energies(out: Output, contradicted: Tensor) -> Output:
     """NaN where the data contradict the boundary, because no graph can raise."""
     lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
     return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
 
 
-def _in_field(
-    data: Data, charges: Tensor, positions: Tensor, *structures: Any
-) -> FieldOutput | None:
+def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
+    """Count the vectors that dipoles are made from, if there shall be any."""
+    if not config.latent_dipoles:
+        return 0
+    if LATENT_VECTORS_KEY not in irreps_in:
+        expected = f"False where there is no field `{LATENT_VECTORS_KEY}`"
+        raise HostError(explain("latent_dipoles", expected, "True"))
+    return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
+
+
+def _in_field(data: Data, out: Output, positions: Tensor, *structures: Any) -> FieldOutput | None:
     """Energies in an external field, if the data hold one."""
     field = data.get(EXTERNAL_FIELD_KEY)
     if field is None:
         return None
     if is_traced():
-        return _traced_field(charges[:, 0], positions, field.to(positions), *structures)
-    return uniform_field(charges[:, 0], positions, field.to(positions), *structures)
+        return _traced_field(out.charges[:, 0], positions, field.to(positions), *structures)
+    charges, field = out.charges[:, 0], field.to(positions)
+    dipoles = out.dipoles[:, :, 0] if isinstance(out, DipolarOutput) else None
+    return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
 
 
 def _traced_field(

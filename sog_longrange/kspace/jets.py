@@ -41,8 +41,10 @@ class JetStencil(TorchStencil):
         ]
 
     def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
-        """Densities (P, n_nodes) of charges (N, P); dipoles have no use here."""
+        """Densities (P, n_nodes) of charges (N, P) and phase-space dipoles (N, 3, P)."""
         jets = charges[..., None, None, None]
+        if dipoles is not None:
+            jets = _sources(charges, dipoles)
         nodes: Tensor = apply_function(_Spread, jets, self.graph_phases, self)
         return nodes
 
@@ -106,6 +108,14 @@ class _Spread(Function):
         by_jets = found[..., : order + 1, : order + 1, : order + 1]
         by_phases = _contract_gradient(jets, found) if wants_phases else None
         return by_jets, by_phases, None
+
+
+def _sources(charges: Tensor, dipoles: Tensor) -> Tensor:
+    """Charges and dipoles at their entries of a jet; (N, P, 2, 2, 2)."""
+    none = torch.zeros_like(charges)
+    x, y, z = dipoles.unbind(1)
+    entries = torch.stack((charges, z, y, none, x, none, none, none), -1)
+    return entries.view(*charges.shape, 2, 2, 2)
 
 
 def _first(jets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,9 +44,9 @@ class Schedule:
     Attributes
     ----------
     lr_factor, kernel_lr_factor : float
-        Learning rates of the charges, with their states, and of the kernel, relative to MACE's. The
-        kernel's is small by default: it holds the physics that a few short separations
-        should not bend.
+        Learning rates of the charges, with their states and dipoles, and of the kernel, relative
+        to MACE's. The kernel's is small by default: it holds the physics that a few short
+        separations should not bend.
     warmup : int
         Optimizer steps over which the long-range energy is faded in; 0 for none.
     """

@@ -45,6 +45,7 @@ HELP = {
     "charge_embedding": "functions of the total_charge of the data that the model knows, with an "
     "energy of the charge state; 0 for none",
     "fractional_charge": "let total charges be other than whole numbers",
+    "latent_dipoles": "give atoms latent dipoles too, from the vectors (1o) of hidden_irreps",
     "tolerance": "relative accuracy of the reciprocal sum",
     "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
     "accelerator": "compiled code for the mesh: auto, none, numba or triton",

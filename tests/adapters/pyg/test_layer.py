@@ -301,6 +301,8 @@ def test_bad_options_are_named():
         SOGLongRange(output="forces")
     with pytest.raises(ConfigError, match="Did you mean 'min_width'"):
         SOGLongRange(min_widht=1.0)
+    with pytest.raises(ConfigError, match="`latent_dipoles` must be False for a model without"):
+        SOGLongRange(latent_dipoles=True)
     with pytest.raises(ConfigError, match="given as `num_charges`"):
         SOGLongRange(num_channels=1)
     with pytest.raises(ConfigError, match="`in_channels` must be positive, or -1"):
