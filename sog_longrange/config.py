@@ -33,6 +33,7 @@ USED_BY = {
 }
 HOW = ("backend", "accelerator")
 DIPOLE_BACKENDS = ("auto", "mesh")
+ELECTRIC = ("coulomb", "yukawa", "power_law")
 CHARGE_CONSTRAINTS = ("none", "neutral", "total")
 
 
@@ -45,7 +46,8 @@ class SOGConfig:
     kernel : {"coulomb", "power_law", "yukawa", "ewald"} or laws joined by "+"
         Law that the sum of Gaussians starts as, or the fixed Ewald kernel. With laws joined
         as in "coulomb+power_law" channels are divided among them in equal blocks, in this
-        order; a law may be there more than once, for a larger share. This needs
+        order; a law may be there more than once, for a larger share. The first channel is that of
+        the electric charges, so that Coulomb, or else Yukawa, comes first. This needs
         ``share_kernel=False``.
     exponent, kappa, strength : float, optional
         Parameters of the start: exponent of the power law, which has no default,
@@ -71,8 +73,7 @@ class SOGConfig:
         Whether latent charges are free, sum to zero, or sum to a given total charge, which is
         that of the first channel; then the other channels are neutral. Of joined laws,
         constraints hold for those whose charges are electric charges or whose energy at
-        k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3. The
-        total charge is that of the first Coulomb channel, or else of the first of these.
+        k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3.
         Channels of higher exponents, such as dispersion, stay free: nothing conserves their
         charges, and those of one sign attract.
     charge_embedding : int
@@ -151,7 +152,6 @@ class SOGConfig:
         if len(set(laws)) == 1:
             return tuple(range(self.num_channels))
         bound = [i for i, law in enumerate(laws) if self._start(law).conserved]
-        bound.sort(key=lambda i: laws[i] != "coulomb")
         return tuple(i * block + j for i in bound for j in range(block))
 
     def _check_laws(self) -> None:
@@ -167,6 +167,12 @@ class SOGConfig:
         if self.share_kernel:
             expected = f"False with kernel={self.kernel!r}, where channels have laws of their own"
             raise ConfigError(explain("share_kernel", expected, "True"))
+        electric = next(law for law in ELECTRIC if law in laws)
+        if laws[0] != electric:
+            expected = (
+                f"with {electric!r} first: charges and dipoles are those of the first channel"
+            )
+            raise ConfigError(explain("kernel", expected, repr(self.kernel)))
         if self.num_channels % len(laws):
             expected = f"a multiple of {len(laws)}, the number of laws in kernel={self.kernel!r}"
             raise ConfigError(explain("num_channels", expected, str(self.num_channels)))

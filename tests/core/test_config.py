@@ -202,7 +202,6 @@ SCREENED = Yukawa(0.3, COULOMB_CONSTANT)
     ("options", "starts"),
     [
         ({}, (COULOMB, COULOMB, SIXTH, SIXTH)),
-        ({"kernel": "power_law+coulomb", "num_channels": 2}, (SIXTH, COULOMB)),
         ({"kernel": "coulomb+power_law+coulomb+coulomb"}, (COULOMB, SIXTH, COULOMB, COULOMB)),
         ({"kernel": "yukawa+power_law", "kappa": 0.3}, (SCREENED, SCREENED, SIXTH, SIXTH)),
         (
@@ -232,11 +231,10 @@ def test_joined_laws_that_differ_each_decide_on_their_zero_mode():
     ("options", "channels"),
     [
         ({}, (0, 1)),
-        ({"kernel": "power_law+coulomb", "num_channels": 2}, (1,)),
-        ({"kernel": "power_law+coulomb", "exponent": 3}, (2, 3, 0, 1)),
+        ({"exponent": 3}, (0, 1, 2, 3)),
         ({"kernel": "yukawa+power_law"}, (0, 1)),
-        ({"kernel": "power_law+yukawa", "exponent": 2}, (0, 1, 2, 3)),
-        ({"kernel": "yukawa+coulomb", "exponent": None}, (2, 3, 0, 1)),
+        ({"kernel": "yukawa+power_law", "exponent": 2}, (0, 1, 2, 3)),
+        ({"kernel": "coulomb+yukawa", "exponent": None}, (0, 1, 2, 3)),
         ({"kernel": "coulomb+power_law+coulomb+coulomb"}, (0, 2, 3)),
         ({"kernel": "power_law+power_law"}, (0, 1, 2, 3)),
         ({"kernel": "power_law"}, (0, 1, 2, 3)),
@@ -290,8 +288,8 @@ def test_joined_laws_survive_dictionaries_and_are_compared():
     config = joined()
     assert SOGConfig.from_dict(config.to_dict()) == config
     assert config.differences(joined(backend="direct")) == ""
-    other = joined(kernel="power_law+coulomb")
-    expected = "kernel coulomb+power_law here, power_law+coulomb there"
+    other = joined(kernel="yukawa+power_law")
+    expected = "kernel coulomb+power_law here, yukawa+power_law there"
     assert config.differences(other) == expected
 
 
@@ -306,6 +304,8 @@ def test_joined_laws_survive_dictionaries_and_are_compared():
         ({"smearing": 2.0}, "`smearing` must be left out unless `kernel` is one of ewald"),
         ({"kernel": "coulomb+ewald"}, '`kernel` must be "ewald" alone or .*, got .coulomb.ewald'),
         ({"kernel": "coulomb+powerlaw"}, "`kernel` must be .* Did you mean 'power_law'"),
+        ({"kernel": "power_law+coulomb"}, "`kernel` must be with 'coulomb' first: charges and"),
+        ({"kernel": "power_law+yukawa"}, "`kernel` must be with 'yukawa' first"),
         ({"kernel": "coulomb+"}, "`kernel` must be one of .*, got ''"),
     ],
 )
