@@ -23,6 +23,7 @@ from torch.func import functional_call
 from sog_longrange import (
     BoundaryError,
     ConfigError,
+    CoupledGaussians,
     Ewald,
     InputError,
     InputTypeError,
@@ -168,18 +169,20 @@ def pairs_of_charges(structure, dipoles, distance):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("name", ["coulomb", "dispersion"])
+@pytest.mark.parametrize("name", ["coulomb", "dispersion", "coupled"])
 def test_a_dipole_is_the_limit_of_two_charges(boundary, name):
-    structure = structure_with(boundary, n_atoms=3)
+    structure = structure_with(boundary, n_atoms=3, n_channels=2)
+    coupled = CoupledGaussians(coulomb(), num_channels=2, coupling=0.4).double()
+    kernel = coupled if name == "coupled" else all_kernels()[name]
     dipoles = random_dipoles(structure)
     how = {"tolerance": 1e-11, "remove_self": False}
-    split = LongRangeEnergy(all_kernels()[name], **how, backend="direct")
+    split = LongRangeEnergy(kernel, **how, backend="direct")
     near, far = (
         float(split(*join([pairs_of_charges(structure, dipoles, d)])).energy.detach())
         for d in (0.02, 0.04)
     )
     expected = (4.0 * near - far) / 3.0  # without the term of second order in the distance
-    energy = LongRangeEnergy(all_kernels()[name], **how)
+    energy = LongRangeEnergy(kernel, **how)
     assert value(energy, structure, dipoles) == pytest.approx(expected, rel=2e-6)
 
 
