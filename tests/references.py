@@ -194,7 +194,9 @@ def crystal(name):
 
 
 def dipole_derivative(atoms, j, h=2e-3):
-    """dP_a/dr_jb of ASE atoms by differences of the charges of displaced copies, shape (3, 3).
+    """dP_a/dr_jb of ASE atoms by differences between displaced copies, shape (3, 3).
+
+    P is the dipole of the charges, and of latent dipoles if there are any.
 
     Every atom is at its image nearest to where atom j was, found among all 343 around.
     """
@@ -209,7 +211,9 @@ def dipole_derivative(atoms, j, h=2e-3):
         copy.calc = atoms.calc
         copy.positions[j, axis] += step
         at[j, axis] += step
-        return copy.get_charges().astype(float) @ at
+        moments = copy.get_charges().astype(float) @ at
+        own = copy.calc.results.get("latent_dipoles")
+        return moments if own is None else moments + own[:, :, 0].sum(0)
 
     weights = {1: 3 / 4, 2: -3 / 20, 3: 1 / 60}
     columns = [

@@ -1,5 +1,7 @@
 """Models in ASE: MACE's own calculator and ours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,7 @@ def test_malformed_fields_are_refused(field):
 
 
 NEUTRAL = SOGConfig(charge_constraint="neutral", tolerance=1e-8)
+DIPOLAR = replace(NEUTRAL, latent_dipoles=True)
 FIELD = np.array([0.1, -0.2, 0.3])
 
 
@@ -105,10 +108,11 @@ def cluster(at=10.0):
     return atoms
 
 
+@pytest.mark.parametrize("config", [NEUTRAL, DIPOLAR], ids=["charges", "dipoles"])
 @pytest.mark.parametrize("make", [open_molecule, water_box, cluster])
-def test_born_charges_are_the_changes_of_the_dipole_with_each_atom(make):
+def test_born_charges_are_the_changes_of_the_dipole_with_each_atom(make, config):
     atoms = make()
-    calculator = atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    calculator = atoms.calc = SOGMACECalculator(models=make_sogmace(config), **OPTIONS)
     born = calculator.get_born_charges(atoms)
     assert born.values.shape == (len(atoms), 3, 3)
     for j in (0, 3):
