@@ -1,4 +1,4 @@
-"""The code blocks and options of the README work as written."""
+"""The code blocks and options of the README and of the page on charges work as written."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,18 @@ from mace_builders import make_sogmace, water_box
 from sog_longrange import SOGConfig
 from sog_mace.cli.run_train import build_parser, parse_args
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[3]
+README, CHARGES = ((ROOT / name).read_text("utf-8") for name in ("README.md", "docs/charges.md"))
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README + CHARGES, re.DOTALL)
+NAMES = ["ase", "own model", "large", "charges in ase", "spectrum", "charges"]
+SHORT = {"20_000": "200", "resolution=10.0": "resolution=400.0"}  # of the trajectory
 
 
-@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=["ase", "own model", "charges", "large"])
+@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=NAMES)
 def test_python_block_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for written, shorter in SHORT.items():
+        code = code.replace(written, shorter)
     torch.save(make_sogmace(SOGConfig()), "my_model.model")
     ase.io.write("structure.xyz", water_box())
     torch.set_default_dtype(torch.float32)
