@@ -111,7 +111,8 @@ def run_comparisons(this: Comparison, system: System, data: Path, model: Path) -
         results |= learned.compare_charges(frames, charges, folder)
         results |= learned.compare_dipoles(frames, charges, folder)
     if system.law is not None:
-        results |= learned.compare_law(this.kernel(model), system.law, folder)
+        neutral = any("charge_constraint=neutral" in option for option in system.head)
+        results |= learned.compare_law(this.kernel(model), system.law, folder, neutral)
     return results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ase import Atoms
+from scipy.optimize import linprog
 from torch import Tensor
 
 from sog_longrange import plots
@@ -86,17 +86,35 @@ def compare_dipoles(frames: list[Atoms], charges: list[np.ndarray], folder: Path
     return {"dipole": fit(known, found)._asdict()}
 
 
-def compare_law(kernel: Kernel, law: Callable[[Tensor], Tensor], folder: Path) -> dict:
-    """Largest relative error of a learned law, up to the one factor that charges can take up."""
-    near, far = REACH
-    r = torch.linspace(near, far, 400, dtype=torch.float64)
+def compare_law(
+    kernel: Kernel, law: Callable[[Tensor], Tensor], folder: Path, neutral: bool = False
+) -> dict:
+    """Largest relative error of a learned law, up to what no energy tells.
+
+    That is a factor, which charges take up, and where they sum to zero also a constant.
+    """
+    r = torch.linspace(*REACH, 400, dtype=torch.float64)
     with torch.no_grad():
-        ratio = kernel.radial(r.square().to(next(kernel.parameters())))[0].double() / law(r)
-    low, high = float(ratio.min()), float(ratio.max())
-    middle = math.copysign(math.sqrt(abs(low * high)), low)
-    error = math.inf if low * high <= 0.0 else high / middle - 1.0
-    print(f"  learned law over {near:g} to {far:g} Å: off by at most {100 * error:.1f} %")
-    laws = {law.__name__: law}
-    ax = plots.draw_kernel(kernel, laws=laws, scale=1.0 / middle, reach=(2.0, 16.0))
+        found = kernel.radial(r.square().to(next(kernel.parameters())))[0].double().numpy()
+    error, factor, constant = _best_gauge(found, law(r).numpy(), neutral)
+    what = "a factor and a constant" if neutral else "a factor"
+    print("  learned law over {:g} to {:g} Å:".format(*REACH), end=" ")
+    print(f"off by at most {100 * error:.1f} % up to {what}")
+    laws = {law.__name__: lambda r: (law(r) + constant) / factor}
+    ax = plots.draw_kernel(kernel, laws=laws, reach=(2.0, 16.0))
     plots.save_figure(ax.figure, folder / "kernel.png")
-    return {"law": {"largest_error": error, "scale": middle}}
+    return {"law": {"largest_error": error, "factor": factor, "constant": constant}}
+
+
+def _best_gauge(found: np.ndarray, law: np.ndarray, constant: bool) -> tuple[float, float, float]:
+    """Find t, u and v with |u found - v - law| <= t law and the least t; v = 0 without constant."""
+    columns = np.stack([law, found, -np.ones_like(law)], 1)
+    above, below = columns * [-1, 1, 1], columns * [-1, -1, -1]
+    best = linprog(
+        [1.0, 0.0, 0.0],
+        A_ub=np.concatenate([above, below]),
+        b_ub=np.concatenate([law, -law]),
+        bounds=[(0, None), (0, None), (None, None) if constant else (0, 0)],
+    )
+    error, factor, shift = (float(x) for x in best.x)
+    return error, factor, shift

@@ -108,9 +108,16 @@ SYSTEMS = {
         "syn_decay_yuk",
         "val",
         ("test_interp", "test_extrap"),
-        120,
+        200,
         (*DIMERS, "--batch_size=4"),
-        ("--sog_kernel=yukawa", "--sog_kappa=0.1"),
+        # Half of the screening that is to be learned, and nothing as wide as the box.
+        (
+            "--sog_kernel=yukawa",
+            "--sog_kappa=0.1",
+            "--sog_max_width=10",
+            "--sog_kernel_lr_factor=1",
+            "--sog_charge_constraint=neutral",
+        ),
         law=learned.yukawa,
     ),
     "dipeptides": accuracy.System(
