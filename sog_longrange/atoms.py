@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -116,8 +117,35 @@ def total_charge_key(atoms: AtomsLike) -> str | None:
     -------
     str or None
         None if `atoms.info` holds no total charge.
+
+    Raises
+    ------
+    InputError
+        If what it holds is not one finite number.
     """
-    return next((key for key in TOTAL_CHARGE if key in atoms.info), None)
+    key = next((key for key in TOTAL_CHARGE if key in atoms.info), None)
+    if key is not None:
+        given = atoms.info[key]
+        number = np.asarray(given)
+        if number.shape != () or number.dtype.kind not in "iuf" or not np.isfinite(number):
+            raise InputError(explain(f'atoms.info["{key}"]', "one finite number in e", repr(given)))
+    return key
+
+
+def keep_info(atoms: AtomsLike) -> None:
+    """Make fields and charges of a copy of a structure independent of those of the structure.
+
+    ASE copies `info` without what is in it, so that a calculator would not notice a field that
+    is changed in place.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        The copy, which is changed.
+    """
+    for key in (EXTERNAL_FIELD, *TOTAL_CHARGE):
+        if key in atoms.info:
+            atoms.info[key] = copy.deepcopy(atoms.info[key])
 
 
 def is_info_changed(before: AtomsLike, after: AtomsLike) -> bool:

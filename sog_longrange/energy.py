@@ -8,9 +8,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .errors import ConfigError, InputError, explain
+from .errors import ConfigError, explain
 from .interaction import Interaction
-from .kernels import Ewald, FixedGaussians, Kernel, zero_modes
+from .kernels import Ewald, FixedGaussians, Kernel, check_channels, zero_modes
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
@@ -246,7 +246,7 @@ class LongRangeEnergy(nn.Module):
             As :meth:`forward`.
         """
         check_charges(charges, structures, values=not self.traced)
-        self.check_channels(charges)
+        check_channels(self.kernel, charges)
         if self.traced:
             energy, potential = self._operate(charges, structures)
         else:
@@ -281,7 +281,7 @@ class LongRangeEnergy(nn.Module):
             remedy = "Dipoles are evaluated in plain PyTorch only."
             raise ConfigError(explain("dipoles", expected, "a tensor", remedy))
         check_charges(charges, structures)
-        self.check_channels(charges)
+        check_channels(self.kernel, charges)
         check_dipoles(dipoles, charges)
         sources = Sources(charges, dipoles)
         potential, field, energy = sum_sources(self, sources, structures)
@@ -315,19 +315,6 @@ class LongRangeEnergy(nn.Module):
         how = f'"backend": "{self.backend}", "accelerator": "{self.accelerator}"'
         how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'
         return f'{{"kernel": {law}, "energy": {how}}}'
-
-    def check_channels(self, charges: Tensor) -> None:
-        """Raise `InputError` unless charges have as many channels as the kernel.
-
-        Parameters
-        ----------
-        charges : Tensor, shape (n_atoms, n_channels), in e
-            Any number of channels if the kernel has one for all.
-        """
-        own = self.kernel.num_channels
-        if own != 1 and own != charges.shape[1]:  # `in` is more than tracers follow
-            expected = f"of {own} channels, as many as the kernel has"
-            raise InputError(explain("charges", expected, str(charges.shape[1])))
 
     def choices(self, charges: Tensor, structures: Structures) -> dict[int, Choice]:
         """Tell which backend each periodic structure gets, and the predicted cost of all.

@@ -24,6 +24,7 @@ from .geometry import (
     wave_number_onset,
     wrapped_phases,
 )
+from .kernels import check_channels
 from .kspace.direct import faded_fourier
 from .kspace.mesh import Meshes, choose_meshes, mode_boxes
 from .kspace.stencils import TorchStencil
@@ -98,6 +99,7 @@ class FixedMeshEnergy(nn.Module):
             1/2 q_i phi_i; their sum is the energy and differentiable to any order.
         potential : Tensor, shape (n_atoms, n_channels), in eV/e
         """
+        check_channels(self.kernel, charges)
         reciprocal = reciprocal_cell(cell[None])
         batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
         stencil = _Stencil(self.meshes, wrapped_phases(positions, reciprocal, batch), batch)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import ConfigError, InputTypeError, explain
+from .errors import ConfigError, InputError, InputTypeError, explain
 from .units import COULOMB_CONSTANT
 
 
@@ -55,6 +55,21 @@ class Kernel(Protocol):
     def snapshot(self) -> Kernel:
         """Return the kernel for one evaluation, with all that depends on parameters computed."""
         ...
+
+
+def check_channels(kernel: Kernel, charges: Tensor) -> None:
+    """Raise `InputError` unless charges have as many channels as a kernel.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        If it has one channel, that serves any number of channels of charges.
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    """
+    own = kernel.num_channels
+    if own != 1 and own != charges.shape[1]:  # `in` is more than tracers follow
+        expected = f"of {own} channels, as many as the kernel has"
+        raise InputError(explain("charges", expected, str(charges.shape[1])))
 
 
 def zero_modes(kernel: Kernel) -> tuple[bool, ...]:
@@ -480,6 +495,11 @@ class FixedGaussians:
     def snapshot(self) -> FixedGaussians:
         """Return the kernel itself."""
         return self
+
+    def double(self) -> FixedGaussians:
+        """Return the kernel in float64, cut off from what it was computed from."""
+        values = (self.amplitudes.detach().double(), self.widths.detach().double())
+        return FixedGaussians(*values, self.min_width, self.zero_mode, self.num_channels)
 
 
 class Ewald(nn.Module):

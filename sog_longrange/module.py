@@ -23,7 +23,7 @@ from .validation import (
     check_total_charge,
 )
 
-FORMAT: int = 1
+FORMAT: int = 2
 """Version of what :class:`SOGLongRange` stores in a state dict."""
 
 
@@ -184,6 +184,11 @@ class SOGLongRange(nn.Module):
             raise ConfigError(explain("format", f"at most {FORMAT}", str(state["format"]), remedy))
         # How the numbers are computed may need a library that is not installed here.
         stored = {key: value for key, value in state["config"].items() if key not in HOW}
+        if state["format"] < 2 and _means_otherwise(state["config"]):
+            raise ConfigError(
+                "The state is of a version that constrained all channels of joined laws, also "
+                "those of dispersion, which are free now. Train the model again."
+            )
         differences = self.config.differences(SOGConfig.from_dict(stored))
         if differences:
             raise ConfigError(f"The state was trained with other options: {differences}.")
@@ -365,3 +370,8 @@ class SOGLongRange(nn.Module):
             raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
         dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
         return dipoles
+
+
+def _means_otherwise(config: dict[str, Any]) -> bool:
+    """Tell whether options of format 1 stand for another model today."""
+    return len(set(config["kernel"].split("+"))) > 1 and config["charge_constraint"] != "none"

@@ -28,7 +28,7 @@ from .geometry import (
     wrapped_phases,
 )
 from .interaction import MOST_PAIRED, select
-from .kernels import Ewald, Kernel
+from .kernels import Ewald, Kernel, check_channels
 from .kspace.accelerators import find_accelerator
 from .kspace.jets import JetStencil
 from .kspace.mesh import Accelerator, MeshBackend, Meshes, choose_meshes, mode_boxes
@@ -154,7 +154,7 @@ def potential_and_field(
     """
     structures = check_structures(positions, cell, pbc, batch, num_graphs)
     check_charges(charges, structures)
-    energy.check_channels(charges)
+    check_channels(energy.kernel, charges)
     if dipoles is not None:
         check_dipoles(dipoles, charges)
     felt = sum_sources(energy, Sources(charges, dipoles), structures)

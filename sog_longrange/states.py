@@ -41,7 +41,8 @@ class ChargeStates(nn.Module):
     where :math:`t_i, \chi_i, \eta_i` are a perceptron of the features of atom i with Q in them, so
     that cations and anions differ in all three. An ionisation energy so is a mean over the
     atoms that hold the charge and does not grow with the number of all atoms, while N
-    molecules that share N charges have N times the energy of one. The energy is zero for all
+    molecules that share N charges have N times the energy of one as far as their features are
+    equal: the embedding makes them depend on the whole Q. The energy is zero for all
     structures at the start, with a gradient where there is charge, and for neutral
     structures always.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .energy import LongRangeEnergy
 from .errors import ConfigError, InputError, explain
 from .geometry import TAPER, reduced_cell, wave_number_onset
+from .kernels import FixedGaussians
 from .kspace.auto import Choice
 from .kspace.mesh import choose_meshes
 from .kspace.windows import window_width
@@ -171,6 +172,9 @@ def _with_tolerance(energy: LongRangeEnergy, tolerance: float) -> LongRangeEnerg
 
 def _tighter(energy: LongRangeEnergy) -> LongRangeEnergy:
     reference = _with_tolerance(energy, max(_FLOOR, _TIGHTER * energy.tolerance))
+    if isinstance(energy.kernel, FixedGaussians):
+        reference.kernel = energy.kernel.double()
+        return reference
     return copy.deepcopy(reference).double()
 
 

@@ -20,7 +20,8 @@ SINGULAR_CELL: float = 1e-8
 Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take its place.
 """
 
-_WHOLE = 1e-3
+WHOLE: float = 1e-3
+"""How far in e a total charge may be from a whole number."""
 
 
 class Structures(NamedTuple):
@@ -183,7 +184,7 @@ def check_whole(total_charge: Tensor) -> None:
     ----------
     total_charge : Tensor, shape (n_graphs,), in e
     """
-    wrong = (total_charge - total_charge.round()).abs() > _WHOLE
+    wrong = (total_charge - total_charge.round()).abs() > WHOLE
     if bool(wrong.any()):
         index = int(wrong.nonzero()[0])
         got = f"{total_charge[index].item():.6g} for structure {index}"

@@ -21,6 +21,7 @@ from sog_longrange.atoms import (
     explain_no_stress,
     external_field,
     is_info_changed,
+    keep_info,
     periodic_field,
     total_charge_key,
 )
@@ -119,6 +120,7 @@ class SOGMACECalculator(MACECalculator):
         finally:
             for hook in hooks:
                 hook.remove()
+        keep_info(self.atoms)
         self._add_results(outputs)
         if field is not None:
             born = self.get_born_charges(given, enforce_sum_rule=True).values
@@ -220,7 +222,8 @@ class SOGMACECalculator(MACECalculator):
         for key in ("long_range_energy", "short_range_energy", "charge_state_energy"):
             found = [out[key][0] for out in outputs if key in out]
             if found:
-                self.results[key] = float(torch.stack(found).detach().sum()) / self.num_models
+                mean = float(torch.stack(found).detach().sum()) / self.num_models
+                self.results[key] = self.energy_units_to_eV * mean
         charges = [out["latent_charges"][:n_atoms].detach().cpu().numpy() for out in outputs]
         own = [_latent_dipoles(out, n_atoms) for out in outputs]
         dipoles = [
@@ -241,7 +244,8 @@ class SOGMACECalculator(MACECalculator):
         self.results["dipole"] = dipoles[0]
         if EXTERNAL_FIELD in self.atoms.info:
             energy = outputs[0].get("field_energy")
-            self.results["field_energy"] = 0.0 if energy is None else float(energy[0].detach())
+            added = 0.0 if energy is None else float(energy[0].detach())
+            self.results["field_energy"] = self.energy_units_to_eV * added
 
 
 def _latent_dipoles(out: dict[str, Any], n_atoms: int) -> np.ndarray | None:

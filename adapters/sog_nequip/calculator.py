@@ -25,6 +25,7 @@ from sog_longrange.atoms import (
     explain_no_stress,
     external_field,
     is_info_changed,
+    keep_info,
     periodic_field,
     total_charge_key,
 )
@@ -148,11 +149,13 @@ class SOGNequIPCalculator(NequIPCalculator):
         field = periodic_field(given)
         if field is None:
             super().calculate(given, properties, system_changes)
+            keep_info(self.atoms)
             return
         if "stress" in properties:
             raise PropertyNotImplementedError(explain_no_stress())
         born = self.get_born_charges(given, enforce_sum_rule=True).values
         super().calculate(given, properties, system_changes)
+        keep_info(self.atoms)
         units = (self.energy_units_to_eV, self.length_units_to_A)
         add_periodic_field(self.results, born, given, field, *units)
 

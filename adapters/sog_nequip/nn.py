@@ -168,7 +168,6 @@ class LongRange(GraphModuleMixin, nn.Module):
         self._init_fields(irreps_in, config)
 
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
-        more = {CHARGE_STATE_ENERGY_KEY: Irreps("0e")} if config.needs_total_charge else {}
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
         dipoles = {LATENT_DIPOLES_KEY: Irreps([(config.num_channels, (1, -1))])}
         GraphModuleMixin._init_irreps(
@@ -180,7 +179,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LONG_RANGE_ENERGY_KEY: Irreps("0e"),
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
                 FIELD_ENERGY_KEY: Irreps("0e"),
-                **more,
+                CHARGE_STATE_ENERGY_KEY: Irreps("0e"),
                 **(dipoles if config.latent_dipoles else {}),
             },
         )
@@ -208,10 +207,10 @@ class LongRange(GraphModuleMixin, nn.Module):
         -------
         dict
             With `latent_charges` (n_atoms, n_channels) in e, `long_range_energy`
-            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. Models that take
-            a total charge also with `charge_state_energy` (n_graphs, 1), which is zero without
-            the option `charge_embedding`, and in a field with `field_energy` (n_graphs, 1) in
-            eV, which are no part of the former but of the total and atomic energies. With latent
+            (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. Also with
+            `charge_state_energy` (n_graphs, 1), which is zero without the option
+            `charge_embedding`, and in a field with `field_energy` (n_graphs, 1) in eV, which
+            are no part of the former but of the total and atomic energies. With latent
             dipoles also with `latent_dipoles` (n_atoms, 3 n_channels) in e Å, one channel after
             another.
 
@@ -233,9 +232,8 @@ class LongRange(GraphModuleMixin, nn.Module):
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
         _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
         _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
-        if self.long_range.config.needs_total_charge:
-            # Compile targets that take a charge have this output, of every model.
-            data[CHARGE_STATE_ENERGY_KEY] = torch.zeros_like(data[LONG_RANGE_ENERGY_KEY])
+        # Compile targets that take a charge have this output, of every model.
+        data[CHARGE_STATE_ENERGY_KEY] = torch.zeros_like(data[LONG_RANGE_ENERGY_KEY])
         for key, more in ((CHARGE_STATE_ENERGY_KEY, state), (FIELD_ENERGY_KEY, added)):
             if more is not None:
                 data[key] = more.energy[:, None]
@@ -299,7 +297,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 "charge_embedding and charge_constraint: total need the total charge of each "
                 f"structure as the field `{AtomicDataDict.TOTAL_CHARGE_KEY}`: in training by "
                 "`key_mapping` of the data, in ASE by atoms.info['charge']. Compile with --target "
-                "sog_ase_charge or sog_batch_charge."
+                "sog_ase_charge."
             )
 
     def _vectors(self, data: Data) -> Tensor | None:

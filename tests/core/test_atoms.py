@@ -13,6 +13,7 @@ from sog_longrange.atoms import (
     dipole_of_atoms,
     external_field,
     is_info_changed,
+    keep_info,
     periodic_field,
     total_charge_key,
 )
@@ -118,3 +119,17 @@ def test_the_dipole_is_that_of_the_core(pbc):
     tensors = [torch.tensor(x) for x in (structure.positions, structure.cell.array, pbc)]
     expected = dipole(torch.tensor(charges).double(), *tensors)[0].numpy()
     assert dipole_of_atoms(charges, structure) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("charge", [None, "1", [1.0], np.nan, True])
+def test_malformed_total_charges_are_refused(charge):
+    with pytest.raises(InputError, match="must be one finite number in e"):
+        total_charge_key(atoms(charge=charge))
+
+
+def test_a_kept_copy_does_not_share_what_is_in_info():
+    field = np.array([0.0, 0.0, 1.0])
+    original, copy = atoms(external_field=field, charge=1), atoms(external_field=field, charge=1)
+    keep_info(copy)
+    field *= -1.0
+    assert is_info_changed(copy, original)

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -331,8 +332,19 @@ def test_state_of_other_options_is_refused():
 def test_state_of_a_newer_format_is_refused():
     state = make_module().state_dict()
     state["_extra_state"]["format"] += 1
-    with pytest.raises(ConfigError, match="`format` must be at most 1, got 2. Update"):
+    with pytest.raises(ConfigError, match="`format` must be at most 2, got 3. Update"):
         make_module().load_state_dict(state)
+
+
+@pytest.mark.parametrize("constraint", ["none", "neutral"])
+def test_joined_laws_that_were_constrained_in_all_channels_are_told_apart(constraint):
+    options = {"kernel": "coulomb+power_law", "exponent": 6, "num_channels": 2}
+    options |= {"share_kernel": False, "charge_constraint": constraint}
+    state = make_module(**options).state_dict()
+    state["_extra_state"]["format"] = 1
+    expected = pytest.raises(ConfigError, match="constrained all channels of joined laws")
+    with nullcontext() if constraint == "none" else expected:
+        make_module(**options).load_state_dict(state)
 
 
 def test_fade_in_goes_on_from_where_the_gate_stands():

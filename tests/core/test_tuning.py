@@ -2,7 +2,14 @@ import pytest
 import torch
 from references import as_type, random_structure
 
-from sog_longrange import Ewald, InputError, LongRangeEnergy, find_tolerance, report_grid
+from sog_longrange import (
+    Ewald,
+    InputError,
+    LongRangeEnergy,
+    find_tolerance,
+    kernel_matrix,
+    report_grid,
+)
 
 STRUCTURE = random_structure(0, 12, edge=7.0)
 
@@ -62,3 +69,12 @@ def test_the_kernel_is_left_as_it_was():
     report_grid(LongRangeEnergy(kernel, tolerance=1e-3), *STRUCTURE)
     assert torch.get_default_dtype() == torch.float32
     assert next(iter(kernel.parameters()), None) is None
+
+
+def test_given_laws_are_measured_in_float32_too():
+    laws = torch.tensor([[[1.0, 2.0], [0.3, 0.4]], [[0.3, 0.4], [2.0, 1.0]]], requires_grad=True)
+    widths = torch.tensor([1.0, 2.0]).expand(2, 2, 2)
+    charges, *rest = as_type(random_structure(0, 12, n_channels=2, edge=7.0), torch.float32)
+    kernel = kernel_matrix(2.0 * laws, widths, zero_mode=True)
+    report = report_grid(LongRangeEnergy(kernel, tolerance=1e-3), charges, *rest)
+    assert 1e-6 < report.force_error < 35e-3  # some widths are the narrowest

@@ -125,3 +125,10 @@ def test_float32_agrees_with_float64():
     fixed = FixedMeshEnergy(energy, cell)
     found = fixed(q.float(), r.float(), cell.float())[1].to(DOUBLE)
     assert float((found - fixed(q, r, cell)[1]).norm()) < 1e-4 * float(found.norm())
+
+
+@pytest.mark.parametrize("name", ["joined", "coupled"])
+def test_charges_of_other_channels_than_the_kernels_are_refused(name):
+    _, fixed, (q, r, cell, _) = models(name)
+    with pytest.raises(InputError, match="`charges` must be of 2 channels.*got 3"):
+        fixed(torch.cat([q, q[:, :1]], 1), r, cell)

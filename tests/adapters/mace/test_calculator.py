@@ -302,3 +302,28 @@ def test_models_without_long_range_and_accelerators_are_refused():
         SOGMACECalculator(models=make_mace(), **OPTIONS)
     with pytest.raises(HostError, match="does not support compile_mode"):
         SOGMACECalculator(models=make_sogmace(), compile_mode="default", **OPTIONS)
+
+
+@pytest.mark.parametrize("make", [open_molecule, water_box])
+def test_a_field_that_is_changed_in_place_is_noticed(make):
+    atoms = make()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    atoms.info["external_field"] = FIELD.copy()
+    energy = atoms.get_potential_energy()
+    atoms.info["external_field"] *= -1.0
+    changed = atoms.get_potential_energy()
+    atoms.calc.reset()
+    assert changed == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+    assert abs(changed - energy) > 1e-6
+
+
+@pytest.mark.parametrize("make", [open_molecule, water_box])
+def test_parts_of_the_energy_have_its_unit(make):
+    atoms = make()
+    model = make_sogmace(SOGConfig(charge_embedding=3))
+    torch.nn.init.constant_(model.long_range.states.perceptron[2].bias, 2.0)
+    atoms.calc = SOGMACECalculator(models=[model], energy_units_to_eV=10.0, **OPTIONS)
+    atoms.info |= {"charge": 1, "external_field": FIELD}
+    energy, results = atoms.get_potential_energy(), atoms.calc.results
+    names = ("short_range", "long_range", "charge_state", "field")
+    assert sum(results[f"{name}_energy"] for name in names) == pytest.approx(energy, abs=1e-9)

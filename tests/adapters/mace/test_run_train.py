@@ -4,6 +4,7 @@ import copy
 import logging
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import ase.io
 import h5py
@@ -14,6 +15,7 @@ import yaml
 from mace import data
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
+from mace.data.lmdb_dataset import LMDBDataset
 from mace.tools import AtomicNumberTable
 from mace_builders import make_sogmace, open_molecule, water_box
 from torch.utils.data import ConcatDataset
@@ -301,6 +303,24 @@ def test_bad_frame_is_named_before_any_training(training_folder, what):
 def test_total_charge_missing_in_the_data_is_refused(training_folder, options):
     with pytest.raises(InputError, match="`total_charge` must be in every frame.*none in frame 0"):
         main(arguments(**options))
+
+
+@pytest.mark.parametrize("charge", [0.5, float("nan")])
+def test_total_charges_that_would_end_the_training_later_are_refused(training_folder, charge):
+    frames = ase.io.read("train.xyz", ":")
+    for frame in frames:
+        frame.info["total_charge"] = 0.0
+    frames[-1].info["total_charge"] = charge
+    ase.io.write("charged.xyz", frames)
+    with pytest.raises(InputError, match="`total_charge` must be a whole number of e, got .*frame"):
+        main(arguments(train_file="charged.xyz", sog_charge_embedding=3))
+
+
+def test_streams_that_do_not_tell_total_charges_are_refused():
+    dataset = SimpleNamespace(datasets=[LMDBDataset.__new__(LMDBDataset)])
+    check_streams(dataset, SOGConfig())
+    with pytest.raises(HostError, match="LMDB"):
+        check_streams(dataset, SOGConfig(charge_embedding=2))
 
 
 @pytest.mark.parametrize("charge", [None, 1.0])

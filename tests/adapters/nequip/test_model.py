@@ -287,6 +287,19 @@ def test_a_field_along_periodic_axes_adds_the_forces_of_born_charges(neutral):
     assert atoms.get_forces() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("make", [acetaldehyde, crystal])
+def test_a_field_that_is_changed_in_place_is_noticed(neutral, make):
+    atoms = make()
+    atoms.calc = calculator_of(neutral)
+    atoms.info["external_field"] = FIELD[0].numpy().copy()
+    energy = atoms.get_potential_energy()
+    atoms.info["external_field"] *= -1.0
+    changed = atoms.get_potential_energy()
+    atoms.calc.reset()
+    assert changed == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+    assert abs(changed - energy) > 1e-6
+
+
 @pytest.mark.parametrize("at", [10.0, -3e-5])
 def test_forces_in_a_periodic_field_are_the_gradient_where_no_charge_flows_across(neutral, at):
     atoms = cluster(at)
