@@ -342,10 +342,10 @@ def test_each_net_charge_has_the_energy_of_its_law_at_zero(name):
     volume, total = structure.cell.det().abs(), structure.charges.sum(0)
     assert float(total.abs().min()) > 0.5
     found = energy_value(mixed, structure) - energy_value(dropped, structure)
-    assert found == pytest.approx(float(0.5 * mean * total[1] ** 2 / volume), rel=1e-9)
+    assert found == pytest.approx(float(0.5 * mean * total[1] ** 2 / volume), rel=1e-7)
     shift = evaluate(mixed, structure).potential - evaluate(dropped, structure).potential
     expected = torch.stack([torch.zeros_like(mean), mean * total[1] / volume])
-    torch.testing.assert_close(shift.detach(), expected.expand_as(shift), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(shift.detach(), expected.expand_as(shift), rtol=1e-6, atol=1e-9)
 
 
 def test_a_kernel_from_before_there_was_a_zero_mode_for_each_channel_still_loads():
