@@ -22,7 +22,7 @@ import evaluation
 import learned
 import training
 
-from sog_longrange.kernels import Kernel
+from sog_longrange import SOGLongRange
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Comparison:
     systems : by name.
     make_job : of label, system, data folder and the folder of the run.
     charges : charges of frames by a model file, for systems with known charges or dipoles.
-    kernel : learned kernel in a model file, for systems with a known law of decay.
+    long_range : long-range part of a model file, for systems with a known law of decay.
     output : default folder.
     """
 
@@ -73,7 +73,7 @@ class Comparison:
     systems: dict[str, System]
     make_job: Callable[[str, System, Path, Path], training.Job]
     charges: Callable[[Path, list[Atoms]], list[np.ndarray]]
-    kernel: Callable[[Path], Kernel]
+    long_range: Callable[[Path], SOGLongRange]
     output: str
 
 
@@ -111,8 +111,7 @@ def run_comparisons(this: Comparison, system: System, data: Path, model: Path) -
         results |= learned.compare_charges(frames, charges, folder)
         results |= learned.compare_dipoles(frames, charges, folder)
     if system.law is not None:
-        neutral = any("charge_constraint=neutral" in option for option in system.head)
-        results |= learned.compare_law(this.kernel(model), system.law, folder, neutral)
+        results |= learned.compare_law(this.long_range(model), system.law, folder)
     return results
 
 

@@ -12,9 +12,8 @@ from ase import Atoms
 from scipy.optimize import linprog
 from torch import Tensor
 
-from sog_longrange import plots
+from sog_longrange import SOGLongRange, plots
 from sog_longrange.atoms import dipole_of_atoms
-from sog_longrange.kernels import Kernel
 from sog_longrange.units import COULOMB_CONSTANT
 
 REACH = 4.0, 12.0  # Å, where laws of decay are compared
@@ -86,13 +85,12 @@ def compare_dipoles(frames: list[Atoms], charges: list[np.ndarray], folder: Path
     return {"dipole": fit(known, found)._asdict()}
 
 
-def compare_law(
-    kernel: Kernel, law: Callable[[Tensor], Tensor], folder: Path, neutral: bool = False
-) -> dict:
+def compare_law(part: SOGLongRange, law: Callable[[Tensor], Tensor], folder: Path) -> dict:
     """Largest relative error of a learned law, up to what no energy tells.
 
     That is a factor, which charges take up, and where they sum to zero also a constant.
     """
+    kernel, neutral = part.energy.kernel, part.config.charge_constraint == "neutral"
     r = torch.linspace(*REACH, 400, dtype=torch.float64)
     with torch.no_grad():
         found = kernel.radial(r.square().to(next(kernel.parameters())))[0].double().numpy()

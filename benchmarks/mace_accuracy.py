@@ -19,7 +19,7 @@ import torch
 import training
 from ase import Atoms
 
-from sog_longrange.kernels import Kernel
+from sog_longrange import SOGLongRange
 from sog_mace import SOGMACECalculator
 
 COMMON = [
@@ -149,12 +149,14 @@ def charges(model: Path, frames: list[Atoms]) -> list[np.ndarray]:
     return [calculator.get_property("charges", frame) for frame in frames]
 
 
-def kernel(model: Path) -> Kernel:
-    """Learned kernel of a model file, a pickle: load only what you trained yourself."""
-    return torch.load(model, map_location="cpu", weights_only=False).long_range.energy.kernel
+def long_range(model: Path) -> SOGLongRange:
+    """Long-range part of a model file, a pickle: load only what you trained yourself."""
+    return torch.load(model, map_location="cpu", weights_only=False).long_range
 
 
 if __name__ == "__main__":
     accuracy.main(
-        accuracy.Comparison(__doc__, mace_runs, SYSTEMS, make_job, charges, kernel, "mace_accuracy")
+        accuracy.Comparison(
+            __doc__, mace_runs, SYSTEMS, make_job, charges, long_range, "mace_accuracy"
+        )
     )

@@ -19,7 +19,7 @@ import training
 from ase import Atoms
 from ase.io import read
 
-from sog_longrange.kernels import Kernel
+from sog_longrange import SOGLongRange
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.train import long_range_parts
 
@@ -56,16 +56,16 @@ def charges(model: Path, frames: list[Atoms]) -> list[np.ndarray]:
     return [calculator.get_property("charges", frame) for frame in frames]
 
 
-def kernel(model: Path) -> Kernel:
-    """Learned kernel of a checkpoint."""
+def long_range(model: Path) -> SOGLongRange:
+    """Long-range part of a checkpoint."""
     calculator = SOGNequIPCalculator.from_saved_model(model, chemical_species_to_atom_type_map=True)
     (part,) = long_range_parts(calculator.model)
-    return part.long_range.energy.kernel
+    return part.long_range
 
 
 if __name__ == "__main__":
     accuracy.main(
         accuracy.Comparison(
-            __doc__, nequip_runs, SYSTEMS, make_job, charges, kernel, "nequip_accuracy"
+            __doc__, nequip_runs, SYSTEMS, make_job, charges, long_range, "nequip_accuracy"
         )
     )

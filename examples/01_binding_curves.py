@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import demo
 import dimers
 import evaluation
 import figures
 import numpy as np
 import own_data
-import training
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -95,13 +94,7 @@ def own_splits(args: argparse.Namespace) -> tuple[Splits, float]:
 def train(args: argparse.Namespace, host: ModuleType, frames: list[Atoms]) -> dict[str, float]:
     """Train both models at the same time; seconds that each took."""
     jobs = [host.demo_job(label, args, frames) for label in host.LABELS]
-    if args.reuse_models and all(host.model_file(job.folder).exists() for job in jobs):
-        print("  reusing the models that are there")
-        return {}
-    for job in jobs:
-        print(f"  {job.label}: {Path(job.command[0]).name}, log in {job.log}")
-    training.train_together(jobs)
-    return {job.label: round(job.seconds, 1) for job in jobs}
+    return demo.train(jobs, host, args.reuse_models)
 
 
 def predict_all(args: argparse.Namespace, host: ModuleType, splits: Splits) -> Predictions:
@@ -217,23 +210,12 @@ def run(args: argparse.Namespace) -> None:
         "units": {"energy": "meV per structure", "forces": "meV/Å"},
         "rmse": table,
     }
-    (args.output / "results.json").write_text(json.dumps(results, indent=1))
-    for path in sorted([*args.output.glob("*.png"), args.output / "results.json"]):
-        print(f"  {path}")
-    print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
+    demo.finish(results, args.output, start)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; a readable message instead of a traceback for expected errors."""
-    try:
-        run(parse_arguments(argv))
-    except (own_data.DataError, training.TrainingError, RuntimeError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-    return 0
+    """Run the demo."""
+    return demo.guard(run, parse_arguments(argv), own_data.DataError)
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ Everything is written into --output: the data, the models, results.json and the 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import charged_molecules
+import demo
 import evaluation
 import figures
 import mace_runs
 import numpy as np
-import training
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -56,13 +55,7 @@ def train(args: argparse.Namespace, frames: list[Atoms]) -> dict[str, float]:
     """Train both models at the same time; seconds that each took."""
     jobs = [mace_runs.demo_job(label, args, frames) for label in mace_runs.LABELS]
     jobs[-1].command.extend(STATES)
-    if args.reuse_models and all(mace_runs.model_file(job.folder).exists() for job in jobs):
-        print("  reusing the models that are there")
-        return {}
-    for job in jobs:
-        print(f"  {job.label}: {Path(job.command[0]).name}, log in {job.log}")
-    training.train_together(jobs)
-    return {job.label: round(job.seconds, 1) for job in jobs}
+    return demo.train(jobs, mace_runs, args.reuse_models)
 
 
 def vertical(energies: np.ndarray) -> dict[str, np.ndarray]:
@@ -80,11 +73,6 @@ def vertical(energies: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(QUANTITIES, (cation - neutral, neutral - anion), strict=True))
 
 
-def rmse(difference: np.ndarray) -> float:
-    """Root mean square, in thousandths."""
-    return 1e3 * float(np.sqrt(np.mean(difference**2)))
-
-
 def state_name(charge: int) -> str:
     """Name of a charge state in table and figure."""
     return f"charge {charge:+d}" if charge else "charge 0"
@@ -99,7 +87,10 @@ def errors(frames: list[Atoms], said: evaluation.Prediction) -> dict[str, dict[s
         for charge in charged_molecules.CHARGES
     }
     wanted, found = vertical(exact.energies), vertical(said.energies)
-    table |= {name: {"energy": rmse(found[name] - wanted[name])} for name in QUANTITIES}
+    table |= {
+        name: {"energy": evaluation.root_mean_square(found[name] - wanted[name])}
+        for name in QUANTITIES
+    }
     return table
 
 
@@ -189,23 +180,12 @@ def run(args: argparse.Namespace) -> None:
     print("4/4 Figure")
     figures.draw_parities(figure_panels(data["test"], said), args.output / "charge_states.png")
     results = {"training_seconds": seconds, "rmse": table, "charge_deviation": deviation}
-    (args.output / "results.json").write_text(json.dumps(results, indent=1))
-    for path in sorted([*args.output.glob("*.png"), args.output / "results.json"]):
-        print(f"  {path}")
-    print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
+    demo.finish(results, args.output, start)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; a readable message instead of a traceback for expected errors."""
-    try:
-        run(parse_arguments(argv))
-    except (training.TrainingError, RuntimeError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-    return 0
+    """Run the demo."""
+    return demo.guard(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

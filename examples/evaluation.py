@@ -63,10 +63,15 @@ def rmse(predicted: Prediction, exact: Prediction, chosen: np.ndarray) -> dict[s
     energy = predicted.energies[index] - exact.energies[index]
     forces = np.concatenate([(predicted.forces[i] - exact.forces[i]).ravel() for i in index])
     return {
-        "energy": 1e3 * float(np.sqrt(np.mean(energy**2))),
-        "forces": 1e3 * float(np.sqrt(np.mean(forces**2))),
+        "energy": root_mean_square(energy),
+        "forces": root_mean_square(forces),
         "frames": len(index),
     }
+
+
+def root_mean_square(errors: np.ndarray) -> float:
+    """Root mean square of errors, in thousandths of their unit."""
+    return 1e3 * float(np.sqrt(np.mean(np.square(errors))))
 
 
 def error_table(

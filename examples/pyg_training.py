@@ -14,6 +14,7 @@ import figures
 import numpy as np
 import torch
 from coulomb_gas import make_gas
+from evaluation import root_mean_square
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -120,12 +121,12 @@ def evaluate(model: nn.Module, data: list[Data], batch_size: int = 8) -> Errors:
         energies.append(((out.energy - batch.energy) / batch.ptr.diff()).numpy())
         forces.append(np.stack([out.forces.numpy().ravel(), batch.forces.numpy().ravel()]))
     predicted, exact = np.concatenate(forces, 1)
-    return Errors(rmse(np.concatenate(energies)), rmse(predicted - exact), predicted, exact)
-
-
-def rmse(errors: np.ndarray) -> float:
-    """Root mean square in thousandths."""
-    return 1e3 * float(np.sqrt(np.mean(np.square(errors))))
+    return Errors(
+        root_mean_square(np.concatenate(energies)),
+        root_mean_square(predicted - exact),
+        predicted,
+        exact,
+    )
 
 
 def timed_training(model: nn.Module, data: list[Data], plan: Plan, label: str) -> float:

@@ -243,6 +243,72 @@ def born_charges_of_atoms(
     return AtomicBornCharges(values.cpu().numpy(), sum_rule[0].cpu().numpy())
 
 
+class ChargesInASE:
+    """What ASE calculators of models with latent charges share, to stand before the host's class.
+
+    Such a calculator says what its charges are by `_linked_charges`.
+    """
+
+    atoms: Any  # None before the first calculation
+
+    def check_state(self, atoms: AtomsLike, tol: float = 1e-15) -> list[str]:
+        """Tell what changed since the last calculation, field and total charge included."""
+        changes: list[str] = super().check_state(atoms, tol)  # type: ignore[misc]
+        if not changes and is_info_changed(self.atoms, atoms):
+            changes.append("info")
+        return changes
+
+    def get_born_charges(
+        self,
+        atoms: AtomsLike | None = None,
+        *,
+        eps_inf: float = 1.0,
+        reach: float | None = None,
+        enforce_sum_rule: bool = False,
+    ) -> AtomicBornCharges:
+        """Born effective charges of the charges of the first channel, with their response.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            By default those of the last calculation.
+        eps_inf, reach, enforce_sum_rule
+            As for :func:`sog_longrange.born_charges`. The reach of a model without a charge
+            constraint is its number of layers times its cutoff.
+
+        Returns
+        -------
+        AtomicBornCharges
+            `values` (n_atoms, 3, 3) in e, Z_jab = sqrt(eps_inf) dP_a / dr_jb, and `sum_rule`
+            (3, 3), what is left of the acoustic sum rule. Their common sign is free.
+
+        Raises
+        ------
+        HostError
+            If the charges cannot be differentiated, as those of a compiled model, or have no
+            mean, as those of a committee, whose signs are free one by one.
+        InputError
+            If an option is malformed or there are no atoms.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise InputError(explain("atoms", "given before any calculation", "None"))
+        charges, dipoles, positions = self._linked_charges(atoms)
+        return born_charges_of_atoms(
+            charges,
+            positions,
+            atoms,
+            eps_inf=eps_inf,
+            reach=reach,
+            enforce_sum_rule=enforce_sum_rule,
+            dipoles=dipoles,
+        )
+
+    def _linked_charges(self, atoms: AtomsLike) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Charges (n_atoms,) and dipoles (n_atoms, 3) of atoms in the graph of the positions."""
+        raise NotImplementedError
+
+
 def add_periodic_field(
     results: dict[str, Any],
     born: np.ndarray,

@@ -191,11 +191,7 @@ def draw_parity(
         If the lengths differ or there are fewer than two numbers.
     """
     x, y = _pair("predicted", reference, predicted)
-    names = np.asarray(groups)
-    if names.shape != x.shape:
-        raise InputError(explain("groups", f"of length {len(x)}", f"shape {names.shape}"))
-    kinds = dict.fromkeys(names.tolist())
-    return _parity(ax, x, y, {kind: names == kind for kind in kinds}, quantity)
+    return _parity(ax, x, y, _members("groups", groups, x), quantity)
 
 
 def draw_charges(
@@ -222,11 +218,8 @@ def draw_charges(
         If the lengths differ or there are fewer than two charges.
     """
     x, y = _pair("predicted", reference, predicted)
-    names = np.asarray(elements)
-    if names.shape != x.shape:
-        raise InputError(explain("elements", f"of length {len(x)}", f"shape {names.shape}"))
-    kinds = sorted(set(names.tolist()))
-    return _parity(ax, x, y, {kind: names == kind for kind in kinds}, "charge (e)")
+    members = _members("elements", elements, x)
+    return _parity(ax, x, y, dict(sorted(members.items())), "charge (e)")
 
 
 def draw_dipoles(reference: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None) -> Axes:
@@ -348,6 +341,16 @@ def _pair(
         expected = f"of shape {x.shape}, with two numbers or more"
         raise InputError(explain(name, expected, f"shape {y.shape}"))
     return x.ravel(), y.ravel()
+
+
+def _members(
+    name: str, groups: Sequence[str], values: NDArray[np.float64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Tell which values belong to each group, in the order in which groups first come."""
+    names = np.asarray(groups)
+    if names.shape != values.shape:
+        raise InputError(explain(name, f"of length {len(values)}", f"shape {names.shape}"))
+    return {kind: names == kind for kind in dict.fromkeys(names.tolist())}
 
 
 def _parity(

@@ -14,13 +14,11 @@ from torch import Tensor
 from sog_longrange import HostError, InputError
 from sog_longrange.atoms import (
     EXTERNAL_FIELD,
-    AtomicBornCharges,
+    ChargesInASE,
     add_periodic_field,
-    born_charges_of_atoms,
     dipole_of_atoms,
     explain_no_stress,
     external_field,
-    is_info_changed,
     keep_info,
     periodic_field,
     total_charge_key,
@@ -30,7 +28,7 @@ from sog_longrange.errors import explain
 from .model import SOGMACE
 
 
-class SOGMACECalculator(MACECalculator):
+class SOGMACECalculator(ChargesInASE, MACECalculator):
     """`MACECalculator` for SOGMACE models, with long-range results.
 
     Everything that `MACECalculator` returns is right for SOGMACE models too; this
@@ -89,13 +87,6 @@ class SOGMACECalculator(MACECalculator):
             own = ["charges", "dipole"]
             self.implemented_properties: list[str] = [*self.implemented_properties, *own]
 
-    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last calculation, field and total charge included."""
-        changes: list[str] = super().check_state(atoms, tol)
-        if not changes and is_info_changed(self.atoms, atoms):
-            changes.append("info")
-        return changes
-
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -127,59 +118,14 @@ class SOGMACECalculator(MACECalculator):
             units = (self.energy_units_to_eV, self.length_units_to_A)
             add_periodic_field(self.results, born, given, field, *units)
 
-    def get_born_charges(
-        self,
-        atoms: Atoms | None = None,
-        *,
-        eps_inf: float = 1.0,
-        reach: float | None = None,
-        enforce_sum_rule: bool = False,
-    ) -> AtomicBornCharges:
-        """Born effective charges of the charges of the first channel, with their response.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms, optional
-            By default those of the last calculation.
-        eps_inf, reach, enforce_sum_rule
-            As for :func:`sog_longrange.born_charges`. The reach of a model without a charge
-            constraint is its number of layers times its cutoff.
-
-        Returns
-        -------
-        AtomicBornCharges
-            `values` (n_atoms, 3, 3) in e, Z_jab = sqrt(eps_inf) dP_a / dr_jb, and `sum_rule`
-            (3, 3), what is left of the acoustic sum rule. Their common sign is free.
-
-        Raises
-        ------
-        HostError
-            If the models are a committee, whose signs are free one by one.
-        InputError
-            If an option is malformed or there are no atoms.
-        """
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise InputError(explain("atoms", "given before any calculation", "None"))
+    def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Charges and dipoles of the atoms in the graph of their positions, without any padding."""
         if self.num_models > 1:
             raise HostError(
                 "A committee has no mean Born charges: the sign of the charges of each model "
                 "is free. Run its models one by one."
             )
         self._choose_charge_key(atoms)
-        charges, dipoles, positions = self._linked_charges(atoms)
-        return born_charges_of_atoms(
-            charges,
-            positions,
-            atoms,
-            eps_inf=eps_inf,
-            reach=reach,
-            enforce_sum_rule=enforce_sum_rule,
-            dipoles=dipoles,
-        )
-
-    def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Charges and dipoles of the atoms in the graph of their positions, without any padding."""
         model = self.models[0]
         dtype = next(model.parameters()).dtype
         data = {

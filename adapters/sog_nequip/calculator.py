@@ -18,13 +18,11 @@ from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 from sog_longrange import HostError, InputError
 from sog_longrange.atoms import (
     EXTERNAL_FIELD,
-    AtomicBornCharges,
+    ChargesInASE,
     add_periodic_field,
-    born_charges_of_atoms,
     dipole_of_atoms,
     explain_no_stress,
     external_field,
-    is_info_changed,
     keep_info,
     periodic_field,
     total_charge_key,
@@ -48,7 +46,7 @@ _TARGET: ContextVar[dict[str, Any] | None] = ContextVar("target", default=None)
 """Target of the file that is being opened, which NequIP asks of the class."""
 
 
-class SOGNequIPCalculator(NequIPCalculator):
+class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
     """`NequIPCalculator` for models with a long-range part.
 
     Adds to ``results``: `long_range_energy` and `short_range_energy` in eV,
@@ -147,62 +145,14 @@ class SOGNequIPCalculator(NequIPCalculator):
         """Calculate all properties of a structure; see `ase.calculators.calculator`."""
         given = self.atoms if atoms is None else atoms
         field = periodic_field(given)
-        if field is None:
-            super().calculate(given, properties, system_changes)
-            keep_info(self.atoms)
-            return
-        if "stress" in properties:
+        if field is not None and "stress" in properties:
             raise PropertyNotImplementedError(explain_no_stress())
-        born = self.get_born_charges(given, enforce_sum_rule=True).values
+        born = None if field is None else self.get_born_charges(given, enforce_sum_rule=True)
         super().calculate(given, properties, system_changes)
         keep_info(self.atoms)
-        units = (self.energy_units_to_eV, self.length_units_to_A)
-        add_periodic_field(self.results, born, given, field, *units)
-
-    def get_born_charges(
-        self,
-        atoms: Atoms | None = None,
-        *,
-        eps_inf: float = 1.0,
-        reach: float | None = None,
-        enforce_sum_rule: bool = False,
-    ) -> AtomicBornCharges:
-        """Born effective charges of the charges of the first channel, with their response.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms, optional
-            By default those of the last calculation.
-        eps_inf, reach, enforce_sum_rule
-            As for :func:`sog_longrange.born_charges`. The reach of a model without a charge
-            constraint is its number of layers times its cutoff.
-
-        Returns
-        -------
-        AtomicBornCharges
-            `values` (n_atoms, 3, 3) in e, Z_jab = sqrt(eps_inf) dP_a / dr_jb, and `sum_rule`
-            (3, 3), what is left of the acoustic sum rule. Their common sign is free.
-
-        Raises
-        ------
-        HostError
-            If the model is compiled, so that its charges cannot be differentiated.
-        InputError
-            If an option is malformed or there are no atoms.
-        """
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise InputError(explain("atoms", "given before any calculation", "None"))
-        charges, dipoles, positions = self._linked_charges(atoms)
-        return born_charges_of_atoms(
-            charges,
-            positions,
-            atoms,
-            eps_inf=eps_inf,
-            reach=reach,
-            enforce_sum_rule=enforce_sum_rule,
-            dipoles=dipoles,
-        )
+        if field is not None and born is not None:
+            units = (self.energy_units_to_eV, self.length_units_to_A)
+            add_periodic_field(self.results, born.values, given, field, *units)
 
     def _linked_charges(
         self, atoms: Atoms
@@ -224,13 +174,6 @@ class SOGNequIPCalculator(NequIPCalculator):
         # Channel after channel, each x, y, z.
         dipoles = out[LATENT_DIPOLES_KEY][:, :3] if LATENT_DIPOLES_KEY in out else None
         return out[LATENT_CHARGES_KEY][:, 0], dipoles, positions
-
-    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last calculation, field and total charge included."""
-        changes: list[str] = super().check_state(atoms, tol)
-        if not changes and is_info_changed(self.atoms, atoms):
-            changes.append("info")
-        return changes
 
     def atoms_to_data(self, atoms: Atoms) -> dict[str, torch.Tensor]:
         """Make the input of the model from a structure.
