@@ -34,7 +34,7 @@ USED_BY = {
 HOW = ("backend", "accelerator")
 DIPOLE_BACKENDS = ("auto", "mesh")
 ELECTRIC = ("coulomb", "yukawa", "power_law")
-CHARGE_CONSTRAINTS = ("none", "neutral", "total")
+CHARGE_CONSTRAINTS = ("auto", "none", "neutral", "total")
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class SOGConfig:
         See :class:`~sog_longrange.SumOfGaussians`; widths in Å.
     hidden_size : int
         Width of the perceptron of the charge readout; 0 leaves it out.
-    charge_constraint : {"none", "neutral", "total"}
+    charge_constraint : {"auto", "none", "neutral", "total"}
         Whether latent charges are free, sum to zero, or sum to a given total charge, which is
-        that of the first channel; then the other channels are neutral. Of joined laws,
+        that of the first channel; then the other channels are neutral. "auto" is "total" where
+        all training data have total charges, as the training commands of the adapters find out
+        (see :meth:`resolve`), and "neutral" otherwise: data of bulk materials leave a common
+        shift of all charges open, which surfaces and clusters would show. Of joined laws,
         constraints hold for those whose charges are electric charges or whose energy at
         k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3.
         Channels of higher exponents, such as dispersion, stay free: nothing conserves their
-        charges, and those of one sign attract.
+        charges, and those of one sign attract. Where all channels have such an exponent,
+        "auto" constrains none.
     charge_embedding : int
         Number of functions of the total charge that become an input of the features, with an
         energy of the charge state, see :class:`~sog_longrange.ChargeStates`; 0 leaves both out.
@@ -113,7 +117,7 @@ class SOGConfig:
     learn_amplitudes: bool = True
     learn_widths: bool = True
     hidden_size: int = 32
-    charge_constraint: str = "none"
+    charge_constraint: str = "auto"
     charge_embedding: int = 0
     fractional_charge: bool = False
     latent_dipoles: bool = False
@@ -147,12 +151,47 @@ class SOGConfig:
     @property
     def constrained_channels(self) -> tuple[int, ...]:
         """Channels that `charge_constraint` holds for; the first carries the total charge."""
+        if self.charge_constraint == "none":
+            return ()
+        if len(set(self._laws)) == 1 and self.charge_constraint != "auto":
+            return tuple(range(self.num_channels))
+        return self.conserved_channels
+
+    @property
+    def conserved_channels(self) -> tuple[int, ...]:
+        """Channels of electric charges, which chemistry conserves; dispersion's are none."""
         laws = self._laws
         block = self.num_channels // len(laws)
-        if len(set(laws)) == 1:
-            return tuple(range(self.num_channels))
-        bound = [i for i, law in enumerate(laws) if self._start(law).conserved]
+        bound = [i for i, law in enumerate(laws) if self._is_conserved(law)]
         return tuple(i * block + j for i in bound for j in range(block))
+
+    def resolve(self, has_total_charges: bool) -> SOGConfig:
+        """Decide what `charge_constraint="auto"` means for a set of training data.
+
+        Parameters
+        ----------
+        has_total_charges : bool
+            Whether every structure comes with its total charge.
+
+        Returns
+        -------
+        SOGConfig
+            With "total", "neutral", or where no channel conserves its charge "none"; unchanged
+            unless the constraint is "auto".
+        """
+        if self.charge_constraint != "auto":
+            return self
+        if not self.constrained_channels:
+            return self._constrained("none")
+        return self._constrained("total" if has_total_charges else "neutral")
+
+    def _constrained(self, constraint: str) -> SOGConfig:
+        needed = constraint == "total" or self.charge_embedding > 0
+        fractional = self.fractional_charge and needed
+        return dataclasses.replace(self, charge_constraint=constraint, fractional_charge=fractional)
+
+    def _is_conserved(self, law: str) -> bool:
+        return law == "ewald" or self._start(law).conserved
 
     def _check_laws(self) -> None:
         """Refuse laws that are unknown or cannot be joined as asked."""
@@ -197,7 +236,8 @@ class SOGConfig:
                 expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
                 got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
                 raise ConfigError(explain(field.name, expected, got))
-        if self.fractional_charge and not self.needs_total_charge:
+        may_need = self.needs_total_charge or self.charge_constraint == "auto"
+        if self.fractional_charge and not may_need:
             expected = 'left out unless `charge_constraint` is "total" or `charge_embedding` is on'
             got = f"True with charge_constraint={self.charge_constraint!r}"
             raise ConfigError(explain("fractional_charge", expected, got))

@@ -21,6 +21,7 @@ from .validation import (
     check_structures,
     check_tensor,
     check_total_charge,
+    is_traced,
 )
 
 FORMAT: int = 2
@@ -214,7 +215,8 @@ class SOGLongRange(nn.Module):
             As in :meth:`LongRangeEnergy.forward`, in the dtype of the kernel.
         total_charge : Tensor, shape (n_graphs,), in e, optional
             Required if, and used only if, `charge_constraint` is "total" or `charge_embedding`
-            is on. Whole numbers, unless `fractional_charge` is set.
+            is on. Whole numbers, unless `fractional_charge` is set. With "auto" only zeros may
+            be given.
         vectors : Tensor, shape (n_atoms, 3, num_vectors), optional
             Cartesian equivariant vectors, layer after layer, in the dtype of the readout.
             Required if, and used only if, `latent_dipoles` is set.
@@ -317,12 +319,23 @@ class SOGLongRange(nn.Module):
     def _wanted_charge(self, structures: Structures, total_charge: Tensor | None) -> Tensor:
         """Total charge of each structure; zeros where the options need none."""
         if not self.config.needs_total_charge:
+            self._check_neutral(total_charge)
             return structures.positions.new_zeros(structures.num_graphs)
         if total_charge is None:
             expected = 'given for charge_embedding or charge_constraint="total"'
             raise InputError(explain("total_charge", expected, "None"))
         fractional = self.config.fractional_charge
         return check_total_charge(total_charge, structures, fractional=fractional)
+
+    def _check_neutral(self, total_charge: Tensor | None) -> None:
+        """Refuse to take charged structures as neutral only because nothing was chosen."""
+        if self.config.charge_constraint != "auto" or total_charge is None or is_traced():
+            return
+        if self.config.constrained_channels and bool(total_charge.any()):
+            expected = "zero for every structure with charge_constraint='auto'"
+            got = str([round(charge, 3) for charge in total_charge.tolist()])
+            remedy = "Choose charge_constraint='total', or 'neutral' or 'none' to ignore it."
+            raise InputError(explain("total_charge", expected, got, remedy))
 
     def _embed(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
         """Features as they should be, with the total charge in them if that is wanted."""
@@ -338,11 +351,10 @@ class SOGLongRange(nn.Module):
     def _charges(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
         """Charges of features, as the constraint wants them."""
         charges: Tensor = self.readout(features).to(structures.positions.dtype)
-        constraint = self.config.charge_constraint
-        if constraint == "none":
-            return charges
-        wanted = total if constraint == "total" else torch.zeros_like(total)
         channels = self.config.constrained_channels
+        if not channels:
+            return charges
+        wanted = total if self.config.charge_constraint == "total" else torch.zeros_like(total)
         return project_total_charge(charges, wanted, structures.batch, channels)
 
     def latent_dipoles(

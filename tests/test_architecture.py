@@ -55,6 +55,8 @@ LAYERS = {
     "observables": 7,
     "testing": 7,
     "atoms": 8,
+    "frames": 2,
+    "summary": 9,
 }
 """A module of the core imports only from layers below its own."""
 

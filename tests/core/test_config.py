@@ -120,7 +120,7 @@ NAN = float("nan")
         ({"kernel": "power_law", "exponent": 6.0, "strength": 0.0}, "strength"),
         ({"kernel": "yukawa", "kappa": 0.0}, "kappa"),
         ({"kernel": "ewald", "smearing": -1.0}, "smearing"),
-        ({"fractional_charge": True}, "fractional_charge"),
+        ({"fractional_charge": True, "charge_constraint": "none"}, "fractional_charge"),
         ({"fractional_charge": True, "charge_constraint": "neutral"}, "fractional_charge"),
     ],
 )
@@ -144,7 +144,7 @@ of_each_kernel = st.one_of(
 of_all_kernels = st.fixed_dictionaries(
     {
         "num_channels": st.integers(1, 4),
-        "charge_constraint": st.sampled_from(["none", "neutral", "total"]),
+        "charge_constraint": st.sampled_from(["auto", "none", "neutral", "total"]),
         "charge_embedding": st.integers(0, 3),
     }
 )
@@ -241,7 +241,44 @@ def test_joined_laws_that_differ_each_decide_on_their_zero_mode():
     ],
 )
 def test_constraints_hold_for_channels_of_electric_charges(options, channels):
+    assert joined(**options, charge_constraint="neutral").constrained_channels == channels
+    assert joined(**options, charge_constraint="none").constrained_channels == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({}, (0, 1)),
+        ({"kernel": "power_law+power_law"}, ()),
+        ({"kernel": "power_law", "exponent": 6.0}, ()),
+        ({"kernel": "power_law", "exponent": 3.0}, (0, 1, 2, 3)),
+    ],
+)
+def test_by_default_conserved_charges_alone_are_constrained(options, channels):
     assert joined(**options).constrained_channels == channels
+
+
+def test_ewald_charges_are_conserved():
+    assert SOGConfig(kernel="ewald").constrained_channels == (0,)
+
+
+@pytest.mark.parametrize(
+    ("options", "known", "constraint"),
+    [
+        ({}, True, "total"),
+        ({}, False, "neutral"),
+        ({"fractional_charge": True}, True, "total"),
+        ({"fractional_charge": True}, False, "neutral"),
+        ({"kernel": "power_law", "exponent": 6.0}, True, "none"),
+        ({"charge_constraint": "none"}, True, "none"),
+        ({"charge_constraint": "neutral"}, True, "neutral"),
+    ],
+)
+def test_data_decide_on_the_constraint_where_it_is_auto(options, known, constraint):
+    config = SOGConfig(**options)
+    resolved = config.resolve(known)
+    assert resolved.charge_constraint == constraint
+    assert resolved.fractional_charge == (config.fractional_charge and constraint == "total")
 
 
 COUPLED = {"share_kernel": False, "couple_channels": True, "num_channels": 3}

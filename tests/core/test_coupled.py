@@ -350,7 +350,13 @@ def test_learned_couplings_survive_copies_and_state():
         assert torch.equal(copied.radial(x), kernel.radial(x))
 
 
-CONFIG = SOGConfig(num_channels=2, share_kernel=False, couple_channels=True, tolerance=1e-4)
+CONFIG = SOGConfig(
+    num_channels=2,
+    share_kernel=False,
+    couple_channels=True,
+    tolerance=1e-4,
+    charge_constraint="none",
+)
 
 
 def test_a_model_learns_laws_of_pairs_of_species():

@@ -80,7 +80,7 @@ def test_the_readout_refuses_wrong_sizes_and_vectors():
 
 
 def test_the_module_evaluates_charges_and_dipoles():
-    module = make_module(num_channels=2)
+    module = make_module(num_channels=2, charge_constraint="none")
     inputs, vectors = make_inputs()
     out = module(*inputs, vectors=vectors)
     expected = module.energy(

@@ -269,6 +269,20 @@ def test_dispersion_beside_coulomb_is_free_of_the_constraint(constraint):
     torch.testing.assert_close(sums, expected, rtol=0, atol=1e-12)
 
 
+def test_by_default_charges_are_those_of_a_neutral_structure():
+    batch = make_batch()
+    default, neutral = make_module()(*batch), make_module(charge_constraint="neutral")(*batch)
+    assert torch.equal(default.energy, neutral.energy)
+    assert torch.equal(make_module()(*batch, total_charge=torch.zeros(3)).energy, default.energy)
+
+
+def test_charged_structures_are_not_taken_as_neutral_by_default():
+    message = r"`total_charge` must be zero .*'auto', got \[0.0, 1.0, 0.0\]. Choose .*'total'"
+    with pytest.raises(InputError, match=message):
+        make_module()(*make_batch(), total_charge=tensor([0.0, 1.0, 0.0]))
+    make_module(charge_constraint="none")(*make_batch(), total_charge=tensor([0.0, 1.0, 0.0]))
+
+
 def test_integer_total_charges_are_accepted():
     module, batch = make_module(charge_constraint="total"), make_batch()
     integers = module(*batch, total_charge=torch.tensor([1, 0, -1]))

@@ -7,6 +7,7 @@ replaced for the duration of the run.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import glob
 import logging
 import math
@@ -24,11 +25,12 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
-from sog_mace.cli.frames import check_frames, check_streams
+from sog_mace.cli.frames import Source, check_streams, read_checked, resolve_constraint
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
 
 PATCHED = [
+    "get_dataset_from_xyz",
     "configure_model",
     "get_params_options",
     "get_optimizer",
@@ -103,12 +105,21 @@ class Patches:
     """
 
     model: SOGMACE
+    dataset: Any
 
     def __init__(self, config: SOGConfig, schedule: Schedule) -> None:
         check_names(run_train, PATCHED)
         self.originals = {name: getattr(run_train, name) for name in PATCHED}
         self.config, self.schedule = config, schedule
+        self.sources: list[Source] = []
         self.starts_fresh = True
+
+    def get_dataset_from_xyz(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the data of a head and check each frame."""
+        read = self.originals["get_dataset_from_xyz"]
+        result, sources = read_checked(read, self.config, *args, **kwargs)
+        self.sources += sources
+        return result
 
     def configure_model(
         self,
@@ -121,7 +132,11 @@ class Patches:
         head_configs: Any,
     ) -> Any:
         """Wrap the model that MACE configures, after a look at the data."""
-        check_frames(head_configs, self.config)
+        self.dataset = loader.dataset
+        if isinstance(foundation, SOGMACE) and self.config.charge_constraint == "auto":
+            constraint = foundation.long_range.config.charge_constraint
+            self.config = dataclasses.replace(self.config, charge_constraint=constraint)
+        self.config = resolve_constraint(self.config, head_configs, self.sources)
         check_streams(loader.dataset, self.config)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
         mace, outputs = self.originals["configure_model"](

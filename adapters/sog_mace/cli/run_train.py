@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import logging
+import os
 from collections.abc import Sequence
 from typing import TypeVar, get_type_hints
 
@@ -16,9 +17,10 @@ from mace import tools
 from mace.cli import run_train
 
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
-from sog_longrange import ConfigError, SOGConfig
+from sog_longrange import ConfigError, SOGConfig, SOGError
 
 from .patches import Schedule, patched_run_train
+from .report import report_charges
 
 Options = TypeVar("Options", SOGConfig, Schedule)
 
@@ -40,8 +42,9 @@ HELP = {
     "learn_amplitudes": "train the amplitudes of the Gaussians",
     "learn_widths": "train the widths of the Gaussians",
     "hidden_size": "width of the perceptron of the charge readout; 0 for none",
-    "charge_constraint": "none, neutral, or total: latent charges are free, sum to zero, or to the "
-    "total_charge of the data; of joined laws, those of exponents above 3 stay free",
+    "charge_constraint": "auto, none, neutral, or total: latent charges are free, sum to zero, or "
+    "to the total_charge of the data; auto is total where every frame has one, else neutral; those "
+    "of power laws with exponents above 3, as of dispersion, stay free",
     "charge_embedding": "functions of the total_charge of the data that the model knows, with an "
     "energy of the charge state; 0 for none",
     "fractional_charge": "let total charges be other than whole numbers",
@@ -112,8 +115,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         raise SystemExit(f"sog_mace_run_train: {error}") from error
     _refuse_accelerators(args)
-    with patched_run_train(config, schedule) as patches:
-        run_train.run(args)
+    try:
+        with patched_run_train(config, schedule) as patches:
+            run_train.run(args)
+            if not args.dry_run and int(os.environ.get("RANK", 0)) == 0:
+                report_charges(patches.model, patches.dataset, args.valid_batch_size)
+    except SOGError as error:
+        raise SystemExit(f"sog_mace_run_train: {error}") from error
     gate = float(patches.model.long_range.gate)
     if gate < 1.0:
         logging.warning(
