@@ -53,7 +53,7 @@ class SOGLongRange(nn.Module):
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law", "yukawa", "ewald"), `min_width` in Å, below which the law
-        is smoothed, `charge_constraint` ("none", "neutral", "total"), `tolerance`, and
+        is smoothed, `charge_constraint` ("auto", "none", "neutral", "total"), `tolerance`, and
         `charge_embedding`, which tells charge states apart and needs `in_channels` and
         ``output="energy"``.
 
