@@ -21,7 +21,6 @@ from sog_longrange.geometry import (
 
 from .windows import window_width
 
-_ABSURD = 1e15
 BACKENDS = ("auto", "direct", "mesh", "finufft")
 
 
@@ -56,7 +55,7 @@ class Size(NamedTuple):
     def half_widths(self) -> tuple[int, ...]:
         """Largest mode number along each axis."""
         cutoff = TAPER * wave_number_onset(self.min_width, self.tolerance)
-        return tuple(largest_mode(min(a, _ABSURD), cutoff) for a in self.lengths)
+        return tuple(largest_mode(a, cutoff) for a in self.lengths)
 
     @property
     def half_modes(self) -> int:

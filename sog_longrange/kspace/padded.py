@@ -32,6 +32,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
+from sog_longrange.validation import check_finite
 
 from .autograd import quadratic_energy
 from .mesh import Accelerator, MeshBackend, Meshes, choose_meshes, fast_length
@@ -119,8 +120,8 @@ def padded_energy(
     ------
     BoundaryError
         If a structure has no free axis, or the kernel is no sum of Gaussians.
-    InputTypeError
-        If the kernel has another dtype than the positions.
+    InputError, InputTypeError
+        If positions are so large that they overflow, or the kernel has another dtype.
     SizeError
         If the meshes fit into no memory.
 
@@ -181,7 +182,7 @@ def pad(
 
     Raises
     ------
-    BoundaryError, InputTypeError, SizeError
+    BoundaryError, InputError, InputTypeError, SizeError
         As :func:`padded_energy`.
     """
     amplitudes, widths = _gaussians(kernel, positions.dtype)
@@ -198,6 +199,7 @@ def pad(
     centred = positions - (origins[..., None] * frames).sum(1)[batch]
     reciprocal = reciprocal_cell(padded)
     phases = wrapped_phases(centred, reciprocal, batch)
+    check_finite("positions", phases)
     return PaddedBoxes(meshes, reciprocal, phases, table, means)
 
 
@@ -241,7 +243,9 @@ def _open_frame(positions: Tensor, resolution: Resolution) -> Tensor:
     plain = torch.eye(3, dtype=positions.dtype, device=positions.device)
     if len(positions) < 2:
         return plain
-    points = (positions - positions.mean(0)).double()
+    points = positions.double()
+    points = points - points.mean(0)
+    check_finite("positions", points)
     scaled = points / points.abs().max().clamp_min(resolution.min_width)
     axes = torch.linalg.eigh(scaled.T @ scaled)[1]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
@@ -278,6 +282,7 @@ def _normal(first: Tensor, second: Tensor) -> Tensor:
 def _extents(positions: Tensor, frames: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest coordinate of each structure along the rows of its frame."""
     along = torch.einsum("nc,nac->na", positions.detach(), frames.detach()[batch]).double()
+    check_finite("positions", along)
     index = batch[:, None].expand(-1, 3)
     zeros = along.new_zeros(len(frames), 3)
     low = zeros.scatter_reduce(0, index, along, "amin", include_self=False)
@@ -289,6 +294,7 @@ def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resoluti
     own = torch.linalg.vector_norm(frames.detach().double(), dim=-1)
     # An image must be `padding` beyond the edge, which is as far beyond the structure.
     needed = 2.0 * (extents + resolution.padding)
+    check_finite("positions", needed)
     boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
     return torch.where(free, needed.new_tensor(boxes), own)
 
