@@ -252,7 +252,7 @@ class LongRangeEnergy(nn.Module):
             energy, potential = self._operate(charges, structures)
         else:
             energy, potential = self.interaction().evaluate(charges, structures)
-            check_energy(energy, self.kernel)
+            _check_result("energy", energy, self.kernel)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
@@ -286,7 +286,7 @@ class LongRangeEnergy(nn.Module):
         check_dipoles(dipoles, charges)
         sources = Sources(charges, dipoles)
         potential, field, energy = sum_sources(self.interaction(), sources, structures)
-        check_energy(energy, self.kernel)
+        _check_result("energy", energy, self.kernel)
         energies = 0.5 * sources.work(potential, field)
         return DipolarOutput(energy.to(charges), energies, potential, charges, field, dipoles)
 
@@ -404,24 +404,20 @@ def potential_and_field(
     if dipoles is not None:
         check_dipoles(dipoles, charges)
     felt = sum_sources(energy.interaction(), Sources(charges, dipoles), structures)
+    _check_result("potential", felt.potential, energy.kernel)
     return PotentialOutput(felt.potential, felt.field)
 
 
-def check_energy(energy: Tensor, kernel: Kernel) -> None:
-    """Raise `InputError` if an energy of finite input has overflowed.
+def _check_result(name: str, values: Tensor, kernel: Kernel) -> None:
+    """Raise `InputError` if what was computed from finite input has overflowed.
 
-    Parameters
-    ----------
-    energy : Tensor, shape (n_graphs,), in eV
-    kernel : Kernel
-        Where training has made it NaN or infinite, energies are NaN, as losses are.
+    Where training has made the kernel NaN or infinite, energies are NaN, as losses are.
     """
-    finite = torch.isfinite(energy.detach())
-    if bool(finite.all()) or not bool(kernel.radial(energy.new_zeros(1)).isfinite().all()):
+    if bool(torch.isfinite(values.detach()).all()):
         return
-    graph = int((~finite).nonzero()[0])
-    got = f"{energy[graph].item()} eV of structure {graph}"
-    raise InputError(explain("charges", "so small that no energy overflows", got))
+    if bool(kernel.radial(values.new_zeros(1)).isfinite().all()):
+        expected = f"so small that no {name} overflows"
+        raise InputError(explain("charges", expected, "an overflow"))
 
 
 def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor]:
