@@ -6,6 +6,7 @@ which sum a structure gets, so that all of them agree in that and in what they r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,15 @@ from .errors import BoundaryError, explain
 from .geometry import reduced_cell
 from .kernels import Ewald, Kernel
 from .kspace.accelerators import find_accelerator
-from .kspace.auto import Choice, Size, choose_backend, pairs_are_faster
+from .kspace.auto import (
+    Choice,
+    Size,
+    check_cost,
+    choose_backend,
+    pairs_are_faster,
+    predict_memory,
+    predict_time,
+)
 from .kspace.direct import direct_energy
 from .kspace.distributed import accumulate, replicate
 from .kspace.finufft import finufft_energy
@@ -109,13 +118,15 @@ class Interaction(NamedTuple):
         energy, potential = self._add_self(charges, plan.structures, signs, energy, potential)
         return energy.to(charges.dtype), potential
 
-    def plan(self, n_channels: int, structures: Structures) -> Plan:
+    def plan(self, n_channels: int, structures: Structures, fields: int = 1) -> Plan:
         """Choose the sum of each structure.
 
         Parameters
         ----------
         n_channels : int
         structures : Structures
+        fields : int
+            How many times the memory and the time of an energy of charges are predicted.
 
         Returns
         -------
@@ -125,11 +136,31 @@ class Interaction(NamedTuple):
         ------
         BoundaryError
             If the kernel or the process group does not allow a structure's boundary.
+        SizeError
+            If more memory is predicted than there is.
         """
         seen = _look_at(structures)
         structures, flags, counts = seen
         self._check_boundaries(flags)
-        return Plan(structures, self._kinds(n_channels, seen), counts)
+        kinds = self._kinds(n_channels, seen)
+        self._check_cost(n_channels, seen, kinds, fields)
+        return Plan(structures, kinds, counts)
+
+    def _check_cost(self, n_channels: int, seen: _Seen, kinds: list[str], fields: int) -> None:
+        """Refuse what fits into no memory; padded meshes are known, and checked, later."""
+        structures, _, counts = seen
+        lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
+        size = self._sizes(n_channels, structures.positions)
+        sizes = [
+            (kind, size(count, own))
+            for kind, count, own in zip(kinds, counts, lengths, strict=True)
+            if kind != "padded"
+        ]
+        memory = fields * sum(predict_memory(*own) for own in sizes)
+        milliseconds = fields * sum(predict_time(*own) for own in sizes)
+        # What a sum cannot do at all, it refuses itself.
+        if math.isfinite(milliseconds):
+            check_cost(memory, milliseconds, structures.positions.device)
 
     def choices(self, n_channels: int, structures: Structures) -> dict[int, Choice]:
         """Choose the backend of each periodic structure.

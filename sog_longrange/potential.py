@@ -66,6 +66,11 @@ class Sources(NamedTuple):
     charges: Tensor
     dipoles: Tensor | None
 
+    @property
+    def fields(self) -> int:
+        """How many times the memory of an energy of charges the sums over sources take."""
+        return 2 if self.dipoles is None else 3
+
     def at(self, atoms: Tensor) -> Sources:
         """Return the sources of some of the atoms."""
         return Sources(self.charges[atoms], None if self.dipoles is None else self.dipoles[atoms])
@@ -124,7 +129,7 @@ def sum_sources(interaction: Interaction, sources: Sources, structures: Structur
     _check_interaction(interaction)
     # Only of the mesh there are derivatives of any order.
     interaction = interaction._replace(backend="mesh")
-    plan = interaction.plan(sources.charges.shape[1], structures)
+    plan = interaction.plan(sources.charges.shape[1], structures, sources.fields)
     potential = torch.zeros_like(sources.charges)
     field = torch.zeros_like(potential)[:, None].expand(-1, 3, -1)
     total = no_energy(structures)
@@ -169,8 +174,9 @@ def _on_mesh(interaction: Interaction, sources: Sources, part: Structures) -> Fe
 def _on_padded_mesh(interaction: Interaction, sources: Sources, part: Structures) -> Felt:
     """Sum over the images along the periodic axes, in boxes padded along the free ones."""
     kernel, tolerance = interaction.kernel, interaction.tolerance
-    boxes = pad(kernel, part.positions, part.cell, part.pbc, part.batch, tolerance)
     charges = sources.charges
+    n_fields = sources.fields * charges.shape[1]
+    boxes = pad(kernel, part.positions, part.cell, part.pbc, part.batch, tolerance, n_fields)
     accelerator = find_accelerator(interaction.accelerator, charges.device)
     geometry = boxes.phases, boxes.table, boxes.reciprocal
     out = _convolve(boxes.meshes, accelerator, sources, *geometry, part.batch)

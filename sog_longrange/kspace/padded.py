@@ -34,6 +34,7 @@ from sog_longrange.geometry import (
 from sog_longrange.kernels import Kernel
 from sog_longrange.validation import check_finite
 
+from .auto import Size, check_cost, predict_memory, predict_time
 from .autograd import quadratic_energy
 from .mesh import Accelerator, MeshBackend, Meshes, choose_meshes, fast_length
 from .windows import influence, window_width
@@ -130,7 +131,7 @@ def padded_energy(
     Vico, Greengard, Ferrando, J. Comput. Phys. 323, 191 (2016) (kernels cut off beyond the
     structure); Ji, Liang, Xu, arXiv:2502.04668 (sums of Gaussians).
     """
-    box = pad(kernel, positions, cell, pbc, batch, tolerance)
+    box = pad(kernel, positions, cell, pbc, batch, tolerance, charges.shape[1])
     backend = MeshBackend(box.meshes, batch, accelerator)
     energy, potential = quadratic_energy(backend, box.phases, charges, box.table)
     total = charges.new_zeros(len(cell), charges.shape[1]).index_add(0, batch, charges)
@@ -168,6 +169,7 @@ def pad(
     pbc: Tensor,
     batch: Tensor,
     tolerance: float,
+    n_fields: int,
 ) -> PaddedBoxes:
     """Put structures with free axes into boxes, and the kernel on the modes of their meshes.
 
@@ -175,6 +177,8 @@ def pad(
     ----------
     kernel, positions, cell, pbc, batch, tolerance
         As in :func:`padded_energy`.
+    n_fields : int
+        Number of channels, times more than one where more than their energies is computed.
 
     Returns
     -------
@@ -193,6 +197,7 @@ def pad(
     low, high = _extents(positions, frames, batch)
     lengths = _lengths(frames, free, high - low, resolution)
     meshes = choose_meshes(lengths.tolist(), resolution.cutoff, resolution.width)
+    _check_cost(lengths, positions, batch, n_fields, kernel.min_width, tolerance)
     padded = torch.where(free, lengths, torch.ones_like(lengths)).to(cell)[..., None] * frames
     origins = _origins(0.5 * (low + high), lengths, free, meshes).to(cell)
     table, means = _table(amplitudes, widths, padded, lengths, free, meshes, resolution)
@@ -297,6 +302,25 @@ def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resoluti
     check_finite("positions", needed)
     boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
     return torch.where(free, needed.new_tensor(boxes), own)
+
+
+def _check_cost(
+    lengths: Tensor,
+    positions: Tensor,
+    batch: Tensor,
+    n_fields: int,
+    min_width: float,
+    tolerance: float,
+) -> None:
+    """Refuse meshes that fit into no memory, and warn of those that are expensive."""
+    device, how = positions.device, (min_width, tolerance, positions.dtype, True)
+    counts = torch.bincount(batch, minlength=len(lengths)).tolist()
+    sizes = [
+        Size(count, n_fields, edges, *how, device.type)
+        for count, edges in zip(counts, lengths.tolist(), strict=True)
+    ]
+    memory = sum(predict_memory("padded", size) for size in sizes)
+    check_cost(memory, sum(predict_time("padded", size) for size in sizes), device)
 
 
 def _round_up(length: float, resolution: Resolution) -> float:
