@@ -4,7 +4,7 @@ from ._version import __version__
 from .charges import ChargeEmbedding, LatentCharges, LatentDipoles, project_total_charge
 from .config import SOGConfig
 from .coupled import CoupledGaussians, kernel_matrix
-from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput
+from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput, potential_and_field
 from .errors import (
     BoundaryError,
     ConfigError,
@@ -31,7 +31,7 @@ from .observables import (
     quadrupole,
     uniform_field,
 )
-from .potential import PotentialOutput, potential_and_field
+from .potential import PotentialOutput
 from .spectra import InfraredSpectrum, infrared_spectrum
 from .states import ChargeStateOutput, ChargeStates
 from .tuning import GridReport, find_tolerance, report_grid

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from .errors import ConfigError, explain
+from .errors import ConfigError, InputError, explain
 from .interaction import Interaction
 from .kernels import Ewald, FixedGaussians, Kernel, check_channels, zero_modes
 from .kspace.accelerators import check_accelerator
 from .kspace.auto import Choice, check_backend
 from .kspace.ops import Inputs, define_operators
-from .potential import Sources, sum_sources
+from .potential import PotentialOutput, Sources, sum_sources
 from .validation import (
     Structures,
     check_charges,
@@ -250,8 +251,8 @@ class LongRangeEnergy(nn.Module):
         if self.traced:
             energy, potential = self._operate(charges, structures)
         else:
-            interaction = self._interaction(self.kernel.snapshot())
-            energy, potential = interaction.evaluate(charges, structures, self.remove_self)
+            energy, potential = self.interaction().evaluate(charges, structures)
+            _check_result("energy", energy, self.kernel)
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
@@ -284,7 +285,8 @@ class LongRangeEnergy(nn.Module):
         check_channels(self.kernel, charges)
         check_dipoles(dipoles, charges)
         sources = Sources(charges, dipoles)
-        potential, field, energy = sum_sources(self, sources, structures)
+        potential, field, energy = sum_sources(self.interaction(), sources, structures)
+        _check_result("energy", energy, self.kernel)
         energies = 0.5 * sources.work(potential, field)
         return DipolarOutput(energy.to(charges), energies, potential, charges, field, dipoles)
 
@@ -330,11 +332,12 @@ class LongRangeEnergy(nn.Module):
         dict of int to Choice
             One for each structure that is periodic.
         """
-        return self._interaction(self.kernel).choices(charges.shape[1], structures)
+        return self.interaction().choices(charges.shape[1], structures)
 
-    def _interaction(self, kernel: Kernel) -> Interaction:
-        how = (self.tolerance, self.backend, self.accelerator, self.process_group)
-        return Interaction(kernel, *how)
+    def interaction(self) -> Interaction:
+        """Return what the sums need: a snapshot of the kernel, and how they are done."""
+        how = (self.backend, self.accelerator, self.process_group)
+        return Interaction(self.kernel.snapshot(), self.tolerance, self.remove_self, *how)
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
@@ -342,6 +345,79 @@ class LongRangeEnergy(nn.Module):
             f"tolerance={self.tolerance}, remove_self={self.remove_self}, "
             f"backend={self.backend!r}, accelerator={self.accelerator!r}, opaque={self.opaque}"
         )
+
+
+def potential_and_field(
+    energy: LongRangeEnergy,
+    charges: Tensor,
+    positions: Tensor,
+    cell: Tensor | None = None,
+    pbc: Tensor | None = None,
+    batch: Tensor | None = None,
+    num_graphs: int | None = None,
+    *,
+    dipoles: Tensor | None = None,
+) -> PotentialOutput:
+    """Potential and field of charges, and of dipoles if there are any, twice differentiable.
+
+    Parameters
+    ----------
+    energy : LongRangeEnergy
+        Its kernel, tolerance, accelerator and self-interaction are used. The sum is the
+        mesh's for every periodic structure, so its `backend` must be "auto" or "mesh".
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    positions, cell, pbc, batch, num_graphs
+        As in :meth:`LongRangeEnergy.forward`.
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
+
+    Returns
+    -------
+    PotentialOutput
+        Twice differentiable in charges, dipoles, positions, cell and the kernel's parameters.
+
+    Raises
+    ------
+    InputError, InputTypeError, BoundaryError, SizeError
+        As :meth:`LongRangeEnergy.forward`.
+    ConfigError
+        If the energy is told to use another backend, or a process group.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668 (the sum); Kosmala et al., arXiv:2303.04791 (long-range
+    sums as layers of a network); Toukmaji, Sagui, Board, Darden, J. Chem. Phys. 113, 10913
+    (2000) (dipoles on meshes).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sog_longrange import Ewald, LongRangeEnergy, potential_and_field
+    >>> positions = torch.tensor([[0.0, 0.0, 0.0], [8.0, 0.0, 0.0]], dtype=torch.float64)
+    >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    >>> out = potential_and_field(LongRangeEnergy(Ewald(smearing=1.0)), charges, positions)
+    >>> round(float(out.potential[0]), 6), round(float(out.field[0, 0]), 6)
+    (-1.799956, 0.224994)
+    """
+    structures = check_structures(positions, cell, pbc, batch, num_graphs)
+    check_charges(charges, structures)
+    check_channels(energy.kernel, charges)
+    if dipoles is not None:
+        check_dipoles(dipoles, charges)
+    felt = sum_sources(energy.interaction(), Sources(charges, dipoles), structures)
+    _check_result("potential", felt.potential, energy.kernel)
+    return PotentialOutput(felt.potential, felt.field)
+
+
+def _check_result(name: str, values: Tensor, kernel: Kernel) -> None:
+    """Raise `InputError` if what was computed from finite input has overflowed.
+
+    Where training has made the kernel NaN or infinite, energies are NaN, as losses are.
+    """
+    if bool(torch.isfinite(values.detach()).all()):
+        return
+    if bool(kernel.radial(values.new_zeros(1)).isfinite().all()):
+        expected = f"so small that no {name} overflows"
+        raise InputError(explain("charges", expected, "an overflow"))
 
 
 def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor]:

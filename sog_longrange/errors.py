@@ -33,7 +33,7 @@ class BoundaryError(SOGError, NotImplementedError):
 
 
 class PerformanceWarning(UserWarning):
-    """A faster way exists but its library is not installed."""
+    """A faster way exists but its library is not installed, or an evaluation is expensive."""
 
 
 class DerivativeError(SOGError, RuntimeError):

@@ -102,7 +102,9 @@ class FixedMeshEnergy(nn.Module):
         check_channels(self.kernel, charges)
         reciprocal = reciprocal_cell(cell[None])
         batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
-        stencil = _Stencil(self.meshes, wrapped_phases(positions, reciprocal, batch), batch)
+        phases = wrapped_phases(positions, reciprocal, batch)
+        check_finite("positions", phases)  # of no graph
+        stencil = _Stencil(self.meshes, phases, batch)
         shape = self.meshes.shapes[0]
         density = stencil.scatter(charges).view(-1, *shape)
         spectrum = torch.fft.rfftn(density, dim=(1, 2, 3))

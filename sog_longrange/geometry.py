@@ -18,6 +18,7 @@ MAX_ELEMENTS: int = 2**26
 
 
 _MAX_REDUCTIONS = 64
+_ABSURD = 1e15
 
 
 MAX_NODES: int = 8 * MAX_ELEMENTS
@@ -261,7 +262,7 @@ def largest_mode(length: float, cutoff: float) -> int:
     -------
     int
     """
-    return math.floor(length * cutoff / (2.0 * math.pi))
+    return math.floor(min(length * cutoff / (2.0 * math.pi), _ABSURD))
 
 
 def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:

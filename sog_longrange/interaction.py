@@ -1,7 +1,12 @@
-"""Each structure of a batch by the sum that is meant for its boundary and its size."""
+"""Each structure of a batch by the sum that is meant for its boundary and its size.
+
+Energies of charges, sums over dipoles and the potential inside a model ask :meth:`Interaction.plan`
+which sum a structure gets, so that all of them agree in that and in what they refuse.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +19,15 @@ from .errors import BoundaryError, explain
 from .geometry import reduced_cell
 from .kernels import Ewald, Kernel
 from .kspace.accelerators import find_accelerator
-from .kspace.auto import Choice, Size, choose_backend, pairs_are_faster
+from .kspace.auto import (
+    Choice,
+    Size,
+    check_cost,
+    choose_backend,
+    pairs_are_faster,
+    predict_memory,
+    predict_time,
+)
 from .kspace.direct import direct_energy
 from .kspace.distributed import accumulate, replicate
 from .kspace.finufft import finufft_energy
@@ -32,32 +45,57 @@ Evaluate = Callable[[Tensor, Structures], tuple[Tensor, Tensor]]
 _Seen = tuple[Structures, list[tuple[bool, ...]], list[int]]
 
 
+class Plan(NamedTuple):
+    """Which sum each structure of a batch gets.
+
+    Attributes
+    ----------
+    structures : Structures
+        With reduced cells.
+    kinds : list of str
+        "direct", "mesh", "finufft", "pairs" or "padded" for each structure.
+    counts : list of int
+        Number of atoms of each structure.
+    """
+
+    structures: Structures
+    kinds: list[str]
+    counts: list[int]
+
+    def parts(self) -> list[tuple[str, Tensor]]:
+        """List the sums of structures that have atoms, and masks (n_graphs,) of all they get."""
+        device = self.structures.positions.device
+        present = {k for k, n in zip(self.kinds, self.counts, strict=True) if n > 0}
+        return [
+            (kind, torch.tensor([own == kind for own in self.kinds], device=device))
+            for kind in sorted(present)
+        ]
+
+
 class Interaction(NamedTuple):
     """A kernel and how its sums are done.
 
     Attributes
     ----------
     kernel : Kernel
-    tolerance, backend, accelerator, process_group
+    tolerance, remove_self, backend, accelerator, process_group
         As in :class:`~sog_longrange.LongRangeEnergy`.
     """
 
     kernel: Kernel
     tolerance: float
+    remove_self: bool
     backend: str
     accelerator: str
     process_group: ProcessGroup | None
 
-    def evaluate(
-        self, charges: Tensor, structures: Structures, remove_self: bool
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate energies and potentials.
 
         Parameters
         ----------
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
-        remove_self : bool
 
         Returns
         -------
@@ -71,17 +109,58 @@ class Interaction(NamedTuple):
         SizeError
             If the evaluation fits into no memory.
         """
+        plan = self.plan(charges.shape[1], structures)
+        energy, potential = self._sum(charges, plan)
+        if self.remove_self:
+            signs = [0.0 if kind == "pairs" else -1.0 for kind in plan.kinds]
+        else:
+            signs = [1.0 if kind == "pairs" else 0.0 for kind in plan.kinds]
+        energy, potential = self._add_self(charges, plan.structures, signs, energy, potential)
+        return energy.to(charges.dtype), potential
+
+    def plan(self, n_channels: int, structures: Structures, fields: int = 1) -> Plan:
+        """Choose the sum of each structure.
+
+        Parameters
+        ----------
+        n_channels : int
+        structures : Structures
+        fields : int
+            How many times the memory and the time of an energy of charges are predicted.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        BoundaryError
+            If the kernel or the process group does not allow a structure's boundary.
+        SizeError
+            If more memory is predicted than there is.
+        """
         seen = _look_at(structures)
         structures, flags, counts = seen
         self._check_boundaries(flags)
-        kinds = self._kinds(charges.shape[1], seen)
-        energy, potential = self._sum(charges, structures, kinds, counts)
-        if remove_self:
-            signs = [0.0 if kind == "pairs" else -1.0 for kind in kinds]
-        else:
-            signs = [1.0 if kind == "pairs" else 0.0 for kind in kinds]
-        energy, potential = self._add_self(charges, structures, signs, energy, potential)
-        return energy.to(charges.dtype), potential
+        kinds = self._kinds(n_channels, seen)
+        self._check_cost(n_channels, seen, kinds, fields)
+        return Plan(structures, kinds, counts)
+
+    def _check_cost(self, n_channels: int, seen: _Seen, kinds: list[str], fields: int) -> None:
+        """Refuse what fits into no memory; padded meshes are known, and checked, later."""
+        structures, _, counts = seen
+        lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
+        size = self._sizes(n_channels, structures.positions)
+        sizes = [
+            (kind, size(count, own))
+            for kind, count, own in zip(kinds, counts, lengths, strict=True)
+            if kind != "padded"
+        ]
+        memory = fields * sum(predict_memory(*own) for own in sizes)
+        milliseconds = fields * sum(predict_time(*own) for own in sizes)
+        # What a sum cannot do at all, it refuses itself.
+        if math.isfinite(milliseconds):
+            check_cost(memory, milliseconds, structures.positions.device)
 
     def choices(self, n_channels: int, structures: Structures) -> dict[int, Choice]:
         """Choose the backend of each periodic structure.
@@ -166,9 +245,7 @@ class Interaction(NamedTuple):
         lengths = (2.0 * (positions.amax(0) - positions.amin(0) + padding)).tolist()
         return not pairs_are_faster(self._sizes(n_channels, positions)(count, lengths))
 
-    def _sum(
-        self, charges: Tensor, structures: Structures, kinds: list[str], counts: list[int]
-    ) -> tuple[Tensor, Tensor]:
+    def _sum(self, charges: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """Energy and potential, each structure by the sum that is meant for it."""
         sums: dict[str, Evaluate] = {
             "direct": self._direct,
@@ -177,16 +254,13 @@ class Interaction(NamedTuple):
             "pairs": self._pairs,
             "padded": self._padded,
         }
+        structures, kinds, counts = plan
         # A rank without atoms still takes part in the sums over ranks.
-        everywhere = self.process_group is not None
-        present = {k for k, n in zip(kinds, counts, strict=True) if n > 0 or everywhere}
-        if len(present) == 1 and len(set(kinds)) == 1:
+        if len(set(kinds)) == 1 and (any(counts) or self.process_group is not None):
             return sums[kinds[0]](charges, structures)
-        energy = charges.new_zeros(structures.num_graphs, dtype=torch.float64)
-        energy = energy + 0.0 * structures.positions.sum()
+        energy = no_energy(structures)
         potential = torch.zeros_like(charges)
-        for kind in sorted(present):
-            mask = torch.tensor([own == kind for own in kinds], device=charges.device)
+        for kind, mask in plan.parts():
             graphs, atoms, part = select(structures, mask)
             part_energy, part_potential = sums[kind](charges[atoms], part)
             energy = energy.index_copy(0, graphs, part_energy)
@@ -269,6 +343,22 @@ def _look_at(structures: Structures) -> _Seen:
     cell = reduced_cell(structures.cell, [all(own) for own in flags])
     counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
     return structures._replace(cell=cell), flags, counts
+
+
+def no_energy(structures: Structures) -> Tensor:
+    """Energies of zero that can be differentiated in the positions.
+
+    Parameters
+    ----------
+    structures : Structures
+
+    Returns
+    -------
+    Tensor, shape (n_graphs,), float64, in eV
+    """
+    zeros = structures.positions.new_zeros(structures.num_graphs, dtype=torch.float64)
+    # The sum of no positions cannot overflow.
+    return zeros + structures.positions[:0].sum()
 
 
 def _waste_of_padding(structures: Structures) -> float:

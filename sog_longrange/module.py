@@ -318,6 +318,7 @@ class SOGLongRange(nn.Module):
 
     def _wanted_charge(self, structures: Structures, total_charge: Tensor | None) -> Tensor:
         """Total charge of each structure; zeros where the options need none."""
+        _check_one_rank(self.energy, self.config)
         if not self.config.needs_total_charge:
             self._check_neutral(total_charge)
             return structures.positions.new_zeros(structures.num_graphs)
@@ -382,6 +383,16 @@ class SOGLongRange(nn.Module):
             raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
         dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
         return dipoles
+
+
+def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
+    """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank."""
+    if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
+        return
+    if config.charge_constraint != "none" or config.charge_embedding > 0:
+        expected = 'None unless charge_constraint="none" and charge_embedding=0'
+        remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
+        raise ConfigError(explain("process_group", expected, "a process group", remedy))
 
 
 def _means_otherwise(config: dict[str, Any]) -> bool:

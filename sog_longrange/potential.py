@@ -11,7 +11,7 @@ dipoles is done here too: its second derivatives hold third ones of the potentia
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,22 +23,19 @@ from .geometry import (
     cell_volume,
     pair_indices,
     reciprocal_cell,
-    reduced_cell,
     wave_number_onset,
     wrapped_phases,
 )
-from .interaction import MOST_PAIRED, select
-from .kernels import Ewald, Kernel, check_channels
+from .interaction import Interaction, no_energy, select
+from .kernels import Kernel
 from .kspace.accelerators import find_accelerator
 from .kspace.jets import JetStencil
 from .kspace.mesh import Accelerator, MeshBackend, Meshes, choose_meshes, mode_boxes
 from .kspace.padded import pad
+from .kspace.pairs import pair_vectors
 from .kspace.radial import blocks, kernel_on_modes
 from .kspace.windows import window_width
-from .validation import Structures, check_charges, check_dipoles, check_structures
-
-if TYPE_CHECKING:
-    from .energy import LongRangeEnergy
+from .validation import Structures, check_finite
 
 
 class PotentialOutput(NamedTuple):
@@ -69,6 +66,11 @@ class Sources(NamedTuple):
     charges: Tensor
     dipoles: Tensor | None
 
+    @property
+    def fields(self) -> int:
+        """How many times the memory of an energy of charges the sums over sources take."""
+        return 2 if self.dipoles is None else 3
+
     def at(self, atoms: Tensor) -> Sources:
         """Return the sources of some of the atoms."""
         return Sources(self.charges[atoms], None if self.dipoles is None else self.dipoles[atoms])
@@ -98,76 +100,15 @@ class Felt(NamedTuple):
 
 
 _Jet = Callable[[Tensor], tuple[Tensor, ...]]
-Sum = Callable[["LongRangeEnergy", Kernel, Sources, Structures], Felt]
+Sum = Callable[[Interaction, Sources, Structures], Felt]
 
 
-def potential_and_field(
-    energy: LongRangeEnergy,
-    charges: Tensor,
-    positions: Tensor,
-    cell: Tensor | None = None,
-    pbc: Tensor | None = None,
-    batch: Tensor | None = None,
-    num_graphs: int | None = None,
-    *,
-    dipoles: Tensor | None = None,
-) -> PotentialOutput:
-    """Potential and field of charges, and of dipoles if there are any, twice differentiable.
-
-    Parameters
-    ----------
-    energy : LongRangeEnergy
-        Its kernel, tolerance, accelerator and self-interaction are used. The sum is the
-        mesh's for every periodic structure, so its `backend` must be "auto" or "mesh".
-    charges : Tensor, shape (n_atoms, n_channels), in e
-    positions, cell, pbc, batch, num_graphs
-        As in :meth:`LongRangeEnergy.forward`.
-    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
-
-    Returns
-    -------
-    PotentialOutput
-        Twice differentiable in charges, dipoles, positions, cell and the kernel's parameters.
-
-    Raises
-    ------
-    InputError, InputTypeError, BoundaryError, SizeError
-        As :meth:`LongRangeEnergy.forward`.
-    ConfigError
-        If the energy is told to use another backend, or a process group.
-
-    References
-    ----------
-    Ji, Liang, Xu, arXiv:2502.04668 (the sum); Kosmala et al., arXiv:2303.04791 (long-range
-    sums as layers of a network); Toukmaji, Sagui, Board, Darden, J. Chem. Phys. 113, 10913
-    (2000) (dipoles on meshes).
-
-    Examples
-    --------
-    >>> import torch
-    >>> from sog_longrange import Ewald, LongRangeEnergy, potential_and_field
-    >>> positions = torch.tensor([[0.0, 0.0, 0.0], [8.0, 0.0, 0.0]], dtype=torch.float64)
-    >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    >>> out = potential_and_field(LongRangeEnergy(Ewald(smearing=1.0)), charges, positions)
-    >>> round(float(out.potential[0]), 6), round(float(out.field[0, 0]), 6)
-    (-1.799956, 0.224994)
-    """
-    structures = check_structures(positions, cell, pbc, batch, num_graphs)
-    check_charges(charges, structures)
-    check_channels(energy.kernel, charges)
-    if dipoles is not None:
-        check_dipoles(dipoles, charges)
-    felt = sum_sources(energy, Sources(charges, dipoles), structures)
-    return PotentialOutput(felt.potential, felt.field)
-
-
-def sum_sources(energy: LongRangeEnergy, sources: Sources, structures: Structures) -> Felt:
+def sum_sources(interaction: Interaction, sources: Sources, structures: Structures) -> Felt:
     """Sum over sources that are validated already, each structure as its boundary asks.
 
     Parameters
     ----------
-    energy : LongRangeEnergy
-        As in :func:`potential_and_field`.
+    interaction : Interaction
     sources : Sources
     structures : Structures
 
@@ -178,71 +119,65 @@ def sum_sources(energy: LongRangeEnergy, sources: Sources, structures: Structure
 
     Raises
     ------
-    BoundaryError, ConfigError, SizeError
-        As :func:`potential_and_field`.
+    ConfigError
+        If the interaction has another backend than "auto" or "mesh", or a process group.
+    InputError
+        If positions are so large that they overflow.
+    BoundaryError, SizeError
+        As :meth:`~sog_longrange.interaction.Interaction.plan`.
     """
-    _check_energy(energy)
-    whole = structures.pbc.all(-1).tolist()
-    structures = structures._replace(cell=reduced_cell(structures.cell, whole))
-    kernel = energy.kernel.snapshot()
+    _check_interaction(interaction)
+    # Only of the mesh there are derivatives of any order.
+    interaction = interaction._replace(backend="mesh")
+    plan = interaction.plan(sources.charges.shape[1], structures, sources.fields)
     potential = torch.zeros_like(sources.charges)
     field = torch.zeros_like(potential)[:, None].expand(-1, 3, -1)
-    total = potential.new_zeros(structures.num_graphs, dtype=torch.float64)
-    total = total + 0.0 * structures.positions.sum()
-    for summed, mask in _kinds(energy, structures).items():
-        if not bool(mask[structures.batch].any()):
-            continue
-        graphs, atoms, part = select(structures, mask)
-        own = summed(energy, kernel, sources.at(atoms), part)
+    total = no_energy(structures)
+    for kind, mask in plan.parts():
+        graphs, atoms, part = select(plan.structures, mask)
+        own = _SUMS[kind](interaction, sources.at(atoms), part)
         potential = potential.index_copy(0, atoms, own.potential)
         field = field.index_copy(0, atoms, own.field)
         total = total.index_copy(0, graphs, own.energy)
     return Felt(potential, field, total)
 
 
-def _check_energy(energy: LongRangeEnergy) -> None:
-    if energy.backend not in ("auto", "mesh"):
+def _check_interaction(interaction: Interaction) -> None:
+    if interaction.backend not in ("auto", "mesh"):
         expected = '"auto" or "mesh" where potentials are computed with'
-        raise ConfigError(explain("backend", expected, repr(energy.backend)))
-    if energy.process_group is not None:
+        raise ConfigError(explain("backend", expected, repr(interaction.backend)))
+    if interaction.process_group is not None:
         raise ConfigError(explain("energy", "without a process group", "one with"))
 
 
-def _kinds(energy: LongRangeEnergy, structures: Structures) -> dict[Sum, Tensor]:
-    """Structures that each sum is meant for, as masks (n_graphs,)."""
-    whole, none = structures.pbc.all(-1), ~structures.pbc.any(-1)
-    counts = torch.bincount(structures.batch, minlength=structures.num_graphs)
-    # Padded meshes need the Gaussians of the kernel one by one, which Ewald's has not.
-    paired = none & ((counts <= MOST_PAIRED) | isinstance(energy.kernel, Ewald))
-    return {_on_mesh: whole, _over_pairs: paired, _on_padded_mesh: ~whole & ~paired}
-
-
-def _on_mesh(energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures) -> Felt:
+def _on_mesh(interaction: Interaction, sources: Sources, part: Structures) -> Felt:
     """Sum over periodic images, in reciprocal space."""
-    onset = wave_number_onset(kernel.min_width, energy.tolerance)
+    kernel, tolerance = interaction.kernel, interaction.tolerance
+    onset = wave_number_onset(kernel.min_width, tolerance)
     lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1).tolist()
-    meshes = choose_meshes(lengths, TAPER * onset, window_width(energy.tolerance))
+    meshes = choose_meshes(lengths, TAPER * onset, window_width(tolerance))
     reciprocal = reciprocal_cell(part.cell)
-    accelerator = find_accelerator(energy.accelerator, part.positions.device)
+    accelerator = find_accelerator(interaction.accelerator, part.positions.device)
     table = kernel_on_modes(
         *(kernel, mode_boxes(meshes, part.cell), reciprocal, onset),
         *(max(map(max, lengths)), accelerator.sampler),
     )
     phases = wrapped_phases(part.positions, reciprocal, part.batch)
+    check_finite("positions", phases)
     out = _convolve(meshes, accelerator, sources, phases, table, reciprocal, part.batch)
     volume = cell_volume(part.cell)
     own = volume[part.batch][:, None]
     felt = Felt(out.potential / own, out.field / own[..., None], out.energy / volume)
-    return _with_self(felt, energy, kernel, sources, part, -1.0)
+    return _with_self(felt, interaction, sources, part, -1.0)
 
 
-def _on_padded_mesh(
-    energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures
-) -> Felt:
+def _on_padded_mesh(interaction: Interaction, sources: Sources, part: Structures) -> Felt:
     """Sum over the images along the periodic axes, in boxes padded along the free ones."""
-    boxes = pad(kernel, part.positions, part.cell, part.pbc, part.batch, energy.tolerance)
+    kernel, tolerance = interaction.kernel, interaction.tolerance
     charges = sources.charges
-    accelerator = find_accelerator(energy.accelerator, charges.device)
+    n_fields = sources.fields * charges.shape[1]
+    boxes = pad(kernel, part.positions, part.cell, part.pbc, part.batch, tolerance, n_fields)
+    accelerator = find_accelerator(interaction.accelerator, charges.device)
     geometry = boxes.phases, boxes.table, boxes.reciprocal
     out = _convolve(boxes.meshes, accelerator, sources, *geometry, part.batch)
     total = charges.new_zeros(part.num_graphs, charges.shape[1])
@@ -251,7 +186,7 @@ def _on_padded_mesh(
     felt = out._replace(potential=out.potential + mean[part.batch])
     if sources.dipoles is not None:
         felt = felt._replace(energy=out.energy + 0.5 * (mean * total).sum(-1))
-    return _with_self(felt, energy, kernel, sources, part, -1.0)
+    return _with_self(felt, interaction, sources, part, -1.0)
 
 
 def _convolve(
@@ -283,13 +218,11 @@ def _mode_energy(backend: MeshBackend, spectrum: Tensor, table: Tensor) -> Tenso
     return 0.5 * torch.stack([terms[own].sum() for own in blocks(backend.mode_starts)])
 
 
-def _over_pairs(
-    energy: LongRangeEnergy, kernel: Kernel, sources: Sources, part: Structures
-) -> Felt:
+def _over_pairs(interaction: Interaction, sources: Sources, part: Structures) -> Felt:
     """Exact sum over all pairs of open structures."""
     first, second = pair_indices(torch.bincount(part.batch, minlength=part.num_graphs))
-    vectors = part.positions[first] - part.positions[second]
-    law = _law(kernel, vectors.square().sum(-1), 1 if sources.dipoles is None else 2)
+    vectors, distances2 = pair_vectors(part.positions, first, second)
+    law = _law(interaction.kernel, distances2, 1 if sources.dipoles is None else 2)
     here, there = sources.at(first), sources.at(second)
     to_first, to_second = _from_partner(law, vectors, there), _from_partner(law, -vectors, here)
     potential, field = (
@@ -301,7 +234,10 @@ def _over_pairs(
     total = potential.new_zeros(part.num_graphs, dtype=torch.float64)
     if sources.dipoles is not None:
         total = _per_graph(here.work(*to_first), part.batch[first], part.num_graphs)
-    return _with_self(Felt(potential, field, total), energy, kernel, sources, part, 0.0)
+    return _with_self(Felt(potential, field, total), interaction, sources, part, 0.0)
+
+
+_SUMS: dict[str, Sum] = {"mesh": _on_mesh, "padded": _on_padded_mesh, "pairs": _over_pairs}
 
 
 def _law(kernel: Kernel, r2: Tensor, order: int) -> list[Tensor]:
@@ -341,15 +277,10 @@ def _from_partner(law: list[Tensor], vectors: Tensor, partner: Sources) -> tuple
 
 
 def _with_self(
-    felt: Felt,
-    energy: LongRangeEnergy,
-    kernel: Kernel,
-    sources: Sources,
-    part: Structures,
-    sign: float,
+    felt: Felt, interaction: Interaction, sources: Sources, part: Structures, sign: float
 ) -> Felt:
     """Add what each atom feels of itself, -1 times where a sum holds it and should not."""
-    factor = sign if energy.remove_self else sign + 1.0
+    kernel, factor = interaction.kernel, sign if interaction.remove_self else sign + 1.0
     origin = sources.charges.new_zeros(1)
     if sources.dipoles is None:
         potential = factor * apply_laws(kernel.radial(origin).T, sources.charges, 1)

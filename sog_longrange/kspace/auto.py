@@ -1,16 +1,22 @@
-"""Choice of the fastest backend, by a cost model fitted from the benchmark."""
+"""Choice of the fastest backend, by models of time and memory.
+
+The times are fitted from ``benchmarks/speed.py``, the memory from ``benchmarks/memory.py``. What
+fits into no memory is refused by them, before any of it is taken.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-from sog_longrange.errors import ConfigError, explain
+from sog_longrange.errors import ConfigError, PerformanceWarning, SizeError, explain
 from sog_longrange.geometry import (
     MAX_ELEMENTS,
     MAX_NODES,
@@ -21,8 +27,14 @@ from sog_longrange.geometry import (
 
 from .windows import window_width
 
-_ABSURD = 1e15
 BACKENDS = ("auto", "direct", "mesh", "finufft")
+
+_OVERHEAD = 1.5
+_LARGE_ARRAY = 2e6
+_WORTH_A_LOOK = 2**27
+_SLOW = 2000.0
+_MUCH = 2e9
+_WARNED: set[str] = set()
 
 
 class Size(NamedTuple):
@@ -55,8 +67,7 @@ class Size(NamedTuple):
     @property
     def half_widths(self) -> tuple[int, ...]:
         """Largest mode number along each axis."""
-        cutoff = TAPER * wave_number_onset(self.min_width, self.tolerance)
-        return tuple(largest_mode(min(a, _ABSURD), cutoff) for a in self.lengths)
+        return _half_widths(tuple(self.lengths), self.min_width, self.tolerance)
 
     @property
     def half_modes(self) -> int:
@@ -72,7 +83,14 @@ class Size(NamedTuple):
     @property
     def nodes(self) -> int:
         """Smallest number of nodes of the mesh, before the search for fast transforms."""
-        return math.prod(max(2 * m + 1, self.window + 1) for m in self.half_widths)
+        a, b, c = self.half_widths
+        least = self.window + 1
+        return max(2 * a + 1, least) * max(2 * b + 1, least) * max(2 * c + 1, least)
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number."""
+        return 4 if self.dtype == torch.float32 else 8
 
 
 class Choice(NamedTuple):
@@ -84,14 +102,18 @@ class Choice(NamedTuple):
     costs : dict of str to float
         Predicted time of an energy and force evaluation by each backend, in ms on two CPU
         cores; infinite where a backend cannot be used.
+    memory : dict of str to float
+        Predicted peak memory of that, in bytes.
     """
 
     backend: str
     costs: dict[str, float]
+    memory: dict[str, float]
 
     def __str__(self) -> str:
         costs = ", ".join(f"{name} {cost:.3g} ms" for name, cost in self.costs.items())
-        return f"{self.backend} (predicted: {costs})"
+        memory = _readable(self.memory[self.backend])
+        return f"{self.backend} (predicted: {costs}; {memory} of memory)"
 
 
 def check_backend(name: str) -> None:
@@ -123,7 +145,98 @@ def choose_backend(size: Size) -> Choice:
     Choice
     """
     costs = {name: cost(size) for name, cost in _COSTS.items()}
-    return Choice(min(costs, key=lambda name: costs[name]), costs)
+    memory = {name: predict_memory(name, size) for name in costs}
+    return Choice(min(costs, key=lambda name: costs[name]), costs, memory)
+
+
+def predict_memory(kind: str, size: Size) -> float:
+    """Predict the peak memory of an energy and force evaluation of one structure.
+
+    Parameters
+    ----------
+    kind : {"mesh", "padded", "direct", "finufft", "pairs"}
+    size : Size
+        For "padded" with the lengths of the padded mesh; of no meaning for "pairs".
+
+    Returns
+    -------
+    float
+        In bytes.
+    """
+    return _MEMORY[kind](size)
+
+
+def check_cost(memory: float, milliseconds: float, device: torch.device) -> None:
+    """Refuse an evaluation that fits into no memory; warn once of one that is expensive.
+
+    Parameters
+    ----------
+    memory : float
+        Predicted peak memory, in bytes.
+    milliseconds : float
+        Predicted time.
+    device : torch.device
+
+    Raises
+    ------
+    SizeError
+        If the device has less memory.
+    """
+    if memory < _WORTH_A_LOOK and milliseconds < _SLOW:
+        return
+    remedy = (
+        "Use a larger `tolerance` or `min_width`, a smaller batch or a smaller box: a mesh fills "
+        "all of a periodic box, also where it is empty. Set `pbc` to False along empty axes."
+    )
+    available = memory_of(device)
+    if memory > available:
+        got = f"{_readable(memory)}, as predicted"
+        expected = f"at most the {_readable(available)} of {device}"
+        raise SizeError(explain("memory of the long-range sum", expected, got, remedy))
+    if memory > _MUCH or milliseconds > _SLOW:
+        _warn_once(
+            f"A long-range sum takes {_readable(memory)} of memory and "
+            f"{1e-3 * milliseconds:.2g} s for energy and forces, as predicted. {remedy}"
+        )
+
+
+def _warn_once(message: str) -> None:
+    if not _WARNED:
+        _WARNED.add(message)
+        warnings.warn(message, PerformanceWarning, stacklevel=2)
+
+
+def memory_of(device: torch.device) -> float:
+    """Memory that an evaluation can have at most.
+
+    Parameters
+    ----------
+    device : torch.device
+
+    Returns
+    -------
+    float
+        In bytes: of CPUs all that the machine has, of CUDA devices what is free; infinite where
+        it is not known.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(free + unused)
+    names = getattr(os, "sysconf_names", {})
+    if device.type != "cpu" or not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _readable(memory: float) -> str:
+    return f"{1e-9 * memory:.3g} GB" if memory >= 1e8 else f"{1e-6 * memory:.3g} MB"
+
+
+@lru_cache(maxsize=4096)
+def _half_widths(lengths: tuple[float, ...], min_width: float, tolerance: float) -> tuple[int, ...]:
+    cutoff = TAPER * wave_number_onset(min_width, tolerance)
+    return tuple(largest_mode(a, cutoff) for a in lengths)
 
 
 def pairs_are_faster(size: Size) -> bool:
@@ -141,7 +254,27 @@ def pairs_are_faster(size: Size) -> bool:
     n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
     if n_pairs > MAX_ELEMENTS:
         return False
-    return 1.7e-4 * n_pairs * size.n_channels <= 1.5 + _mesh_cost(size)
+    return _pairs_cost(size) <= _mesh_cost(size)
+
+
+def predict_time(kind: str, size: Size) -> float:
+    """Predict the time of an energy and force evaluation of one structure.
+
+    Parameters
+    ----------
+    kind, size
+        As in :func:`predict_memory`.
+
+    Returns
+    -------
+    float
+        In ms on two CPU cores.
+    """
+    return _pairs_cost(size) if kind == "pairs" else _COSTS[_SAME.get(kind, kind)](size)
+
+
+def _pairs_cost(size: Size) -> float:
+    return 1.7e-4 * (size.n_atoms * (size.n_atoms - 1) // 2) * size.n_channels
 
 
 def _direct_cost(size: Size) -> float:
@@ -152,7 +285,8 @@ def _direct_cost(size: Size) -> float:
     factor = 1.0 if size.dtype == torch.float32 else 2.0
     products = size.n_atoms * size.half_modes * size.n_channels
     phases = size.n_atoms * plane
-    return factor * (2.6e-7 * products + 1.2e-5 * phases + 1.5e-4 * size.half_modes)
+    cost = 2.6e-7 * products + 1.2e-5 * phases + 1.5e-4 * size.half_modes
+    return _OVERHEAD + factor * cost
 
 
 def _mesh_cost(size: Size) -> float:
@@ -162,9 +296,11 @@ def _mesh_cost(size: Size) -> float:
     factor = 1.0 if size.dtype == torch.float32 else 1.7
     touched = size.n_atoms * size.n_channels * size.window**3
     nodes = size.nodes * size.n_channels
+    # Fresh pages of memory for each large array take longer than what is done with them.
+    pages = 1.5e-5 * max(0.0, nodes - _LARGE_ARRAY)
     if size.accelerated:
-        return factor * (0.05 + 1.7e-6 * touched + 7.0e-6 * nodes)
-    return factor * (0.6 + 8.0e-6 * touched + 1.5e-5 * nodes)
+        return _OVERHEAD + factor * (0.05 + 1.7e-6 * touched + 7.0e-6 * nodes + pages)
+    return _OVERHEAD + factor * (0.6 + 8.0e-6 * touched + 1.5e-5 * nodes + pages)
 
 
 def _finufft_cost(size: Size) -> float:
@@ -173,13 +309,54 @@ def _finufft_cost(size: Size) -> float:
     factor = 1.0 if size.dtype == torch.float32 else 1.7
     digits = -math.log10(size.tolerance)
     touched = size.n_atoms * size.n_channels * (digits + 2) ** 3
-    return factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * size.half_modes * size.n_channels)
+    modes = size.half_modes * size.n_channels
+    return _OVERHEAD + factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * modes)
 
 
 _COSTS: dict[str, Callable[[Size], float]] = {
     "mesh": _mesh_cost,
     "direct": _direct_cost,
     "finufft": _finufft_cost,
+}
+
+
+_SAME = {"padded": "mesh"}
+
+
+def _mesh_memory(size: Size) -> float:
+    n, channels = size.n_atoms, size.n_channels
+    if size.accelerated:
+        numbers = 5.2 * size.nodes * channels + n * (24 + 9 * channels)
+    else:
+        touched = min(2**19, n * size.window**3)
+        numbers = 7.0 * size.nodes * channels + n * (24 + 9 * channels) + 3 * touched
+    return size.number * numbers
+
+
+def _direct_memory(size: Size) -> float:
+    _, b, c = size.half_widths
+    phases = size.n_atoms * (2 * b + 1) * (2 * c + 1)
+    kept = (4 + 4 * size.n_channels) * phases
+    return float(size.number * (kept + (25 + 5 * size.n_channels) * size.half_modes))
+
+
+def _finufft_memory(size: Size) -> float:
+    atoms = size.n_atoms * (24 + 9 * size.n_channels)
+    return float(size.number * (42 * size.half_modes * size.n_channels + atoms))
+
+
+def _pairs_memory(size: Size) -> float:
+    n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
+    # Numbers of atoms are integers of 8 bytes in any dtype.
+    return float(n_pairs * (100 + 30 * size.number))
+
+
+_MEMORY: dict[str, Callable[[Size], float]] = {
+    "mesh": _mesh_memory,
+    "padded": _mesh_memory,
+    "direct": _direct_memory,
+    "finufft": _finufft_memory,
+    "pairs": _pairs_memory,
 }
 
 

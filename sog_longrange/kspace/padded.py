@@ -32,7 +32,9 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
+from sog_longrange.validation import check_finite
 
+from .auto import Size, check_cost, predict_memory, predict_time
 from .autograd import quadratic_energy
 from .mesh import Accelerator, MeshBackend, Meshes, choose_meshes, fast_length
 from .windows import influence, window_width
@@ -119,8 +121,8 @@ def padded_energy(
     ------
     BoundaryError
         If a structure has no free axis, or the kernel is no sum of Gaussians.
-    InputTypeError
-        If the kernel has another dtype than the positions.
+    InputError, InputTypeError
+        If positions are so large that they overflow, or the kernel has another dtype.
     SizeError
         If the meshes fit into no memory.
 
@@ -129,7 +131,7 @@ def padded_energy(
     Vico, Greengard, Ferrando, J. Comput. Phys. 323, 191 (2016) (kernels cut off beyond the
     structure); Ji, Liang, Xu, arXiv:2502.04668 (sums of Gaussians).
     """
-    box = pad(kernel, positions, cell, pbc, batch, tolerance)
+    box = pad(kernel, positions, cell, pbc, batch, tolerance, charges.shape[1])
     backend = MeshBackend(box.meshes, batch, accelerator)
     energy, potential = quadratic_energy(backend, box.phases, charges, box.table)
     total = charges.new_zeros(len(cell), charges.shape[1]).index_add(0, batch, charges)
@@ -167,6 +169,7 @@ def pad(
     pbc: Tensor,
     batch: Tensor,
     tolerance: float,
+    n_fields: int,
 ) -> PaddedBoxes:
     """Put structures with free axes into boxes, and the kernel on the modes of their meshes.
 
@@ -174,6 +177,8 @@ def pad(
     ----------
     kernel, positions, cell, pbc, batch, tolerance
         As in :func:`padded_energy`.
+    n_fields : int
+        Number of channels, times more than one where more than their energies is computed.
 
     Returns
     -------
@@ -181,7 +186,7 @@ def pad(
 
     Raises
     ------
-    BoundaryError, InputTypeError, SizeError
+    BoundaryError, InputError, InputTypeError, SizeError
         As :func:`padded_energy`.
     """
     amplitudes, widths = _gaussians(kernel, positions.dtype)
@@ -192,12 +197,14 @@ def pad(
     low, high = _extents(positions, frames, batch)
     lengths = _lengths(frames, free, high - low, resolution)
     meshes = choose_meshes(lengths.tolist(), resolution.cutoff, resolution.width)
+    _check_cost(lengths, positions, batch, n_fields, kernel.min_width, tolerance)
     padded = torch.where(free, lengths, torch.ones_like(lengths)).to(cell)[..., None] * frames
     origins = _origins(0.5 * (low + high), lengths, free, meshes).to(cell)
     table, means = _table(amplitudes, widths, padded, lengths, free, meshes, resolution)
     centred = positions - (origins[..., None] * frames).sum(1)[batch]
     reciprocal = reciprocal_cell(padded)
     phases = wrapped_phases(centred, reciprocal, batch)
+    check_finite("positions", phases)
     return PaddedBoxes(meshes, reciprocal, phases, table, means)
 
 
@@ -241,7 +248,9 @@ def _open_frame(positions: Tensor, resolution: Resolution) -> Tensor:
     plain = torch.eye(3, dtype=positions.dtype, device=positions.device)
     if len(positions) < 2:
         return plain
-    points = (positions - positions.mean(0)).double()
+    points = positions.double()
+    points = points - points.mean(0)
+    check_finite("positions", points)
     scaled = points / points.abs().max().clamp_min(resolution.min_width)
     axes = torch.linalg.eigh(scaled.T @ scaled)[1]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
@@ -278,6 +287,7 @@ def _normal(first: Tensor, second: Tensor) -> Tensor:
 def _extents(positions: Tensor, frames: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest coordinate of each structure along the rows of its frame."""
     along = torch.einsum("nc,nac->na", positions.detach(), frames.detach()[batch]).double()
+    check_finite("positions", along)
     index = batch[:, None].expand(-1, 3)
     zeros = along.new_zeros(len(frames), 3)
     low = zeros.scatter_reduce(0, index, along, "amin", include_self=False)
@@ -289,8 +299,28 @@ def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resoluti
     own = torch.linalg.vector_norm(frames.detach().double(), dim=-1)
     # An image must be `padding` beyond the edge, which is as far beyond the structure.
     needed = 2.0 * (extents + resolution.padding)
+    check_finite("positions", needed)
     boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
     return torch.where(free, needed.new_tensor(boxes), own)
+
+
+def _check_cost(
+    lengths: Tensor,
+    positions: Tensor,
+    batch: Tensor,
+    n_fields: int,
+    min_width: float,
+    tolerance: float,
+) -> None:
+    """Refuse meshes that fit into no memory, and warn of those that are expensive."""
+    device, how = positions.device, (min_width, tolerance, positions.dtype, True)
+    counts = torch.bincount(batch, minlength=len(lengths)).tolist()
+    sizes = [
+        Size(count, n_fields, edges, *how, device.type)
+        for count, edges in zip(counts, lengths.tolist(), strict=True)
+    ]
+    memory = sum(predict_memory("padded", size) for size in sizes)
+    check_cost(memory, sum(predict_time("padded", size) for size in sizes), device)
 
 
 def _round_up(length: float, resolution: Resolution) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange.channels import apply_laws, correlate_channels
+from sog_longrange.errors import InputError, explain
 from sog_longrange.geometry import pair_indices
 from sog_longrange.kernels import Kernel
 
@@ -33,14 +34,45 @@ def pairs_energy(
 
     Raises
     ------
+    InputError
+        If atoms are so far apart that distances overflow.
     SizeError
         If there are more pairs than any memory holds.
     """
     first, second = pair_indices(torch.bincount(batch, minlength=num_graphs))
-    distance2 = (positions[first] - positions[second]).square().sum(-1)
-    table = kernel.radial(distance2).T
+    _, distances2 = pair_vectors(positions, first, second)
+    table = kernel.radial(distances2).T
     backend = PairsBackend(first, second, batch, num_graphs)
     return quadratic_energy(backend, positions[:, :0], charges, table)
+
+
+def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors from the second to the first atom of each pair, and their squared lengths.
+
+    Parameters
+    ----------
+    positions : Tensor, shape (n_atoms, 3), in Å
+    first, second : Tensor, shape (n_pairs,)
+        Atoms of each pair.
+
+    Returns
+    -------
+    vectors : Tensor, shape (n_pairs, 3), in Å
+    distances2 : Tensor, shape (n_pairs,), in Å^2
+
+    Raises
+    ------
+    InputError
+        If atoms are so far apart that a square overflows: its derivative would be NaN.
+    """
+    vectors = positions[first] - positions[second]
+    distances2 = vectors.square().sum(-1)
+    finite = torch.isfinite(distances2.detach())
+    if not bool(finite.all()):
+        pair = int((~finite).nonzero()[0])
+        got = f"an overflow between atoms {int(first[pair])} and {int(second[pair])}"
+        raise InputError(explain("positions", "finite, as squares of distances too", got))
+    return vectors, distances2
 
 
 class PairsBackend:

@@ -205,7 +205,8 @@ def test_probes_feel_the_limit_of_two_charges(boundary):
 
 
 def test_large_open_structures_follow_the_law_of_small_ones(monkeypatch):
-    monkeypatch.setattr("sog_longrange.potential.MOST_PAIRED", 19)
+    monkeypatch.setattr("sog_longrange.interaction.MOST_PAIRED", 19)
+    monkeypatch.setattr("sog_longrange.interaction.pairs_are_faster", lambda size: False)
     structure = random_structure(6, 20, 1, edge=6.0, periodic=False)
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]

@@ -29,7 +29,7 @@ def kinds(n_atoms, edge, kernel=None):
     kernel = SumOfGaussians() if kernel is None else kernel
     return (
         LongRangeEnergy(kernel)
-        ._interaction(kernel)
+        .interaction()
         ._is_worth_padding(1, open_structure(positions), 0, n_atoms)
     )
 

@@ -45,6 +45,9 @@ def no_library(monkeypatch):
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 def test_ten_thousand_atoms_are_not_summed_directly(dtype, accelerated, channels, tolerance):
+    if channels > 1 and not accelerated:
+        # Meshes in pure PyTorch alone are less than ten times faster.
+        pytest.importorskip("finufft", reason="FINUFFT is not installed.")
     options = {"dtype": dtype, "accelerated": accelerated, "tolerance": tolerance}
     choice = choose_backend(size_of(*LARGE, n_channels=channels, **options))
     assert choice.backend in ("mesh", "finufft")
@@ -61,12 +64,15 @@ def test_the_choice_has_the_smallest_cost(size):
 
 
 @pytest.mark.parametrize("field", ["n_atoms", "n_channels", "edge"])
-def test_costs_rise_with_the_size(field):
+@pytest.mark.parametrize("name", ["mesh", "direct", "finufft"])
+def test_costs_rise_with_the_size(name, field):
+    if name == "finufft":
+        pytest.importorskip("finufft", reason="FINUFFT is not installed.")
     small = {"n_atoms": 500, "n_channels": 1, "edge": 20.0}
     large = small | {field: 3 * small[field]}
-    for name in set(BACKENDS) - {"auto"}:
-        a, b = (choose_backend(size_of(**x)).costs[name] for x in (small, large))
-        assert b > a, name
+    a, b = (choose_backend(size_of(**x)) for x in (small, large))
+    assert b.costs[name] > a.costs[name]
+    assert b.memory[name] > a.memory[name]
 
 
 def test_what_fits_into_no_memory_is_never_chosen():

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from references import relative_error
 
-from sog_longrange import ConfigError, Ewald, LongRangeEnergy
+from sog_longrange import ConfigError, Ewald, LongRangeEnergy, SOGConfig, SOGLongRange
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 SECONDS = 120.0
@@ -125,3 +125,30 @@ def test_only_the_mesh_takes_a_process_group(backend):
     group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1)
     with pytest.raises(ConfigError, match="process group"):
         LongRangeEnergy(Ewald(1.0), backend=backend, process_group=group)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"charge_constraint": "neutral"},
+        {"charge_constraint": "total"},
+        {"charge_constraint": "none", "charge_embedding": 2},
+    ],
+)
+def test_sums_over_the_atoms_of_one_rank_are_refused(options):
+    module = SOGLongRange([2], SOGConfig(**options))
+    inputs = torch.randn(3, 2), torch.rand(3, 3), 5.0 * torch.eye(3), torch.tensor([True] * 3)
+    module(*inputs, total_charge=torch.zeros(1))
+    module.energy.process_group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1)
+    with pytest.raises(ConfigError, match="`process_group` must be None unless"):
+        module(*inputs, total_charge=torch.zeros(1))
+    with pytest.raises(ConfigError, match="`process_group` must be None unless"):
+        module.parts(*inputs, total_charge=torch.zeros(1))
+
+
+def test_charges_without_a_constraint_may_be_spread_over_ranks():
+    module = SOGLongRange([2], SOGConfig(charge_constraint="none"))
+    inputs = torch.randn(3, 2), torch.rand(3, 3), 5.0 * torch.eye(3), torch.tensor([True] * 3)
+    alone = module(*inputs).energy
+    module.energy.process_group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1)
+    torch.testing.assert_close(module(*inputs).energy, alone)
