@@ -106,8 +106,9 @@ def _total_charge(model: Any, data: Data, batch_size: int) -> Tensor | None:
     part = getattr(getattr(model, "long_range", None), "part", None)
     if given is None or (part is not None and not part.config.needs_total_charge):
         return None
-    each = given.reshape(-1) if isinstance(given, Tensor) else given
-    listed = list(each) if isinstance(each, Tensor | list | tuple | np.ndarray) else [each]
+    if isinstance(given, Tensor) and given.numel() == batch_size:
+        return given.reshape(-1)  # The core looks at the values.
+    listed = given if isinstance(given, list | tuple | np.ndarray) else [given]
     numbers = [as_number(value) for value in listed]
     if len(numbers) != batch_size or None in numbers:
         expected = f"one finite number in e for each of {batch_size} graphs"

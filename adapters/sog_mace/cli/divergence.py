@@ -9,6 +9,7 @@ import glob
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.optim import LBFGS, Optimizer
 from sog_longrange import HostError
 from sog_longrange.coincidence import Coincidence, coincident_atoms
 from sog_longrange.errors import NotFiniteError
-from sog_longrange.validation import check_structures
+from sog_longrange.validation import Structures, check_structures
 
 INPUTS = ("positions", "cell", "energy", "forces", "stress", "virials")
 """What of a batch could bring NaN into a model or its loss."""
@@ -199,9 +200,10 @@ class Training:
         if found is not None:
             i, j = found.atoms
             where = f"{i} and {j} of {self._name(found.structure)}"
+            distance = f"{round(found.distance, 6):g} Å"
             return (
-                f"The cause: atoms {where} are {round(found.distance, 6):g} Å apart, periodic images "
-                "included. Move them apart, or leave the frame out."
+                f"The cause: atoms {where} are {distance} apart, periodic images included. Move "
+                "them apart, or leave the frame out."
             )
         swa, clip = self.options.get("swa"), self.options.get("max_grad_norm")
         in_stage_two = swa is not None and (self.last_epoch or 0) >= swa.start
@@ -237,10 +239,40 @@ class Training:
                 yield from ((where, index, frame) for index, frame in enumerate(frames))
 
 
+def explain_no_errors(error: NotFiniteError, loaders: dict[str, Any]) -> str:
+    """Say why the errors of some sets cannot be evaluated.
+
+    Parameters
+    ----------
+    error : NotFiniteError
+        Which names a structure of a batch only, and batches are shuffled.
+    loaders : dict
+        Data loader of each set; those that stream from files are not read again.
+
+    Returns
+    -------
+    str
+    """
+    for name, loader in loaders.items():
+        for index, frame in enumerate(loader.dataset if isinstance(loader.dataset, list) else []):
+            found = coincident_atoms(
+                _structures(frame, torch.zeros(len(frame.positions)).long(), 1)
+            )
+            if found is not None:
+                i, j = found.atoms
+                short = error if error.__cause__ is None else error.__cause__
+                return f"{short} Atoms {i} and {j} of frame {index} of {name!r} are at one place."
+    return str(error)
+
+
 def _coincidence(data: Data) -> Coincidence | None:
-    count = len(data["ptr"]) - 1
-    cell, pbc = data["cell"].view(-1, 3, 3), data["pbc"].view(-1, 3)
-    return coincident_atoms(check_structures(data["positions"], cell, pbc, data["batch"], count))
+    structures = _structures(SimpleNamespace(**data), data["batch"], len(data["ptr"]) - 1)
+    return coincident_atoms(structures)
+
+
+def _structures(data: Any, batch: Tensor, count: int) -> Structures:
+    cell, pbc = data.cell.view(-1, 3, 3), data.pbc.view(-1, 3)
+    return check_structures(data.positions, cell, pbc, batch, count)
 
 
 def _spoilt(data: Data, name: str) -> int | None:

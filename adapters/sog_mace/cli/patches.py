@@ -25,7 +25,7 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import NotFiniteError, explain
-from sog_mace.cli.divergence import DivergenceError, Training
+from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
 from sog_mace.cli.frames import check_frames, check_streams
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
@@ -222,7 +222,8 @@ class Patches:
         except NotFiniteError as error:
             if kwargs.get("distributed"):
                 raise  # The other ranks would wait for ever.
-            logging.error("No errors of these sets: %s", error)
+            reason = explain_no_errors(error, kwargs["all_data_loaders"])
+            logging.error("No errors of these sets: %s", reason)
             return "none, see the error above"
 
     def remove_pt_head(self, model: nn.Module, head_to_keep: str | None = None) -> nn.Module:
