@@ -72,11 +72,14 @@ class Training:
         with self._watched():
             try:
                 train(**self.options)
-            except NotFiniteError as error:
-                self._agree(False)
-                # The frame is named here, and not by its place in the batch.
-                short = error if error.__cause__ is None else error.__cause__
-                raise DivergenceError(self._explain(str(short))) from error
+            except (DivergenceError, NotFiniteError) as error:
+                if self._is_searching and self.options.get("distributed"):
+                    raise  # The other ranks wait elsewhere, until the launcher ends them.
+                text = str(error)
+                if isinstance(error, NotFiniteError):
+                    self._agree(False)
+                    text = self._explain(_short(error))
+                raise DivergenceError(self._shared(text)) from error
 
     def stages(self, restarted: bool) -> set[bool]:
         """Tell which stages have a model to load; True stands for stage two.
@@ -157,8 +160,9 @@ class Training:
             return
         finite = bool(torch.isfinite(loss.detach()).all())
         if not self._agree(finite):
-            got = float(loss.detach().sum()) if not finite else "not finite on another rank"
-            raise DivergenceError(self._explain(f"The loss is {got}."))
+            # Where it is finite, another rank has more to tell.
+            got = f"The loss is {float(loss.detach().sum())}."
+            raise DivergenceError("" if finite else self._explain(got))
 
     def _check_gradients(self, optimizer: Optimizer, *_: object) -> None:
         """Stop before weights become NaN; gradients are the same on all ranks."""
@@ -171,12 +175,19 @@ class Training:
 
     def _agree(self, finite: bool) -> bool:
         """Tell whether all is finite on all ranks, which must stop together or wait for ever."""
-        # Ranks that search for a step wait for each other elsewhere.
-        if self._is_searching or not self.options.get("distributed"):
+        if not self.options.get("distributed"):
             return finite
         flag = torch.tensor(float(finite), device=self.options["device"])
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
         return bool(flag)
+
+    def _shared(self, text: str) -> str:
+        """Explanation of the first rank that has one."""
+        if not self.options.get("distributed"):
+            return text
+        texts: list[str] = [""] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(texts, text)
+        return next(text for text in texts if text)
 
     def _explain(self, what: str) -> str:
         """Say where training stopped, why, and what to do about it."""
@@ -260,9 +271,14 @@ def explain_no_errors(error: NotFiniteError, loaders: dict[str, Any]) -> str:
             )
             if found is not None:
                 i, j = found.atoms
-                short = error if error.__cause__ is None else error.__cause__
-                return f"{short} Atoms {i} and {j} of frame {index} of {name!r} are at one place."
+                where = f"Atoms {i} and {j} of frame {index} of {name!r}"
+                return f"{_short(error)} {where} are at one place."
     return str(error)
+
+
+def _short(error: NotFiniteError) -> str:
+    """Say what is not finite, without a structure by its place in a batch."""
+    return str(error if error.__cause__ is None else error.__cause__)
 
 
 def _coincidence(data: Data) -> Coincidence | None:

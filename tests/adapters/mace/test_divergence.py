@@ -1,6 +1,9 @@
 """Trainings that come to numbers that are NaN or infinite: why they stop, and what is left."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import ase.io
@@ -251,3 +254,18 @@ def test_the_line_search_of_lbfgs_may_try_steps_of_infinite_loss(tmp_path):
 
     with pytest.raises(DivergenceError, match="validation after epoch 0"):
         training.run(train)
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_by_the_word_of_the_one_that_came_to_nan(tmp_path):
+    worker = Path(__file__).with_name("divergence_worker.py")
+    command = [sys.executable, "-W", "ignore", str(worker), str(tmp_path)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    first, second = (rank.communicate(timeout=120)[0].splitlines()[-2:] for rank in ranks)
+    assert first == second
+    for what, told in zip(("The loss is nan.", "`features` must be finite."), first, strict=True):
+        assert told.startswith(f"{what} This was at optimizer step 2 in epoch 1")
+        assert told.endswith("| {False}")
