@@ -13,6 +13,7 @@ from .errors import (
     InputError,
     InputTypeError,
     MissingLibraryError,
+    NotFiniteError,
     PerformanceWarning,
     SizeError,
     SOGError,
@@ -83,4 +84,5 @@ __all__ = [
     "ChargeStateOutput",
     "ChargeStates",
     "MissingLibraryError",
+    "NotFiniteError",
 ]

@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError, explain
+from .coincidence import explain_not_finite
+from .errors import InputError, NotFiniteError, explain
 from .observables import born_charges, dipole
+from .validation import WHOLE, as_number, check_structures
 
 EXTERNAL_FIELD: Final = "external_field"
 """Key of the uniform external electric field in `atoms.info`, of 3 floats in V/Å."""
 
 
 TOTAL_CHARGE: Final = ("charge", "total_charge")
-"""Keys of the total charge in `atoms.info`, in e; the first that is there counts."""
+"""Keys of the total charge in `atoms.info`, in e, which must not disagree."""
 
 PERPENDICULAR: Final = 1e-6
 """Change of a field's potential along periodic lattice vectors, in V, that counts as none."""
@@ -106,8 +110,8 @@ def periodic_field(atoms: AtomsLike) -> np.ndarray | None:
     return vector if np.abs(rises).max(initial=0.0) > PERPENDICULAR else None
 
 
-def total_charge_key(atoms: AtomsLike) -> str | None:
-    """Find the key under which the total charge of a structure is.
+def total_charge(atoms: AtomsLike) -> float | None:
+    """Read the total charge of a structure.
 
     Parameters
     ----------
@@ -115,21 +119,56 @@ def total_charge_key(atoms: AtomsLike) -> str | None:
 
     Returns
     -------
-    str or None
+    float, in e, or None
         None if `atoms.info` holds no total charge.
 
     Raises
     ------
     InputError
-        If what it holds is not one finite number.
+        If what it holds does not mean one finite number, or its two keys disagree.
     """
-    key = next((key for key in TOTAL_CHARGE if key in atoms.info), None)
-    if key is not None:
-        given = atoms.info[key]
-        number = np.asarray(given)
-        if number.shape != () or number.dtype.kind not in "iuf" or not np.isfinite(number):
-            raise InputError(explain(f'atoms.info["{key}"]', "one finite number in e", repr(given)))
-    return key
+    found = {key: as_number(atoms.info[key]) for key in TOTAL_CHARGE if key in atoms.info}
+    for key, number in found.items():
+        if number is None:
+            remedy = "Set the total charge of the structure there, such as 0 or -1."
+            name, got = f'atoms.info["{key}"]', repr(atoms.info[key])
+            raise InputError(explain(name, "one finite number in e", got, remedy))
+    numbers = [number for number in found.values() if number is not None]
+    if numbers and max(numbers) - min(numbers) > WHOLE:
+        (key, number), (other, another) = found.items()
+        expected = f'equal to atoms.info["{other}"], {another:g}'
+        remedy = "Remove the wrong one."
+        raise InputError(explain(f'atoms.info["{key}"]', expected, f"{number:g}", remedy))
+    return numbers[0] if numbers else None
+
+
+def check_results(results: dict[str, Any], atoms: AtomsLike, more: str = "") -> None:
+    """Refuse energies and forces that are not finite, and say why.
+
+    Parameters
+    ----------
+    results : dict
+        Of a calculator; emptied if they are refused, so that nobody meets them later.
+    atoms : ase.Atoms
+        What they are for.
+    more : str
+        What else could be the cause, for the message.
+
+    Raises
+    ------
+    NotFiniteError
+        That names two atoms at one place, if there are any.
+    """
+    for name in ("energy", "forces"):
+        finite = np.isfinite(results.get(name, 0.0))
+        if not finite.all():
+            results.clear()
+            where = tuple(int(i) for i in np.argwhere(~finite)[0])
+            got = f"NaN or infinity at index {where}" if where else "NaN or infinity"
+            error = NotFiniteError(f"{explain(name, 'finite', got)}{more}")
+            cell = torch.tensor(np.asarray(atoms.cell.array), dtype=torch.float64)
+            pbc, positions = torch.tensor(np.asarray(atoms.pbc)), torch.tensor(atoms.positions)
+            raise explain_not_finite(error, check_structures(positions, cell, pbc))
 
 
 def keep_info(atoms: AtomsLike) -> None:
@@ -250,6 +289,20 @@ class ChargesInASE:
     """
 
     atoms: Any  # None before the first calculation
+    _has_warned_of_charge = False
+
+    def _ignore_charge(self, atoms: AtomsLike, constraints: Iterable[str]) -> None:
+        """Warn once of a total charge that models take no notice of and contradict."""
+        given = [as_number(atoms.info[key]) for key in TOTAL_CHARGE if key in atoms.info]
+        charged = [number for number in given if number is not None and abs(number) > WHOLE]
+        if charged and not self._has_warned_of_charge and set(constraints) - {"none"}:
+            self._has_warned_of_charge = True
+            warnings.warn(
+                f"The total charge {charged[0]:g} e in atoms.info is ignored: the latent charges "
+                "of this model sum to zero. Train a model with charge_constraint='total' or "
+                "charge_embedding for charged structures.",
+                stacklevel=2,
+            )
 
     def check_state(self, atoms: AtomsLike, tol: float = 1e-15) -> list[str]:
         """Tell what changed since the last calculation, field and total charge included."""

@@ -20,6 +20,10 @@ class InputTypeError(SOGError, TypeError):
     """An argument has the wrong type, dtype or device."""
 
 
+class NotFiniteError(InputError):
+    """A number is NaN or infinite."""
+
+
 class ConfigError(InputError):
     """A configuration holds an unknown option or a value out of range."""
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .charges import LatentCharges, LatentDipoles, project_total_charge
+from .coincidence import explain_not_finite
 from .config import HOW, SOGConfig
 from .energy import LongRangeEnergy, Output
-from .errors import ConfigError, InputError, explain
+from .errors import ConfigError, InputError, NotFiniteError, explain
 from .fixed import FixedMeshEnergy
 from .states import ChargeStateOutput, ChargeStates
 from .validation import (
@@ -232,6 +233,9 @@ class SOGLongRange(nn.Module):
         ------
         InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`LongRangeEnergy.forward`; also if a total charge or vectors are missing.
+        NotFiniteError
+            If features or vectors, or what is made of them, are not finite. It names two atoms
+            at one place, if there are any.
         """
         structures = (cell, pbc, batch, num_graphs)
         out, state = self.parts(features, positions, *structures, total_charge, vectors)
@@ -274,6 +278,15 @@ class SOGLongRange(nn.Module):
             positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
         )
         total = self._wanted_charge(structures, total_charge)
+        try:
+            return self._evaluate(features, structures, total, vectors)
+        except NotFiniteError as error:
+            raise explain_not_finite(error, structures) from error
+
+    def _evaluate(
+        self, features: Tensor, structures: Structures, total: Tensor, vectors: Tensor | None
+    ) -> tuple[Output, ChargeStateOutput | None]:
+        """Evaluate both parts for arguments that are checked, up to features and vectors."""
         features = self._embed(features, structures, total)
         charges = self._charges(features, structures, total)
         if self.config.latent_dipoles:
@@ -314,7 +327,10 @@ class SOGLongRange(nn.Module):
             If the features do not fit or a total charge is missing.
         """
         total = self._wanted_charge(structures, total_charge)
-        return self._charges(self._embed(features, structures, total), structures, total)
+        try:
+            return self._charges(self._embed(features, structures, total), structures, total)
+        except NotFiniteError as error:
+            raise explain_not_finite(error, structures) from error
 
     def _wanted_charge(self, structures: Structures, total_charge: Tensor | None) -> Tensor:
         """Total charge of each structure; zeros where the options need none."""

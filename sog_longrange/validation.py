@@ -6,13 +6,15 @@ about that argument and never in a NaN, a crash of native code or a wrong energy
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .errors import InputError, InputTypeError, explain
+from .errors import InputError, InputTypeError, NotFiniteError, explain
 
 SINGULAR_CELL: float = 1e-8
 """Smallest |det(cell)| / (|a| |b| |c|) of a periodic cell that is not called singular.
@@ -271,7 +273,7 @@ def check_like(
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise `InputError` if `value` holds NaN or infinity, saying where.
+    """Raise `NotFiniteError` if `value` holds NaN or infinity, saying where.
 
     Parameters
     ----------
@@ -285,7 +287,31 @@ def check_finite(name: str, value: Tensor) -> None:
     finite = torch.isfinite(value.detach())
     if not bool(finite.all()):
         where = tuple((~finite).nonzero()[0].tolist())
-        raise InputError(explain(name, "finite", f"{value[where].item()} at index {where}"))
+        raise NotFiniteError(explain(name, "finite", f"{value[where].item()} at index {where}"))
+
+
+def as_number(value: object) -> float | None:
+    """Read what means one finite number: a number, a string of one, or an array of one.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    float or None
+        None if it means anything else.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "iufU":
+            return None
+        number = float(array.item())
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def is_traced() -> bool:

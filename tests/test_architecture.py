@@ -37,6 +37,7 @@ LAYERS = {
     "optional": 1,
     "validation": 1,
     "geometry": 1,
+    "coincidence": 2,
     "spectra": 2,
     "channels": 1,
     "kernels": 2,

@@ -9,19 +9,21 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from mace.calculators import MACECalculator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sog_longrange import HostError, InputError
 from sog_longrange.atoms import (
     EXTERNAL_FIELD,
+    TOTAL_CHARGE,
     ChargesInASE,
     add_periodic_field,
+    check_results,
     dipole_of_atoms,
     explain_no_stress,
     external_field,
     keep_info,
     periodic_field,
-    total_charge_key,
+    total_charge,
 )
 from sog_longrange.errors import explain
 
@@ -95,7 +97,8 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     ) -> None:
         """Calculate all properties of a structure; see `ase.calculators.calculator`."""
         given = self.atoms if atoms is None else atoms
-        self._choose_charge_key(given)
+        self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
+        self._total_charge(given)
         self._read_field(given)
         field = periodic_field(given)
         if field is not None and "stress" in (properties or []):
@@ -112,6 +115,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
             for hook in hooks:
                 hook.remove()
         keep_info(self.atoms)
+        check_results(self.results, given)
         self._add_results(outputs)
         if field is not None:
             born = self.get_born_charges(given, enforce_sum_rule=True).values
@@ -125,7 +129,6 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 "A committee has no mean Born charges: the sign of the charges of each model "
                 "is free. Run its models one by one."
             )
-        self._choose_charge_key(atoms)
         model = self.models[0]
         dtype = next(model.parameters()).dtype
         data = {
@@ -140,15 +143,28 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         dipoles = None if own is None else own[:n_atoms, :, 0]
         return out["latent_charges"][:n_atoms, 0], dipoles, positions
 
-    def _choose_charge_key(self, atoms: Atoms) -> None:
-        """Read the total charge under either key, and refuse to guess one that matters."""
-        key = total_charge_key(atoms)
-        if key is not None:
-            self.info_keys["total_charge"] = key
-        elif any(m.long_range.config.needs_total_charge for m in self.models):
-            raise InputError(
-                explain("atoms.info", "with 'charge', the total charge in e", str(atoms.info))
-            )
+    def _atoms_to_batch(self, atoms: Atoms) -> Any:
+        """Make MACE's batch, which holds the total charge as a number, if a model takes one."""
+        self.info_keys.pop("total_charge", None)
+        charge = self._total_charge(atoms)
+        if charge is not None:
+            self.info_keys["total_charge"] = TOTAL_CHARGE[0]
+            atoms = atoms.copy()
+            atoms.info[TOTAL_CHARGE[0]] = charge
+        return super()._atoms_to_batch(atoms)
+
+    def _total_charge(self, atoms: Atoms) -> float | None:
+        """Total charge for models that take one, which is not guessed where it matters."""
+        configs = [model.long_range.config for model in self.models]
+        is_needed = any(config.needs_total_charge for config in configs)
+        if not (is_needed or any(_embeds_charge(model.mace) for model in self.models)):
+            self._ignore_charge(atoms, [config.charge_constraint for config in configs])
+            return None
+        charge = total_charge(atoms)
+        if charge is None and is_needed:
+            expected = f"with {TOTAL_CHARGE[0]!r}, the total charge in e"
+            raise InputError(explain("atoms.info", expected, str(atoms.info)))
+        return charge
 
     def _read_field(self, atoms: Atoms) -> None:
         """Have MACE pass an external field on, if it is well-formed and has a meaning."""
@@ -192,6 +208,11 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
             energy = outputs[0].get("field_energy")
             added = 0.0 if energy is None else float(energy[0].detach())
             self.results["field_energy"] = self.energy_units_to_eV * added
+
+
+def _embeds_charge(mace: nn.Module) -> bool:
+    """Whether a MACE model takes the total charge by itself."""
+    return "total_charge" in (getattr(mace, "embedding_specs", None) or {})
 
 
 def _latent_dipoles(out: dict[str, Any], n_atoms: int) -> np.ndarray | None:

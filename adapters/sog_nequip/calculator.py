@@ -20,12 +20,13 @@ from sog_longrange.atoms import (
     EXTERNAL_FIELD,
     ChargesInASE,
     add_periodic_field,
+    check_results,
     dipole_of_atoms,
     explain_no_stress,
     external_field,
     keep_info,
     periodic_field,
-    total_charge_key,
+    total_charge,
 )
 from sog_longrange.errors import explain
 from sog_longrange.validation import check_whole
@@ -44,6 +45,11 @@ from .registry import ASE_TARGET, find_target
 
 _TARGET: ContextVar[dict[str, Any] | None] = ContextVar("target", default=None)
 """Target of the file that is being opened, which NequIP asks of the class."""
+
+
+_COMPILED = (
+    " A compiled model also gives NaN for a boundary, cell or field that it was not compiled for."
+)
 
 
 class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
@@ -144,12 +150,15 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
     ) -> None:
         """Calculate all properties of a structure; see `ase.calculators.calculator`."""
         given = self.atoms if atoms is None else atoms
+        self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
         field = periodic_field(given)
         if field is not None and "stress" in properties:
             raise PropertyNotImplementedError(explain_no_stress())
         born = None if field is None else self.get_born_charges(given, enforce_sum_rule=True)
         super().calculate(given, properties, system_changes)
         keep_info(self.atoms)
+        compiled = isinstance(self.model, DictInputOutputWrapper)
+        check_results(self.results, given, _COMPILED if compiled else "")
         if field is not None and born is not None:
             units = (self.energy_units_to_eV, self.length_units_to_A)
             add_periodic_field(self.results, born.values, given, field, *units)
@@ -201,14 +210,20 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
 
     def _total_charge(self, atoms: Atoms, needed: Sequence[str]) -> dict[str, torch.Tensor]:
         """Total charge as an input, which a model that is not compiled checks itself."""
-        key, is_needed = total_charge_key(atoms), AtomicDataDict.TOTAL_CHARGE_KEY in needed
-        if key is None and is_needed:
+        taken = needed or getattr(self.model, "model_input_fields", ())
+        if AtomicDataDict.TOTAL_CHARGE_KEY not in taken:
+            parts = [m for m in self.model.modules() if hasattr(m, "is_sog_long_range")]
+            constraints = [part.long_range.config.charge_constraint for part in parts]
+            self._ignore_charge(atoms, constraints)
+            return {}
+        number = total_charge(atoms)
+        if number is None and needed:
             expected = "with 'charge', the total charge in e"
             raise InputError(explain("atoms.info", expected, str(atoms.info)))
-        if key is None:
+        if number is None:
             return {}
-        charge = torch.tensor([[atoms.info[key]]], dtype=torch.float64)
-        if is_needed and self._is_charge_whole:
+        charge = torch.tensor([[number]], dtype=torch.float64)
+        if needed and self._is_charge_whole:
             check_whole(charge[0])
         return {AtomicDataDict.TOTAL_CHARGE_KEY: charge.to(self.device)}
 

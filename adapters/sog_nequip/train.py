@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from nequip.data import AtomicDataDict
+from torch import Tensor, nn
 
 from sog_longrange import ConfigError, HostError
+from sog_longrange.coincidence import Coincidence, coincident_atoms
 from sog_longrange.errors import explain
+from sog_longrange.validation import check_structures
 
 
 class WarmUp(Callback):
@@ -55,6 +59,52 @@ class WarmUp(Callback):
                 raise HostError(explain("model", expected, "one without", remedy))
             part.long_range.fade_in(trainer.optimizers[0], self.steps)
             part.is_opening = True
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Tensor], batch_idx: int
+    ) -> None:
+        """Keep the batch, whose atoms are looked at if the loss is not finite.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+        batch : dict
+        batch_idx : int
+        """
+        self._batch = batch
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Stop before a loss that is not finite spoils the weights.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+        loss : Tensor
+
+        Raises
+        ------
+        HostError
+            If it is NaN or infinite on any rank. Checkpoints are kept.
+        """
+        finite = bool(torch.isfinite(loss.detach()).all())
+        if trainer.strategy.reduce_boolean_decision(finite, all=True):
+            return
+        found = None if finite else _coincidence(self._batch)
+        remedy = (
+            "Training diverged: take a smaller learning rate, clip gradients by the trainer's "
+            "`gradient_clip_val`, or look for wrong labels."
+        )
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        where = f"at optimizer step {trainer.global_step + 1} in epoch {trainer.current_epoch}"
+        got = f"{loss.item()}" if not finite else "one that is not finite on another rank"
+        raise HostError(
+            f"The loss must be finite, got {got} {where}, at a learning rate of {rate:g}. "
+            f"{remedy if found is None else found} Checkpoints of steps before are kept."
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say if training ended before the long-range energy was there in full.
@@ -106,6 +156,21 @@ def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
     known = {id(p) for p in kernel}
     others = [p for p in model.parameters() if id(p) not in known]
     return [{"params": others}, {"params": kernel, "lr": kernel_lr, "weight_decay": 0.0}]
+
+
+def _coincidence(data: dict[str, Tensor]) -> Coincidence | None:
+    """Two atoms of a batch at one place, if its boundary is known."""
+    cell, pbc = data.get(AtomicDataDict.CELL_KEY), data.get(AtomicDataDict.PBC_KEY)
+    if pbc is None:
+        return None
+    structures = check_structures(
+        data[AtomicDataDict.POSITIONS_KEY],
+        None if cell is None else cell.view(-1, 3, 3),
+        pbc.view(-1, 3),
+        data.get(AtomicDataDict.BATCH_KEY),
+        AtomicDataDict.num_frames(data),
+    )
+    return coincident_atoms(structures)
 
 
 def long_range_parts(model: nn.Module) -> list[Any]:

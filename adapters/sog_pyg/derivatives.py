@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
-from sog_longrange import DerivativeError, HostError
+from sog_longrange import DerivativeError, HostError, InputError
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain
+from sog_longrange.validation import as_number
 
 from .batching import fit_boundary, take
 
@@ -83,8 +85,8 @@ def energy_forces_stress(
         if cell is not None:
             strain = pos.new_zeros(batch_size, 3, 3).requires_grad_()
             moved, cell = apply_strain(pos, cell, strain, batch)
-        charge = data.get("total_charge")
-        more = {} if charge is None else {"total_charge": torch.as_tensor(charge).reshape(-1)}
+        charge = _total_charge(model, data, batch_size)
+        more = {} if charge is None else {"total_charge": charge}
         energy = model(data.z, moved, batch, cell, pbc, batch_size, **more)
         if energy.numel() != batch_size:
             expected = f"one energy for each of {batch_size} graphs"
@@ -96,6 +98,23 @@ def energy_forces_stress(
     energy = energy.reshape(-1) if create_graph else energy.detach().reshape(-1)
     stress = None if strain is None else _per_volume(slopes[1], data, cell, pbc)
     return EnergyForcesStress(energy, -slopes[0], stress)
+
+
+def _total_charge(model: Any, data: Data, batch_size: int) -> Tensor | None:
+    """One number for each graph, if the data have any and the model does not ignore them."""
+    given = data.get("total_charge")
+    part = getattr(getattr(model, "long_range", None), "part", None)
+    if given is None or (part is not None and not part.config.needs_total_charge):
+        return None
+    if isinstance(given, Tensor) and given.numel() == batch_size:
+        return given.reshape(-1)  # The core looks at the values.
+    listed = given if isinstance(given, list | tuple | np.ndarray) else [given]
+    numbers = [as_number(value) for value in listed]
+    if len(numbers) != batch_size or None in numbers:
+        expected = f"one finite number in e for each of {batch_size} graphs"
+        remedy = "Give every graph its total_charge before graphs are batched, such as 0.0."
+        raise InputError(explain("data.total_charge", expected, repr(given), remedy))
+    return torch.tensor(numbers, dtype=data.pos.dtype, device=data.pos.device)
 
 
 def _per_volume(virial: Tensor, data: Data, cell: Tensor | None, pbc: Tensor | None) -> Tensor:

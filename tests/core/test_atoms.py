@@ -1,5 +1,7 @@
 """External fields and dipoles of structures as ASE has them, without ASE."""
 
+import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,14 +10,16 @@ import torch
 
 from sog_longrange import InputError, born_charges, dipole
 from sog_longrange.atoms import (
+    ChargesInASE,
     add_periodic_field,
     born_charges_of_atoms,
+    check_results,
     dipole_of_atoms,
     external_field,
     is_info_changed,
     keep_info,
     periodic_field,
-    total_charge_key,
+    total_charge,
 )
 
 
@@ -51,11 +55,26 @@ def test_a_field_that_changes_is_told_from_one_that_does_not():
 
 @pytest.mark.parametrize("key", ["charge", "total_charge"])
 def test_a_total_charge_is_found_under_either_key_and_its_change_told(key):
-    assert total_charge_key(atoms(energy=1.0)) is None
-    assert total_charge_key(atoms(**{key: 0})) == key
+    assert total_charge(atoms(energy=1.0)) is None
+    assert total_charge(atoms(**{key: 0})) == 0.0
     assert is_info_changed(atoms(**{key: 0}), atoms(**{key: 1}))
     assert is_info_changed(atoms(), atoms(**{key: 1}))
     assert not is_info_changed(atoms(**{key: 1}), atoms(**{key: 1.0}, energy=2.0))
+
+
+ONE = [1, 1.0, "1", "+1", " 1.0", [1], (1.0,), np.int64(1), np.float32(1), np.array([1]), [["1"]]]
+
+
+@pytest.mark.parametrize("charge", [*ONE, np.array("1"), torch.tensor([1])], ids=repr)
+def test_what_means_one_number_is_a_total_charge(charge):
+    assert total_charge(atoms(charge=charge)) == 1.0
+    assert total_charge(atoms(charge=-2, total_charge="-2")) == -2.0
+
+
+def test_keys_of_the_total_charge_that_disagree_are_refused():
+    message = '"charge".. must be equal to .*"total_charge"., -1, got 1. Remove the wrong'
+    with pytest.raises(InputError, match=message):
+        total_charge(atoms(charge=1, total_charge="-1"))
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, False)])
@@ -121,10 +140,55 @@ def test_the_dipole_is_that_of_the_core(pbc):
     assert dipole_of_atoms(charges, structure) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("charge", [None, "1", [1.0], np.nan, True])
+WORDS = [None, "neutral", "nan", "1-", [1.0, 0.0], [], [[1], [2, 3]], np.nan, np.inf, True, {}, 1j]
+
+
+@pytest.mark.parametrize("charge", WORDS, ids=repr)
 def test_malformed_total_charges_are_refused(charge):
-    with pytest.raises(InputError, match="must be one finite number in e"):
-        total_charge_key(atoms(charge=charge))
+    got = re.escape(f"one finite number in e, got {charge!r}. Set the total charge")
+    with pytest.raises(InputError, match=f'`atoms.info."total_charge".` must be {got}'):
+        total_charge(atoms(total_charge=charge))
+
+
+class Base:
+    """A calculator that looks at nothing."""
+
+    def check_state(self, atoms, tol):
+        return []
+
+
+class Calculator(ChargesInASE, Base):
+    """With the methods that calculators share."""
+
+
+def test_a_charge_that_a_neutral_model_ignores_is_told_once():
+    calculator = Calculator()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calculator._ignore_charge(atoms(charge=1), ["none"])
+        for charge in (0, "0", None, "x", np.nan):
+            calculator._ignore_charge(atoms(charge=charge), ["none", "neutral"])
+    with pytest.warns(UserWarning, match="total charge -2 e in atoms.info is ignored.*sum to zero"):
+        calculator._ignore_charge(atoms(total_charge=["-2"]), ["neutral"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calculator._ignore_charge(atoms(charge=1), ["neutral"])
+
+
+@pytest.mark.parametrize("pbc", [(False, False, False), (True, True, True)])
+def test_results_that_are_not_finite_are_explained_and_thrown_away(pbc):
+    structure, forces = atoms(pbc), np.zeros((4, 3))
+    check_results({"energy": 1.0, "forces": forces, "stress": np.full(6, np.nan)}, structure)
+    forces[2, 1] = np.nan
+    results = {"energy": 1.0, "forces": forces}
+    with pytest.raises(InputError, match=r"`forces` must be finite, .* \(2, 1\).* Perhaps. No two"):
+        check_results(results, structure, " Perhaps.")
+    assert results == {}
+    with pytest.raises(InputError, match="`energy` must be finite, got NaN or infinity. No two"):
+        check_results({"energy": np.array(np.inf)}, structure)
+    structure.positions[3] = structure.positions[1] - structure.cell.array[0]
+    with pytest.raises(InputError, match="`forces` .* Atoms 1 and 3 of structure 0 are 0 Å"):
+        check_results({"forces": forces}, structure)
 
 
 def test_a_kept_copy_does_not_share_what_is_in_info():

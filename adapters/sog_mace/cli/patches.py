@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import glob
+import importlib
 import logging
 import math
 from argparse import Namespace
@@ -24,7 +25,8 @@ from mace.cli import run_train
 from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
-from sog_longrange.errors import explain
+from sog_longrange.errors import NotFiniteError, explain
+from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
 from sog_mace.cli.frames import Source, check_streams, read_checked, resolve_constraint
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
@@ -36,6 +38,13 @@ PATCHED = [
     "get_optimizer",
     "remove_pt_head",
     "inject_LoRAs",
+    "get_swa",
+    "create_error_table",
+]
+PATCHED_ELSEWHERE: list[tuple[Any, str]] = [
+    (tools, "train"),
+    # Where `mace.tools` has the function of this name.
+    (importlib.import_module("mace.tools.train"), "train_one_epoch"),
 ]
 
 
@@ -89,10 +98,14 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
+        for module, name in PATCHED_ELSEWHERE:
+            setattr(module, name, getattr(patches, name))
         yield patches
     finally:
-        for name, original in patches.originals.items():
-            setattr(run_train, name, original)
+        for name in PATCHED:
+            setattr(run_train, name, patches.originals[name])
+        for module, name in PATCHED_ELSEWHERE:
+            setattr(module, name, patches.originals[name])
 
 
 class Patches:
@@ -106,13 +119,19 @@ class Patches:
 
     model: SOGMACE
     dataset: Any
+    training: Training
 
     def __init__(self, config: SOGConfig, schedule: Schedule) -> None:
         check_names(run_train, PATCHED)
         self.originals = {name: getattr(run_train, name) for name in PATCHED}
+        for module, name in PATCHED_ELSEWHERE:
+            check_names(module, [name])
+            self.originals[name] = getattr(module, name)
         self.config, self.schedule = config, schedule
         self.sources: list[Source] = []
         self.starts_fresh = True
+        self.restarted = False
+        self.stages: list[bool] = []
 
     def get_dataset_from_xyz(self, *args: Any, **kwargs: Any) -> Any:
         """Read the data of a head and check each frame."""
@@ -173,6 +192,7 @@ class Patches:
     def get_optimizer(self, args: Namespace, options: dict[str, Any]) -> torch.optim.Optimizer:
         """Fade the long-range energy in with the steps of the optimizer."""
         check_checkpoints(self.model, Path(args.checkpoints_dir), args.name, args.seed)
+        self.restarted = bool(args.restart_latest)
         optimizer: torch.optim.Optimizer = self.originals["get_optimizer"](args, options)
         long_range, warmup = self.model.long_range, self.schedule.warmup
         # MACE replaces this optimizer by L-BFGS if that is asked for.
@@ -182,6 +202,44 @@ class Patches:
             # A foundation model or a checkpoint may come with a gate that is not yet open.
             long_range.fade_in(optimizer, max(warmup, 1))
         return optimizer
+
+    def get_swa(self, *args: Any, **kwargs: Any) -> Any:
+        """Remember the stages that MACE loads models of in the end."""
+        swa, stages = self.originals["get_swa"](*args, **kwargs)
+        self.stages = stages
+        return swa, stages
+
+    def train(self, **options: Any) -> None:
+        """Stop at the first number that is not finite, and go on with the best model before."""
+        self.training = Training(options)
+        try:
+            self.training.run(self.originals["train"])
+        except DivergenceError as error:
+            logging.error("Training stopped. %s", error)
+            kept = self.training.stages(self.restarted)
+            if not kept:
+                raise SystemExit(
+                    f"sog_mace_run_train: training stopped before a model was kept. {error}"
+                ) from error
+            # MACE loads no model of a stage that was not reached.
+            self.stages[:] = [stage for stage in self.stages if stage in kept]
+            logging.warning("The best model of the epochs before is kept, saved and evaluated.")
+
+    def train_one_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Tell the training which epoch it is."""
+        with self.training.train_epoch(kwargs["epoch"]):
+            self.originals["train_one_epoch"](*args, **kwargs)
+
+    def create_error_table(self, *args: Any, **kwargs: Any) -> Any:
+        """Go on where errors cannot be evaluated: the model is saved by then."""
+        try:
+            return self.originals["create_error_table"](*args, **kwargs)
+        except NotFiniteError as error:
+            if kwargs.get("distributed"):
+                raise  # The other ranks would wait for ever.
+            reason = explain_no_errors(error, kwargs["all_data_loaders"])
+            logging.error("No errors of these sets: %s", reason)
+            return "none, see the error above"
 
     def remove_pt_head(self, model: nn.Module, head_to_keep: str | None = None) -> nn.Module:
         """Remove heads of the inner model."""

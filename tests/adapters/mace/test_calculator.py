@@ -1,5 +1,6 @@
 """Models in ASE: MACE's own calculator and ours."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from mace.calculators import MACECalculator
 from mace_builders import make_batch, make_mace, make_sogmace, open_molecule, water_box
 from references import dipole_derivative
 
-from sog_longrange import HostError, InputError, SOGConfig
+from sog_longrange import HostError, InputError, NotFiniteError, SOGConfig
 from sog_mace import SOGMACECalculator
 
 OPTIONS = {"device": "cpu", "default_dtype": "float64"}
@@ -327,3 +328,113 @@ def test_parts_of_the_energy_have_its_unit(make):
     energy, results = atoms.get_potential_energy(), atoms.calc.results
     names = ("short_range", "long_range", "charge_state", "field")
     assert sum(results[f"{name}_energy"] for name in names) == pytest.approx(energy, abs=1e-9)
+
+
+def coinciding(apart=0.0):
+    """An atom at the place of the image of another, and one of an open structure."""
+    box, molecule = water_box(), open_molecule()
+    box.positions[5] = box.positions[1] - box.cell.array[0] + apart
+    molecule.positions[2] = molecule.positions[0] + apart
+    return {(1, 5): box, (0, 2): molecule}
+
+
+@pytest.mark.parametrize("dipoles", [False, True])
+def test_two_atoms_at_one_place_are_named(dipoles):
+    calculator = SOGMACECalculator(
+        models=make_sogmace(SOGConfig(latent_dipoles=dipoles)), **OPTIONS
+    )
+    for (i, j), atoms in coinciding().items():
+        atoms.calc = calculator
+        for _ in range(2):  # Nothing is left behind that the second call would find.
+            message = f"Atoms {i} and {j} of structure 0 are 0 Å apart.*Move them apart"
+            with pytest.raises(
+                NotFiniteError, match=f"`features` must be finite, got nan.*{message}"
+            ):
+                atoms.get_forces()
+    for atoms in coinciding(apart=1e-6).values():
+        atoms.calc = calculator
+        assert np.isfinite(atoms.get_forces()).all()
+
+
+def test_a_model_with_weights_of_nan_is_named():
+    model, atoms = make_sogmace(), water_box()
+    atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+    atoms.get_potential_energy()
+    torch.nn.init.constant_(model.mace.node_embedding.linear.weight, torch.nan)
+    with pytest.raises(NotFiniteError, match="No two atoms .* weights of the model have diverged"):
+        atoms.calc.calculate(atoms)
+    assert atoms.calc.results == {}
+
+
+def test_forces_alone_that_are_not_finite_are_refused():
+    model, atoms = make_sogmace(), water_box()
+    atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+
+    def spoil(_module, _inputs, output):
+        output["forces"] = output["forces"] * torch.nan
+
+    handle = model.register_forward_hook(spoil)
+    for _ in range(2):
+        with pytest.raises(NotFiniteError, match=r"`forces` must be finite, .* \(0, 0\). No two"):
+            atoms.get_potential_energy()
+    handle.remove()
+    atoms.rattle(0.01)
+    assert np.isfinite(atoms.get_forces()).all()
+
+
+def test_what_means_one_number_reaches_the_model_and_the_info_is_left_alone():
+    atoms = water_box()
+    model = make_sogmace(SOGConfig(charge_constraint="total"), layers=1)
+    atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+    for charge in ("1", [1], np.array([1.0]), np.int64(1)):
+        for key in ("charge", "total_charge"):
+            atoms.info = {key: charge}
+            assert atoms.get_charges().sum() == pytest.approx(1.0)
+            assert list(atoms.info) == [key]
+            assert atoms.info[key] is charge
+            assert atoms.calc.calculation_required(atoms, ["energy"]) is False
+    atoms.info = {"charge": 1, "total_charge": 2}
+    with pytest.raises(InputError, match='must be equal to atoms.info."total_charge".'):
+        atoms.get_charges()
+
+
+def test_only_models_that_need_a_total_charge_look_at_it():
+    atoms = water_box()
+    free, embedded = (make_sogmace(SOGConfig(charge_embedding=n), layers=1) for n in (0, 2))
+    free = SOGMACECalculator(models=free, **OPTIONS)
+    embedded = SOGMACECalculator(models=embedded, **OPTIONS)
+    expected = free.get_potential_energy(atoms)
+    for charge in (None, [1], np.nan, "neutral", [1, 2]):
+        atoms.info["charge"] = charge
+        assert free.get_potential_energy(atoms) == pytest.approx(expected, abs=1e-12)
+        if charge != [1]:
+            with pytest.raises(InputError, match="must be one finite number in e, got .*Set the"):
+                embedded.get_potential_energy(atoms)
+
+
+def test_a_total_charge_that_a_neutral_model_ignores_is_told_once():
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=make_sogmace(NEUTRAL, layers=1), **OPTIONS)
+    atoms.info["charge"] = 1
+    with pytest.warns(UserWarning, match="total charge 1 e in atoms.info is ignored"):
+        atoms.get_potential_energy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.rattle(0.01)
+        atoms.get_potential_energy()
+
+
+def test_a_mace_that_knows_the_total_charge_itself_gets_it():
+    spec = {"type": "continuous", "per": "graph", "in_dim": 1, "emb_dim": 4}
+    torch.manual_seed(0)
+    model = make_sogmace(SOGConfig(), embedding_specs={"total_charge": spec})
+    atoms = water_box()
+    atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
+    energies = []
+    for charge in (0, "1", [1]):
+        atoms.info["charge"] = charge
+        energies.append(atoms.get_potential_energy())
+    assert energies[1] == energies[2] != pytest.approx(energies[0], abs=1e-6)
+    bare = MACECalculator(models=model, **OPTIONS)
+    atoms.info["charge"], atoms.calc = 1.0, bare
+    assert atoms.get_potential_energy() == pytest.approx(energies[1], abs=1e-12)

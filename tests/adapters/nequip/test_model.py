@@ -1,5 +1,7 @@
 """The long-range part of NequIP and Allegro models, evaluated as built."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ from nequip_builders import (
 from references import dipole_derivative
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sog_longrange import BoundaryError, ConfigError, HostError, InputError
+from sog_longrange import BoundaryError, ConfigError, HostError, InputError, NotFiniteError
 from sog_longrange.atoms import dipole_of_atoms
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
@@ -612,3 +614,55 @@ def test_wrong_total_charges_are_refused():
         model(to_data(acetaldehyde()) | {"charge": torch.tensor([[1], [0]])})
     with pytest.raises(InputError, match="a whole number of e"):
         model(to_data(acetaldehyde()) | {"charge": torch.tensor([[0.5]])})
+
+
+def coinciding():
+    """An atom at the place of the image of another, and one of an open structure."""
+    periodic, molecule = crystal(), acetaldehyde()
+    periodic.positions[2] = periodic.positions[0] + periodic.cell.array[1]
+    molecule.positions[3] = molecule.positions[1]
+    return {(0, 2): periodic, (1, 3): molecule}
+
+
+def test_two_atoms_at_one_place_are_named(model):
+    for (i, j), atoms in coinciding().items():
+        atoms.calc = calculator_of(model)
+        for _ in range(2):  # Nothing is left behind that the second call would find.
+            cause = f"`forces` must be finite, .* Atoms {i} and {j} of structure 0 are 0 Å apart"
+            with pytest.raises(NotFiniteError, match=cause):
+                atoms.get_potential_energy()
+
+
+def test_features_that_are_not_finite_are_explained(model):
+    atoms = next(iter(coinciding().values()))
+    data = to_data(atoms)
+    (part,) = long_range_parts(model)
+    data |= {part.field: torch.full((len(atoms), 64), torch.nan), "total_energy": torch.zeros(1, 1)}
+    features = data[part.field]
+    part = copy.copy(part)
+    part._features = lambda _: features[:, : sum(part.long_range.readout.layer_sizes)]
+    with pytest.raises(NotFiniteError, match="`features` must be .* Atoms 0 and 2 of structure 0"):
+        part._evaluate(data)
+
+
+@pytest.mark.parametrize("charge", [None, "0", [1], np.nan, "neutral"], ids=repr)
+def test_only_models_that_need_a_total_charge_look_at_it(model, charge):
+    atoms = acetaldehyde()
+    free, needing = calculator_of(model), calculator_of(charged())
+    expected = free.get_potential_energy(atoms)
+    atoms.info["charge"] = charge
+    assert free.get_potential_energy(atoms) == pytest.approx(expected, abs=1e-12)
+    if charge in ("0", [1]):
+        assert np.isfinite(needing.get_potential_energy(atoms))
+        assert atoms.info["charge"] is charge
+        atoms.info["total_charge"] = 5
+    with pytest.raises(InputError, match="must be (one finite number in e|equal to atoms.info)"):
+        needing.get_potential_energy(atoms)
+
+
+def test_a_total_charge_that_a_neutral_model_ignores_is_told():
+    atoms = acetaldehyde()
+    atoms.calc = calculator_of(build(sog={"charge_constraint": "neutral"}).eval())
+    atoms.info["total_charge"] = "-1"
+    with pytest.warns(UserWarning, match="total charge -1 e in atoms.info is ignored"):
+        atoms.get_potential_energy()

@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase.io
 import numpy as np
 import pytest
 import torch
+from nequip.data import AtomicDataDict
 from nequip.model import ModelFromCheckpoint, ModelFromPackage
-from nequip_builders import acetaldehyde, crystal, evaluate
+from nequip_builders import acetaldehyde, crystal, evaluate, to_data
 
 from sog_longrange import ConfigError, HostError
 from sog_nequip.calculator import SOGNequIPCalculator
@@ -183,3 +186,30 @@ def test_warm_up_and_kernel_group_need_a_long_range_part():
         kernel_group(torch.nn.Linear(1, 1), -1.0)
     with pytest.raises(HostError, match="SOGModel"):
         kernel_group(torch.nn.Linear(1, 1), 0.1)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.5])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1.0])
+def test_a_loss_that_is_not_finite_stops_the_training_and_says_why(loss, apart):
+    atoms = crystal()
+    atoms.positions[3] = atoms.positions[1] + atoms.cell.array[2] + apart
+    frames = [to_data(acetaldehyde()), to_data(atoms)]
+    for frame in frames:
+        frame.setdefault("cell", torch.zeros(1, 3, 3))
+    batch = AtomicDataDict.batched_from_list(frames)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.25}])
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    trainer = SimpleNamespace(
+        optimizers=[optimizer], strategy=strategy, global_step=3, current_epoch=1
+    )
+    warm_up = WarmUp()
+    warm_up.on_train_batch_start(trainer, None, batch, 0)
+    where = "at optimizer step 4 in epoch 1, at a learning rate of 0.25."
+    cause = "Atoms 1 and 3 of structure 1 .* are 0 Å" if apart == 0.0 else "take a smaller learning"
+    stops = pytest.raises(HostError, match=f"loss must be finite, got {loss} {where} .*{cause}")
+    with nullcontext() if loss == 1.0 else stops:
+        warm_up.on_before_backward(trainer, None, torch.tensor(loss))
+    strategy.reduce_boolean_decision = lambda decision, all: False
+    other = "one that is not finite on another rank" if loss == 1.0 else str(loss)
+    with pytest.raises(HostError, match=f"got {other}"):
+        warm_up.on_before_backward(trainer, None, torch.tensor(loss))

@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric.typing
@@ -309,3 +310,42 @@ def test_charge_states_have_energies_and_forces_of_their_own():
         energy_forces_stress(model, data)
     model.reset_parameters()
     assert not states.perceptron[2].weight.any()
+
+
+def test_two_atoms_at_one_place_are_named():
+    model, frames = make_model("ViSNet"), [molecule(), make_data(1), molecule(6)]
+    frames[2].pos[3] = frames[2].pos[1]
+    data = Batch.from_data_list(frames)
+    named = r"`features` .* Atoms 1 and 3 of structure 2 .atoms 12 and 14 of the batch. are 0 Å"
+    with pytest.raises(InputError, match=named):
+        energy_forces_stress(model, data)
+    layer = SOGLongRange(4, output="features")
+    with pytest.raises(InputError, match=named):
+        layer(torch.nan * torch.ones(len(data.pos), 4), data.pos, data.batch, data.cell, data.pbc)
+
+
+def charged_data(*charges):
+    frames = [molecule(seed) for seed in range(len(charges))]
+    for frame, charge in zip(frames, charges, strict=True):
+        frame.total_charge = charge
+    return frames[0] if len(frames) == 1 else Batch.from_data_list(frames)
+
+
+def test_what_means_one_number_for_each_graph_is_a_total_charge():
+    torch.manual_seed(0)
+    options = PRECISE | {"charge_constraint": "total"}
+    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **options))
+    expected = energy_forces_stress(model, charged_data(torch.tensor([1.0]))).energy
+    for charge in (1, 1.0, "1", "+1", [1], torch.tensor(1), np.array([1.0]), np.int64(1)):
+        assert torch.equal(energy_forces_stress(model, charged_data(charge)).energy, expected)
+    two = energy_forces_stress(model, charged_data("1", "-1")).energy
+    assert torch.equal(two, energy_forces_stress(model, charged_data(1, -1)).energy)
+    torch.testing.assert_close(two[:1], expected)
+    expected = "`data.total_charge` must be one finite number in e for each of 1 graphs, got"
+    for charge in ("neutral", [1, 2], float("nan"), torch.tensor([1.0, 2.0]), np.array([[1, 2]])):
+        with pytest.raises(InputError, match=f"{expected} .*Give every graph its total_charge"):
+            energy_forces_stress(model, charged_data(charge))
+    with pytest.raises(InputError, match="for each of 2 graphs"):
+        energy_forces_stress(model, charged_data([1, 2], [3, 4]))
+    free = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **PRECISE))
+    assert torch.isfinite(energy_forces_stress(free, charged_data("neutral")).energy).all()
