@@ -12,6 +12,7 @@ from mace.data.lmdb_dataset import LMDBDataset
 from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE
+from sog_mace.cells import check_stress_label, stress_label
 
 
 def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
@@ -28,12 +29,14 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
     ------
     InputError
         If positions, cell or a label is not finite, or a total charge is missing where the
-        options need one, which MACE would take as zero, or is no whole number where it must be.
+        options need one, which MACE would take as zero, or is no whole number where it must be,
+        or there is the stress of a frame without a volume.
     BoundaryError
         If a frame is periodic along one or two axes and the kernel is "ewald".
     """
     for where, frame in _all_frames(head_configs):
         _check_finite(where, frame)
+        check_stress_label(where, frame.pbc, frame.cell, stress_label(frame))
         if config.kernel == "ewald" and any(frame.pbc) and not all(frame.pbc):
             expected = "all true or all false in each frame with the Ewald kernel"
             remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."

@@ -24,6 +24,7 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
+from sog_mace.cells import keep_input_cells
 from sog_mace.cli.frames import check_frames, check_streams
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
@@ -87,7 +88,8 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
-        yield patches
+        with keep_input_cells(training=True):
+            yield patches
     finally:
         for name, original in patches.originals.items():
             setattr(run_train, name, original)
