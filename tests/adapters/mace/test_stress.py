@@ -1,8 +1,12 @@
 """Stress of slabs, wires and open structures in MACE: that of the cell they came with."""
 
 import copy
+import json
+import logging
 from contextlib import suppress
 
+import ase.io
+import h5py
 import mace.data.atomic_data
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from mace.calculators import MACECalculator
+from mace.tools import AtomicNumberTable
 from mace_builders import make_batch, make_sogmace
 from stress_cases import (
     CHARGES,
@@ -27,8 +32,9 @@ from stress_cases import (
 )
 
 from sog_longrange import HostError, InputError, SOGConfig
-from sog_mace import SOGMACECalculator
+from sog_mace import SOGMACE, SOGMACECalculator
 from sog_mace.cells import check_stress_label, keep_input_cells
+from sog_mace.cli.run_train import main
 
 ALL = STRUCTURES | FLAT
 
@@ -231,6 +237,114 @@ def test_cells_are_kept_in_the_context_only():
     assert torch.equal(kept["input_cell"], torch.tensor(np.concatenate([slab.cell, flat.cell])))
     assert torch.equal(trained["input_cell"][3:], torch.eye(3))
     assert trained["stress_weight"][1] == 0.0
+
+
+def streamed(path, case, stress=None):
+    """A data set of one frame that is read from a file, when it is asked for."""
+    atoms = to_atoms(case)
+    atoms.info |= {} if stress is None else {"REF_stress": stress}
+    keys = mace.data.KeySpecification(info_keys={"stress": "REF_stress"}, arrays_keys={})
+    with h5py.File(path, "w") as file:
+        config = mace.data.config_from_atoms(atoms, key_specification=keys)
+        mace.data.save_configurations_as_HDF5([config], 0, file)
+    return mace.data.HDF5Dataset(str(path), r_max=3.0, z_table=AtomicNumberTable([1, 8]))
+
+
+def test_streamed_data_keep_their_cells(tmp_path):
+    slab, flat = STRUCTURES["slab"], FLAT["slab without its open row"]
+    with keep_input_cells(training=True):
+        data = streamed(tmp_path / "0.h5", slab, np.zeros(6))[0]
+        assert torch.equal(data.input_cell, torch.tensor(slab.cell))
+        assert streamed(tmp_path / "1.h5", flat)[0].stress_weight == 0.0
+        dataset = streamed(tmp_path / "2.h5", flat, np.zeros(6))
+        with pytest.raises(InputError, match="`stress` must be absent where the cell has no"):
+            dataset[0]
+
+
+@pytest.fixture
+def training_folder(tmp_path, monkeypatch):
+    """A folder for a training; MACE adds handlers to the root logger."""
+    monkeypatch.chdir(tmp_path)
+    handlers = logging.getLogger().handlers[:]
+    yield tmp_path
+    for handler in set(logging.getLogger().handlers) - set(handlers):
+        handler.close()
+        logging.getLogger().removeHandler(handler)
+
+
+def train_file(name, *, flat_stress=False):
+    """Slabs, wires and bulk with labels of stress, and frames without a volume."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for key, case in 2 * list(ALL.items()):
+        atoms = to_atoms(case)
+        atoms.rattle(0.05, rng=rng)
+        atoms.info["REF_energy"] = -3.0 * len(atoms) + rng.normal()
+        atoms.arrays["REF_forces"] = rng.normal(size=(len(atoms), 3))
+        if key in STRUCTURES or flat_stress:
+            atoms.info["REF_stress"] = 0.01 * rng.normal(size=6)
+        frames.append(atoms)
+    ase.io.write(name, frames)
+
+
+def arguments(folder, **options):
+    settings = {
+        "name": "tiny",
+        "train_file": "train.xyz",
+        "valid_fraction": 0.25,
+        "E0s": "{1: -1.0, 8: -2.0}",
+        "hidden_irreps": "4x0e",
+        "MLP_irreps": "4x0e",
+        "radial_MLP": "[4]",
+        "num_radial_basis": 4,
+        "max_ell": 1,
+        "correlation": 1,
+        "num_interactions": 1,
+        "r_max": 3.0,
+        "batch_size": 5,
+        "max_num_epochs": 2,
+        "loss": "stress",
+        "energy_key": "REF_energy",
+        "forces_key": "REF_forces",
+        "stress_key": "REF_stress",
+        "default_dtype": "float64",
+        "device": "cpu",
+        "plot": "False",
+        "work_dir": str(folder),
+    }
+    return [f"--{key}={value}" for key, value in (settings | options).items()]
+
+
+def test_training_on_stress_uses_the_cells_of_the_frames(training_folder, monkeypatch):
+    train_file("train.xyz")
+    seen, original = [], SOGMACE.forward
+
+    def forward(self, data, **options):
+        out = original(self, data, **options)
+        seen.append((data["input_cell"].view(-1, 3, 3), out["virials"], out["stress"]))
+        return out
+
+    monkeypatch.setattr(SOGMACE, "forward", forward)
+    main(arguments(training_folder))
+    volumes = sorted({round(case.volume, 6) for case in STRUCTURES.values()} | {1.0})
+    found = set()
+    for cell, virials, stress in seen:
+        volume = cell.det().abs()
+        found |= set(volume.numpy().round(6))
+        torch.testing.assert_close(stress, -virials / volume[:, None, None])
+        assert virials.abs().amax((1, 2)).min() > 0.0
+    assert sorted(found) == pytest.approx(volumes, abs=1e-5)
+    (results,) = (training_folder / "results").glob("*.txt")
+    lines = results.read_text().splitlines()
+    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    assert np.isfinite(losses).all()
+    assert len(losses) > 4
+
+
+def test_training_on_the_stress_of_frames_without_a_volume_is_refused(training_folder):
+    train_file("train.xyz", flat_stress=True)
+    with pytest.raises(InputError, match="`stress` must be absent where the cell has no volume"):
+        main(arguments(training_folder))
 
 
 def test_another_mace_is_refused(monkeypatch):
