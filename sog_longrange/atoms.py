@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .coincidence import explain_not_finite
 from .errors import InputError, NotFiniteError, explain
+from .geometry import own_volume
 from .observables import born_charges, dipole
 from .validation import WHOLE, as_number, check_structures
 
@@ -405,6 +406,41 @@ def add_periodic_field(
             results[key] = results[key] + value
     results.pop("stress", None)
     results.update(field_energy=total, born_charges=born)
+
+
+def has_volume(atoms: AtomsLike) -> bool:
+    """Tell whether a structure has a volume, without which it has no stress.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    bool
+    """
+    cell = torch.tensor(np.asarray(atoms.cell.array, dtype=np.float64))
+    return not bool(own_volume(cell[None]).isnan())
+
+
+def explain_no_volume(atoms: AtomsLike) -> str:
+    """Say why there is no stress of a structure without a volume.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    str
+    """
+    return explain(
+        "properties",
+        "without 'stress' for a structure whose cell has no volume",
+        f"one with it, and the cell {np.asarray(atoms.cell.array).tolist()}",
+        "Stress is the derivative of the energy in strain over the volume of the cell. Set three "
+        "rows that span a volume, along open axes with vacuum, or ask for energy and forces only.",
+    )
 
 
 def explain_no_stress() -> str:

@@ -13,6 +13,12 @@ from .errors import SizeError
 TAPER: float = 1.05
 """Ratio of the k cutoff to the wave number from which the kernel is faded out."""
 
+FLAT_CELL: float = 1e-8
+"""Smallest |det(cell)| / (|a| |b| |c|) of a cell that has a volume.
+
+Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take its place.
+"""
+
 MAX_ELEMENTS: int = 2**26
 """Largest number of modes or pairs that is attempted; some arrays are a dozen times larger."""
 
@@ -168,6 +174,50 @@ def cell_volume(cell: Tensor) -> Tensor:
     a, b, c = cell.unbind(1)
     volume: Tensor = (a * torch.linalg.cross(b, c)).sum(-1).abs()
     return volume
+
+
+def own_volume(cell: Tensor) -> Tensor:
+    """Volumes that stresses of structures of any boundary refer to.
+
+    Parameters
+    ----------
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+        As it came with the data, rows of axes that are not periodic included.
+
+    Returns
+    -------
+    Tensor, shape (n_graphs,), in Å^3
+        |det(cell)|, and NaN where the rows span no volume, as where one of them is zero.
+    """
+    exact = cell.double()
+    lengths = torch.linalg.vector_norm(exact, dim=-1).prod(-1)
+    volume = cell_volume(exact)
+    limits = torch.finfo(cell.dtype)
+    # Rows in one plane have a volume of rounding errors.
+    least = (max(FLAT_CELL, 16.0 * limits.eps) * lengths).clamp(min=limits.tiny)
+    return torch.where(volume > least, volume, torch.nan).to(cell.dtype)
+
+
+def virial_to_stress(virial: Tensor, cell: Tensor) -> Tensor:
+    """Stress of structures of any boundary.
+
+    Parameters
+    ----------
+    virial : Tensor, shape (n_graphs, 3, 3), in eV
+        Derivative of the energies in the strain, positive under tension.
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+        As it came with the data, not strained.
+
+    Returns
+    -------
+    Tensor, shape (n_graphs, 3, 3), in eV/Å^3
+        Virial over :func:`own_volume`, and NaN where there is no volume. A loss that leaves these
+        entries out has finite gradients.
+    """
+    volume = own_volume(cell).to(virial)[:, None, None]
+    missing = volume.isnan()
+    # A division by NaN would have a derivative of NaN, also where nothing is asked of it.
+    return torch.where(missing, torch.nan, virial / torch.where(missing, 1.0, volume))
 
 
 def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tensor:

@@ -20,21 +20,25 @@ from sog_longrange.atoms import (
     check_results,
     dipole_of_atoms,
     explain_no_stress,
+    explain_no_volume,
     external_field,
+    has_volume,
     keep_info,
     periodic_field,
     total_charge,
 )
 from sog_longrange.errors import explain
 
+from .cells import INPUT_CELL
 from .model import SOGMACE
 
 
 class SOGMACECalculator(ChargesInASE, MACECalculator):
     """`MACECalculator` for SOGMACE models, with long-range results.
 
-    Everything that `MACECalculator` returns is right for SOGMACE models too; this
-    class adds to ``results``: `long_range_energy` and `short_range_energy` in eV,
+    Everything that `MACECalculator` returns is right for SOGMACE models too, but for the stress of
+    structures with open axes, which is NaN there. This class adds to ``results``:
+    `long_range_energy` and `short_range_energy` in eV,
     `latent_charges` (n_atoms, n_channels) in e, `charges` (n_atoms,), the first
     channel, and their `dipole` (3,) in e Å, of periodic structures on the branch of
     :func:`sog_longrange.dipole`. Models with a charge embedding also give `charge_state_energy` in
@@ -44,6 +48,10 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     dipole: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) and `dipole_comm`
     (n_models, 3) instead (also `latent_dipoles_comm` where all models have them), and refuses
     fields.
+
+    Stress is that of the structure's own cell, whatever axes are periodic. A structure whose cell
+    has no volume has none: `stress` is not among the results, and asking for it raises
+    `PropertyNotImplementedError`.
 
     The total charge of a structure is read from ``info["charge"]`` or
     ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
@@ -103,6 +111,8 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         field = periodic_field(given)
         if field is not None and "stress" in (properties or []):
             raise PropertyNotImplementedError(explain_no_stress())
+        if "stress" in (properties or []) and not has_volume(given):
+            raise PropertyNotImplementedError(explain_no_volume(given))
         outputs: list[dict[str, Any]] = []
 
         def keep(_module: SOGMACE, _inputs: object, output: dict[str, Any]) -> None:
@@ -116,11 +126,22 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 hook.remove()
         keep_info(self.atoms)
         check_results(self.results, given)
+        if not has_volume(given):
+            for key in ("stress", "stress_comm", "stress_var"):
+                self.results.pop(key, None)
         self._add_results(outputs)
         if field is not None:
             born = self.get_born_charges(given, enforce_sum_rule=True).values
             units = (self.energy_units_to_eV, self.length_units_to_A)
             add_periodic_field(self.results, born, given, field, *units)
+
+    def _atoms_to_batch(self, atoms: Atoms) -> Any:  # noqa: ANN401
+        """Make the input of the models, with the cell that the structure itself has."""
+        batch = super()._atoms_to_batch(atoms)
+        cell = batch["cell"].clone()  # Behind its rows are those of padding, if there is any.
+        cell[:3] = torch.from_numpy(atoms.cell.array).to(cell)
+        batch[INPUT_CELL] = cell
+        return batch
 
     def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
         """Charges and dipoles of the atoms in the graph of their positions, without any padding."""

@@ -17,8 +17,9 @@ from sog_longrange import (
     uniform_field,
 )
 from sog_longrange.errors import explain
-from sog_longrange.geometry import apply_strain
+from sog_longrange.geometry import apply_strain, virial_to_stress
 
+from .cells import own_cells
 from .host import check_model
 from .readout import (
     invariant_features,
@@ -133,7 +134,10 @@ class SOGMACE(nn.Module):
         data : dict
             A MACE batch. Structures may be periodic along any axes. `external_field`
             (n_graphs, 3) in V/Å is a uniform electric field, and none where it is zero
-            throughout, which MACE fills in.
+            throughout, which MACE fills in. `input_cell` (3 n_graphs, 3) in Å are the cells
+            before MACE changed their rows of open axes, see
+            :func:`sog_mace.cells.keep_input_cells`; the stress of structures that are not
+            periodic along all axes needs them.
         training : bool
             Keep the graph of forces and stress for the derivative of a loss.
         compute_force, compute_virials, compute_stress, compute_displacement, compute_hessian
@@ -144,9 +148,10 @@ class SOGMACE(nn.Module):
         Returns
         -------
         dict
-            MACE's output, with the long-range energy in `energy`, `interaction_energy`,
-            `node_energy` and all derivatives, and also `long_range_energy` and
-            `short_range_energy` (n_graphs,) in eV, `latent_charges` and
+            MACE's output, with `stress` over the volumes of the cells that the structures came
+            with, NaN where there is none; with the long-range energy in `energy`,
+            `interaction_energy`, `node_energy` and all derivatives, and also
+            `long_range_energy` and `short_range_energy` (n_graphs,) in eV, `latent_charges` and
             `latent_potential` (n_atoms, n_channels) in e and eV/e; with latent dipoles also
             `latent_dipoles` and `latent_field` (n_atoms, 3, n_channels) in e Å and eV/(e Å). With
             the option `charge_embedding` also `charge_state_energy` (n_graphs,) in eV, in a field
@@ -174,10 +179,12 @@ class SOGMACE(nn.Module):
             cell=data["cell"],
             training=training,
             compute_force=compute_force,
-            compute_virials=compute_virials,
-            compute_stress=compute_stress,
+            compute_virials=compute_virials or compute_stress,
+            compute_stress=False,
             compute_hessian=compute_hessian,
         )
+        if compute_stress:
+            stress = virial_to_stress(-virials, own_cells(data, geometry.pbc))
         out.update(forces=forces, virials=virials, stress=stress, hessian=hessian)
         return out
 

@@ -23,7 +23,9 @@ from sog_longrange.atoms import (
     check_results,
     dipole_of_atoms,
     explain_no_stress,
+    explain_no_volume,
     external_field,
+    has_volume,
     keep_info,
     periodic_field,
     total_charge,
@@ -63,6 +65,10 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
     `charge_state_energy` in eV, which is in neither of the two energies. Models with latent
     dipoles also report `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first
     channel are part of the `dipole`.
+
+    Stress is that of the structure's own cell, whatever axes are periodic. A structure whose cell
+    has no volume has none: `stress` is not among the results, and asking for it raises
+    `PropertyNotImplementedError`.
 
     Open it by `from_compiled_model` with a model that was compiled by
     ``nequip-compile --target sog_ase``, in which periodic and open structures may come in
@@ -154,11 +160,15 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         field = periodic_field(given)
         if field is not None and "stress" in properties:
             raise PropertyNotImplementedError(explain_no_stress())
+        if "stress" in properties and not has_volume(given):
+            raise PropertyNotImplementedError(explain_no_volume(given))
         born = None if field is None else self.get_born_charges(given, enforce_sum_rule=True)
         super().calculate(given, properties, system_changes)
         keep_info(self.atoms)
         compiled = isinstance(self.model, DictInputOutputWrapper)
         check_results(self.results, given, _COMPILED if compiled else "")
+        if not has_volume(given):
+            self.results.pop("stress", None)
         if field is not None and born is not None:
             units = (self.energy_units_to_eV, self.length_units_to_A)
             add_periodic_field(self.results, born.values, given, field, *units)

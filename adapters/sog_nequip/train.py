@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from nequip.data import AtomicDataDict
 from torch import Tensor, nn
 
-from sog_longrange import ConfigError, HostError
+from sog_longrange import ConfigError, HostError, InputError
 from sog_longrange.coincidence import Coincidence, coincident_atoms
 from sog_longrange.errors import explain
+from sog_longrange.geometry import own_volume
 from sog_longrange.validation import check_structures
 
 
@@ -21,7 +22,8 @@ class WarmUp(Callback):
     """Fade the long-range energy in over the first optimizer steps.
 
     For models that were built with ``warm_up: true``: training starts at exactly the
-    short-range model. A restarted training goes on where it stopped.
+    short-range model. A restarted training goes on where it stopped. Stress labels of structures
+    without a volume are refused in the first epoch.
 
     Parameters
     ----------
@@ -38,6 +40,7 @@ class WarmUp(Callback):
         if steps < 1:
             raise ConfigError(explain("steps", "at least 1", str(steps)))
         self.steps = steps
+        self._has_seen_all = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the steps of the optimizer open the gate.
@@ -63,7 +66,7 @@ class WarmUp(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Keep the batch, whose atoms are looked at if the loss is not finite.
+        """Look at the labels of a batch of the first epoch, and keep it for messages.
 
         Parameters
         ----------
@@ -71,8 +74,15 @@ class WarmUp(Callback):
         pl_module : LightningModule
         batch : dict
         batch_idx : int
+
+        Raises
+        ------
+        InputError
+            If a structure has a stress label and no volume.
         """
         self._batch = batch
+        if not self._has_seen_all:
+            check_stress_labels(batch, f"training batch {batch_idx}")
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -106,6 +116,16 @@ class WarmUp(Callback):
             f"{remedy if found is None else found} Checkpoints of steps before are kept."
         )
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at no labels twice.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+        """
+        self._has_seen_all = True
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say if training ended before the long-range energy was there in full.
 
@@ -122,6 +142,40 @@ class WarmUp(Callback):
                     f"longer, or with fewer than {self.steps} steps of WarmUp.",
                     stacklevel=2,
                 )
+
+
+def check_stress_labels(batch: dict[str, Tensor], where: str) -> None:
+    """Refuse to train on the stress of structures without a volume.
+
+    Parameters
+    ----------
+    batch : dict
+        Fields of a batch; NaN stands for a stress that is not known.
+    where : str
+        Name of the batch.
+
+    Raises
+    ------
+    InputError
+        If a structure has a stress label and no volume.
+    """
+    stress, cell = batch.get(AtomicDataDict.STRESS_KEY), batch.get(AtomicDataDict.CELL_KEY)
+    if stress is None:
+        return
+    stress = stress.view(-1, 3, 3)
+    cell = torch.zeros_like(stress) if cell is None else cell.view(-1, 3, 3)
+    wrong = own_volume(cell).isnan() & ~stress.isnan().all(-1).all(-1)
+    if bool(wrong.any()):
+        index = int(wrong.nonzero()[0])
+        atoms = batch.get(AtomicDataDict.BATCH_KEY)
+        n = (
+            len(batch[AtomicDataDict.POSITIONS_KEY])
+            if atoms is None
+            else int((atoms == index).sum())
+        )
+        remedy = "Make that label NaN, with ignore_nan for stress in loss and metrics."
+        got = f"one of structure {index} ({n} atoms, cell {cell[index].tolist()}) of {where}"
+        raise InputError(explain("stress", "NaN where the cell has no volume", got, remedy))
 
 
 def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 
 from sog_longrange import DerivativeError, HostError, InputError
 from sog_longrange.errors import explain
-from sog_longrange.geometry import apply_strain
+from sog_longrange.geometry import apply_strain, virial_to_stress
 from sog_longrange.validation import as_number
 
 from .batching import fit_boundary, take
@@ -29,8 +29,9 @@ class EnergyForcesStress(NamedTuple):
     forces : Tensor, shape [num_nodes, 3], in eV/Å
         -dE / d pos.
     stress : Tensor, shape [batch_size, 3, 3], in eV/Å^3, or None
-        dE / d strain per volume, positive under tension. Zero for structures that are not
-        periodic along all three axes, which have no volume; None for data without cells.
+        dE / d strain over the volume of the data's own cell, positive under tension, whatever
+        axes are periodic. NaN for structures whose cell has no volume, as where a row is zero:
+        leave them out of a loss, as by ``stress[~stress.isnan()]``. None for data without cells.
     """
 
     energy: Tensor
@@ -81,7 +82,7 @@ def energy_forces_stress(
         cell, pbc, _ = fit_boundary(data.get("cell"), data.get("pbc"), batch, batch_size)
         pos = data.pos.detach().requires_grad_()
         strain = None
-        moved = pos
+        moved, own = pos, cell
         if cell is not None:
             strain = pos.new_zeros(batch_size, 3, 3).requires_grad_()
             moved, cell = apply_strain(pos, cell, strain, batch)
@@ -96,7 +97,7 @@ def energy_forces_stress(
             energy.sum(), inputs, create_graph=create_graph, materialize_grads=True
         )
     energy = energy.reshape(-1) if create_graph else energy.detach().reshape(-1)
-    stress = None if strain is None else _per_volume(slopes[1], data, cell, pbc)
+    stress = None if own is None else virial_to_stress(slopes[1], own)
     return EnergyForcesStress(energy, -slopes[0], stress)
 
 
@@ -115,14 +116,6 @@ def _total_charge(model: Any, data: Data, batch_size: int) -> Tensor | None:
         remedy = "Give every graph its total_charge before graphs are batched, such as 0.0."
         raise InputError(explain("data.total_charge", expected, repr(given), remedy))
     return torch.tensor(numbers, dtype=data.pos.dtype, device=data.pos.device)
-
-
-def _per_volume(virial: Tensor, data: Data, cell: Tensor | None, pbc: Tensor | None) -> Tensor:
-    if cell is None or pbc is None:
-        return torch.zeros_like(virial)
-    whole = pbc.all(-1)[:, None, None]
-    safe = torch.where(whole, cell.detach(), torch.eye(3).to(cell))
-    return torch.where(whole, virial / torch.linalg.det(safe).abs()[:, None, None], 0.0)
 
 
 def _refuse_compiled(model: Any) -> None:

@@ -18,6 +18,7 @@ from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.frames import check_cell, check_label, check_positions
 from sog_longrange.validation import WHOLE
+from sog_mace.cells import check_stress_label, stress_label
 
 SHOWN = 5
 """Frames that a message names before it says how many more there are."""
@@ -67,7 +68,7 @@ def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConf
     ------
     InputError
         If positions, cell or a label are malformed or not finite, or a total charge is no number,
-        or no whole number where it must be.
+        or no whole number where it must be, or there is the stress of a frame without a volume.
     BoundaryError
         If the frame is periodic along one or two axes and the kernel is "ewald".
     """
@@ -80,6 +81,7 @@ def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConf
     for name, allowed in (shapes | dict.fromkeys(TENSORS, TENSOR)).items():
         if labels.get(name) is not None:
             check_label(keys.get(name, name), labels[name], allowed, where)
+    check_stress_label(where, frame.pbc, frame.cell, stress_label(frame))
     if labels.get("total_charge") is not None:
         _check_total_charge(where, labels["total_charge"], keys, config)
 

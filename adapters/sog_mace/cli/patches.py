@@ -26,6 +26,7 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import NotFiniteError, explain
+from sog_mace.cells import keep_input_cells
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
 from sog_mace.cli.frames import Source, check_streams, read_checked, resolve_constraint
 from sog_mace.host import check_names
@@ -100,7 +101,8 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
             setattr(run_train, name, getattr(patches, name))
         for module, name in PATCHED_ELSEWHERE:
             setattr(module, name, getattr(patches, name))
-        yield patches
+        with keep_input_cells(training=True):
+            yield patches
     finally:
         for name in PATCHED:
             setattr(run_train, name, patches.originals[name])

@@ -70,7 +70,7 @@ def test_forces_equal_finite_differences_on_a_mixed_batch(name):
 def test_stress_equals_finite_differences_on_a_mixed_batch(name):
     model, data = make_model(name), mixed_batch()
     stress = energy_forces_stress(model, data).stress
-    for graph in (0, 2):
+    for graph in (0, 2, 3):
         for row, column in [(0, 0), (0, 1), (1, 2), (2, 2)]:
             expected = numerical_stress(model, data, graph, row, column)
             assert abs(stress[graph, row, column].item() - expected) < 1e-8
@@ -82,14 +82,16 @@ def test_batch_equals_single(name):
     together = energy_forces_stress(model, Batch.from_data_list(frames))
     alone = [energy_forces_stress(model, frame) for frame in frames]
     for found, expected in zip(together, zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(found, torch.cat(expected), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            found, torch.cat(expected), rtol=1e-12, atol=1e-12, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_of_a_force_loss_reach_every_parameter(name):
     model, data = make_model(name), mixed_batch()
     out = energy_forces_stress(model, data, create_graph=True)
-    (out.forces.square().sum() + out.stress.square().sum()).backward()
+    (out.forces.square().sum() + out.stress[~out.stress.isnan()].square().sum()).backward()
     unreached = {
         key
         for key, parameter in model.named_parameters()
@@ -104,7 +106,7 @@ def test_gradients_of_a_force_loss_are_those_of_finite_differences(name):
 
     def loss():
         out = energy_forces_stress(model, data, create_graph=True)
-        return out.forces.square().sum() + out.stress.square().sum()
+        return out.forces.square().sum() + out.stress[~out.stress.isnan()].square().sum()
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     slopes = torch.autograd.grad(loss(), parameters, materialize_grads=True)

@@ -118,7 +118,7 @@ def test_inference_mode_changes_nothing(name):
         batch = next(iter(DataLoader(frames, batch_size=2)))
         found = energy_forces_stress(model, batch)
     for own, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["SchNet", "hand-written"])
@@ -129,7 +129,7 @@ def test_structures_without_atoms_have_no_energy(name):
     expected = energy_forces_stress(model, make_data(1))
     assert out.energy.tolist() == [0.0, pytest.approx(expected.energy.item(), rel=1e-12), 0.0]
     torch.testing.assert_close(out.forces, expected.forces)
-    assert out.stress[[0, 2]].abs().sum() == 0
+    assert out.stress[[0, 2]].isnan().all()
 
 
 def test_charges_may_be_numbers():
@@ -151,8 +151,8 @@ def test_stress_is_for_what_has_a_volume():
     batch = Batch.from_data_list([make_data(1), molecule()])
     out = energy_forces_stress(model, batch)
     assert out.stress[0].abs().sum() > 0
-    assert out.stress[1].abs().sum() == 0
-    torch.testing.assert_close(out.stress, out.stress.transpose(1, 2))
+    assert out.stress[1].isnan().all()
+    torch.testing.assert_close(out.stress[0], out.stress[0].T)
     bare = Data(z=molecule().z, pos=molecule().pos)
     assert energy_forces_stress(model, bare).stress is None
     assert OPEN == (False,) * 3
