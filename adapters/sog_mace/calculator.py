@@ -135,14 +135,6 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
             units = (self.energy_units_to_eV, self.length_units_to_A)
             add_periodic_field(self.results, born, given, field, *units)
 
-    def _atoms_to_batch(self, atoms: Atoms) -> Any:  # noqa: ANN401
-        """Make the input of the models, with the cell that the structure itself has."""
-        batch = super()._atoms_to_batch(atoms)
-        cell = batch["cell"].clone()  # Behind its rows are those of padding, if there is any.
-        cell[:3] = torch.from_numpy(atoms.cell.array).to(cell)
-        batch[INPUT_CELL] = cell
-        return batch
-
     def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
         """Charges and dipoles of the atoms in the graph of their positions, without any padding."""
         if self.num_models > 1:
@@ -165,14 +157,18 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         return out["latent_charges"][:n_atoms, 0], dipoles, positions
 
     def _atoms_to_batch(self, atoms: Atoms) -> Any:
-        """Make MACE's batch, which holds the total charge as a number, if a model takes one."""
+        """Make MACE's batch, with the cell of the structure and, if a model takes one, its charge."""
         self.info_keys.pop("total_charge", None)
         charge = self._total_charge(atoms)
         if charge is not None:
             self.info_keys["total_charge"] = TOTAL_CHARGE[0]
             atoms = atoms.copy()
             atoms.info[TOTAL_CHARGE[0]] = charge
-        return super()._atoms_to_batch(atoms)
+        batch = super()._atoms_to_batch(atoms)
+        cell = batch["cell"].clone()  # Behind its rows are those of padding, if there is any.
+        cell[:3] = torch.from_numpy(atoms.cell.array).to(cell)
+        batch[INPUT_CELL] = cell
+        return batch
 
     def _total_charge(self, atoms: Atoms) -> float | None:
         """Total charge for models that take one, which is not guessed where it matters."""
