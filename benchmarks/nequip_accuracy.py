@@ -21,7 +21,7 @@ from ase.io import read
 
 from sog_longrange import SOGLongRange
 from sog_nequip.calculator import SOGNequIPCalculator
-from sog_nequip.train import long_range_parts
+from sog_nequip.parts import long_range_parts
 
 MODEL = "training_module.model"
 SYSTEMS = {

@@ -157,7 +157,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         return out["latent_charges"][:n_atoms, 0], dipoles, positions
 
     def _atoms_to_batch(self, atoms: Atoms) -> Any:
-        """Make MACE's batch, with the cell of the structure and, if a model takes one, its charge."""
+        """Make MACE's batch, with the cell of the structure and the charge that models take."""
         self.info_keys.pop("total_charge", None)
         charge = self._total_charge(atoms)
         if charge is not None:

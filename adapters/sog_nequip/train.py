@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from nequip.data import AtomicDataDict
 from torch import Tensor, nn
 
-from sog_longrange import ConfigError, HostError, InputError
-from sog_longrange.coincidence import Coincidence, coincident_atoms
+from sog_longrange import ConfigError, HostError
 from sog_longrange.errors import explain
-from sog_longrange.geometry import own_volume
-from sog_longrange.validation import check_structures
+
+from .labels import check_neutral, check_stress_labels, coincidence
+from .parts import long_range_parts
+from .report import ChargeReport
 
 
 class WarmUp(Callback):
@@ -23,7 +23,8 @@ class WarmUp(Callback):
 
     For models that were built with ``warm_up: true``: training starts at exactly the
     short-range model. A restarted training goes on where it stopped. Stress labels of structures
-    without a volume are refused in the first epoch.
+    without a volume are refused in the first epoch. After training the charges of the validation
+    set are reported, with warnings of what looks unphysical.
 
     Parameters
     ----------
@@ -40,7 +41,8 @@ class WarmUp(Callback):
         if steps < 1:
             raise ConfigError(explain("steps", "at least 1", str(steps)))
         self.steps = steps
-        self._has_seen_all = False
+        self._has_seen_all = self._has_warned = False
+        self._report: ChargeReport | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the steps of the optimizer open the gate.
@@ -66,7 +68,7 @@ class WarmUp(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Tensor], batch_idx: int
     ) -> None:
-        """Look at the labels of a batch of the first epoch, and keep it for messages.
+        """Look at a batch of the first epoch, and keep it for messages.
 
         Parameters
         ----------
@@ -78,11 +80,17 @@ class WarmUp(Callback):
         Raises
         ------
         InputError
-            If a structure has a stress label and no volume.
+            If a structure has a stress label and no volume, or a total charge where
+            ``charge_constraint: auto`` stands for neutral structures.
         """
         self._batch = batch
-        if not self._has_seen_all:
-            check_stress_labels(batch, f"training batch {batch_idx}")
+        if self._has_seen_all:
+            return
+        where = f"training batch {batch_idx}"
+        check_stress_labels(batch, where)
+        for part in long_range_parts(pl_module.model):
+            if part.long_range.config.charge_constraint == "auto" and not self._has_warned:
+                self._has_warned = check_neutral(batch, where)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -103,7 +111,7 @@ class WarmUp(Callback):
         finite = bool(torch.isfinite(loss.detach()).all())
         if trainer.strategy.reduce_boolean_decision(finite, all=True):
             return
-        found = None if finite else _coincidence(self._batch)
+        found = None if finite else coincidence(self._batch)
         remedy = (
             "Training diverged: take a smaller learning rate, clip gradients by the trainer's "
             "`gradient_clip_val`, or look for wrong labels."
@@ -126,14 +134,50 @@ class WarmUp(Callback):
         """
         self._has_seen_all = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say if training ended before the long-range energy was there in full.
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to look at charges, which are reported after training.
 
         Parameters
         ----------
         trainer : Trainer
         pl_module : LightningModule
         """
+        self._report = ChargeReport(pl_module.model)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look at the charges of a batch.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+        outputs : dict
+            Of NequIP's validation step.
+        batch : dict
+        batch_idx, dataloader_idx : int
+        """
+        out = (outputs or {}).get(f"val_{dataloader_idx}_output")
+        if self._report is not None and out is not None:
+            self._report.add(out)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the charges, and say if the long-range energy was not yet there in full.
+
+        Parameters
+        ----------
+        trainer : Trainer
+        pl_module : LightningModule
+        """
+        if self._report is not None and trainer.is_global_zero:
+            self._report.log()
         for part in long_range_parts(pl_module.model):
             gate = float(part.long_range.gate)
             if gate < 1.0:
@@ -142,40 +186,6 @@ class WarmUp(Callback):
                     f"longer, or with fewer than {self.steps} steps of WarmUp.",
                     stacklevel=2,
                 )
-
-
-def check_stress_labels(batch: dict[str, Tensor], where: str) -> None:
-    """Refuse to train on the stress of structures without a volume.
-
-    Parameters
-    ----------
-    batch : dict
-        Fields of a batch; NaN stands for a stress that is not known.
-    where : str
-        Name of the batch.
-
-    Raises
-    ------
-    InputError
-        If a structure has a stress label and no volume.
-    """
-    stress, cell = batch.get(AtomicDataDict.STRESS_KEY), batch.get(AtomicDataDict.CELL_KEY)
-    if stress is None:
-        return
-    stress = stress.view(-1, 3, 3)
-    cell = torch.zeros_like(stress) if cell is None else cell.view(-1, 3, 3)
-    wrong = own_volume(cell).isnan() & ~stress.isnan().all(-1).all(-1)
-    if bool(wrong.any()):
-        index = int(wrong.nonzero()[0])
-        atoms = batch.get(AtomicDataDict.BATCH_KEY)
-        n = (
-            len(batch[AtomicDataDict.POSITIONS_KEY])
-            if atoms is None
-            else int((atoms == index).sum())
-        )
-        remedy = "Make that label NaN, with ignore_nan for stress in loss and metrics."
-        got = f"one of structure {index} ({n} atoms, cell {cell[index].tolist()}) of {where}"
-        raise InputError(explain("stress", "NaN where the cell has no volume", got, remedy))
 
 
 def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
@@ -210,41 +220,3 @@ def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
     known = {id(p) for p in kernel}
     others = [p for p in model.parameters() if id(p) not in known]
     return [{"params": others}, {"params": kernel, "lr": kernel_lr, "weight_decay": 0.0}]
-
-
-def _coincidence(data: dict[str, Tensor]) -> Coincidence | None:
-    """Two atoms of a batch at one place, if its boundary is known."""
-    cell, pbc = data.get(AtomicDataDict.CELL_KEY), data.get(AtomicDataDict.PBC_KEY)
-    if pbc is None:
-        return None
-    structures = check_structures(
-        data[AtomicDataDict.POSITIONS_KEY],
-        None if cell is None else cell.view(-1, 3, 3),
-        pbc.view(-1, 3),
-        data.get(AtomicDataDict.BATCH_KEY),
-        AtomicDataDict.num_frames(data),
-    )
-    return coincident_atoms(structures)
-
-
-def long_range_parts(model: nn.Module) -> list[Any]:
-    """Find the long-range parts of a model.
-
-    Parameters
-    ----------
-    model : Module
-
-    Returns
-    -------
-    list of LongRange
-
-    Raises
-    ------
-    HostError
-        If there is none.
-    """
-    parts = [module for module in model.modules() if hasattr(module, "is_sog_long_range")]
-    if not parts:
-        remedy = "Build it with `_target_: sog_nequip.model.SOGModel`."
-        raise HostError(explain("model", "with a long-range part", "none", remedy))
-    return parts

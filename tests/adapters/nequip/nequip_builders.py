@@ -9,7 +9,7 @@ from hydra.utils import get_method
 from nequip.data import compute_neighborlist_, from_ase
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
 
-from sog_nequip.train import long_range_parts
+from sog_nequip.parts import long_range_parts
 
 TYPES = ["H", "C", "O"]
 R_MAX = 3.5

@@ -9,8 +9,8 @@ from nequip.utils.unittests.model_tests import BaseEnergyModelTests
 from nequip_builders import ALLEGRO, NEQUIP, evaluate
 
 from sog_nequip.calculator import SOGNequIPCalculator
+from sog_nequip.parts import long_range_parts
 from sog_nequip.registry import ASE_TARGET
-from sog_nequip.train import long_range_parts
 
 # Subprocesses, Lightning and deprecations inside the host are the host's.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -27,7 +27,7 @@ from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
 from sog_nequip.nn import LongRange
-from sog_nequip.train import long_range_parts
+from sog_nequip.parts import long_range_parts
 
 SOG = {"num_channels": 2, "tolerance": 1e-8, "latent_dipoles": True}
 

@@ -32,7 +32,7 @@ from sog_longrange import BoundaryError, ConfigError, HostError, InputError, Not
 from sog_longrange.atoms import dipole_of_atoms
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
-from sog_nequip.train import long_range_parts
+from sog_nequip.parts import long_range_parts
 
 SOG = {"num_channels": 2, "tolerance": 1e-9}
 every_base = pytest.mark.parametrize("base", BASES)

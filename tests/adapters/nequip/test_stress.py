@@ -23,7 +23,9 @@ from stress_cases import (
 
 from sog_longrange import InputError
 from sog_nequip.calculator import SOGNequIPCalculator
-from sog_nequip.train import WarmUp, check_stress_labels, long_range_parts
+from sog_nequip.labels import check_stress_labels
+from sog_nequip.parts import long_range_parts
+from sog_nequip.train import WarmUp
 
 ALL = STRUCTURES | FLAT
 

@@ -17,7 +17,8 @@ from nequip_builders import acetaldehyde, crystal, evaluate, to_data
 
 from sog_longrange import ConfigError, HostError
 from sog_nequip.calculator import SOGNequIPCalculator
-from sog_nequip.train import WarmUp, kernel_group, long_range_parts
+from sog_nequip.parts import long_range_parts
+from sog_nequip.train import WarmUp, kernel_group
 
 pytestmark = pytest.mark.slow
 
