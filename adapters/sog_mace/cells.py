@@ -76,18 +76,19 @@ def own_cells(data: dict[str, Tensor], pbc: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (n_graphs, 3, 3), in Å
-        NaN for structures with open axes if their cells are not known, with a warning.
+        NaN for structures with open axes if their cells are not known, with a warning if some
+        axes are periodic: molecules have no cell as a rule.
     """
     cell, whole = data["cell"].view(-1, 3, 3), pbc.all(-1)[:, None, None]
     own = data.get(INPUT_CELL)
     if own is not None:
         return torch.where(whole, cell, own.view(-1, 3, 3).to(cell))
-    if not bool(whole.all()):
+    if bool((pbc.any(-1) & ~pbc.all(-1)).any()):
         warnings.warn(
             "The stress of structures that are not periodic along all axes is NaN: MACE replaced "
-            "the rows of their cells, and with them the volume. Use "
-            "sog_mace.SOGMACECalculator instead of MACECalculator, sog_mace_eval_configs instead "
-            "of mace_eval_configs, and sog_mace.cells.keep_input_cells in programs of your own.",
+            "rows of their cells, and with them the volume. Use sog_mace.SOGMACECalculator "
+            "instead of MACECalculator, sog_mace_eval_configs instead of mace_eval_configs, and "
+            "sog_mace.cells.keep_input_cells in programs of your own.",
             stacklevel=3,
         )
     return torch.where(whole, cell, torch.nan)

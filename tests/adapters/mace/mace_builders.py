@@ -11,6 +11,7 @@ from mace.tools import AtomicNumberTable, torch_geometric
 
 from sog_longrange import SOGConfig
 from sog_mace import SOGMACE
+from sog_mace.cells import keep_input_cells
 
 ELEMENTS = (1, 8)
 BLOCK = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
@@ -52,20 +53,18 @@ def make_sogmace(config=PRECISE, **options):
     return SOGMACE(make_mace(**options), config)
 
 
-def make_batch(frames, heads=("Default",)):
-    """A MACE batch of structures."""
+def make_batch(frames, heads=("Default",), keep=keep_input_cells):
+    """A MACE batch of structures, with the cells that they came with."""
     table = AtomicNumberTable(list(ELEMENTS))
     info_keys = {"total_charge": "charge", "external_field": "external_field"}
     keys = data.KeySpecification(info_keys=info_keys, arrays_keys={})
-    items = [
-        data.AtomicData.from_config(
-            data.config_from_atoms(frame, key_specification=keys, head_name=heads[-1]),
-            z_table=table,
-            cutoff=4.0,
-            heads=list(heads),
-        )
+    configs = [
+        data.config_from_atoms(frame, key_specification=keys, head_name=heads[-1])
         for frame in frames
     ]
+    options = {"z_table": table, "cutoff": 4.0, "heads": list(heads)}
+    with keep():
+        items = [data.AtomicData.from_config(config, **options) for config in configs]
     loader = torch_geometric.dataloader.DataLoader(items, batch_size=len(items), shuffle=False)
     return next(iter(loader)).to_dict()
 

@@ -93,7 +93,7 @@ def test_forces_and_stress_equal_finite_differences(options):
         expected = -(energies[0] - energies[1]) / (2 * STEP)
         found = out["forces"][sizes[graph] + atom, axis].item()
         assert found == pytest.approx(expected, abs=2e-6)
-    for graph, row, column in [(0, 0, 0), (0, 0, 1), (2, 1, 2)]:
+    for graph, row, column in [(0, 0, 0), (0, 0, 1), (2, 1, 2), (3, 0, 0)]:
         frame = frames[graph]
         energies = []
         for step in (STEP, -STEP):

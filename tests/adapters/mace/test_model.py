@@ -122,6 +122,8 @@ def test_closed_gate_equals_the_bare_model(options):
     frames = mixed_frames()
     ours = model(make_batch(frames, heads), compute_stress=True)
     bare = model.mace(make_batch(frames, heads), compute_stress=True)
+    assert ours["stress"][1].isnan().all()  # The molecule has no cell.
+    ours["stress"], bare["stress"] = ours["stress"][::2], bare["stress"][::2]
     for key in ("energy", "forces", "stress", "virials", "node_energy"):
         assert (ours[key] - bare[key]).abs().max() <= 1e-14, key
 
@@ -180,7 +182,7 @@ def test_without_a_field_nothing_changes():
     assert found.keys() == expected.keys()
     assert "field_energy" not in found
     for key in ("energy", "forces", "stress", "node_energy"):
-        assert torch.equal(found[key], expected[key]), key
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_dipole_is_the_derivative_in_a_field_of_zero():
@@ -205,7 +207,7 @@ def test_batch_equals_single():
     single = [model(make_batch([frame]), compute_stress=True) for frame in frames]
     for key in ("energy", "forces", "stress", "latent_charges"):
         expected = torch.cat([out[key] for out in single])
-        assert torch.allclose(together[key], expected, atol=1e-11), key
+        assert torch.allclose(together[key], expected, atol=1e-11, equal_nan=True), key
 
 
 def test_every_parameter_moves_within_three_steps_of_the_start():
@@ -215,7 +217,7 @@ def test_every_parameter_moves_within_three_steps_of_the_start():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in range(3):
         out = model(make_batch(mixed_frames()), training=True, compute_stress=True)
-        loss = sum(out[key].square().mean() for key in ("energy", "forces", "stress"))
+        loss = sum(out[key].square().mean() for key in ("energy", "forces", "virials"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
