@@ -61,6 +61,13 @@ def evaluate(energy: LongRangeEnergy, inputs: Inputs) -> None:
     torch.autograd.grad(out.energy.sum(), positions)
 
 
+def time_evaluation(energy: LongRangeEnergy, inputs: Inputs) -> float:
+    """CPU time of all threads, in s."""
+    start = time.process_time()
+    evaluate(energy, inputs)
+    return time.process_time() - start
+
+
 def peak_memory() -> float:
     """Largest resident memory of this process since it was cleared, in GB."""
     unit = 1.0 if sys.platform == "darwin" else 1024.0
@@ -83,10 +90,10 @@ def measure(n_atoms: int, edge: float, backend: str, dtype_name: str) -> dict[st
     inputs = make_inputs(n_atoms, edge, dtype)
     choice = energy.choices(inputs[0], check_structures(inputs[1], *inputs[2:]))[0]
     clear_peak()
-    before, start = peak_memory(), time.process_time()
-    evaluate(energy, inputs)
+    before = peak_memory()
+    seconds = min(time_evaluation(energy, inputs) for _ in range(2))
     return {
-        "seconds": time.process_time() - start,
+        "seconds": seconds,
         "predicted_seconds": choice.costs[backend] / 1000.0,
         "gb": peak_memory() - before,
         "predicted_gb": choice.memory[backend] / 1e9,

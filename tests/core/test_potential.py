@@ -35,7 +35,7 @@ def structures_of(boundary, n_atoms=4, n_channels=2):
         "slab": [slab],
         "wire": [wire],
         "mixed": [right, free, left, slab, free, wire, empty],
-        "large_open": [random_structure(6, 501, n_channels, edge=12.0, periodic=False)],
+        "large_open": [random_structure(6, 700, n_channels, edge=10.0, periodic=False)],
     }[boundary]
 
 
