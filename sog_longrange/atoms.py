@@ -106,12 +106,14 @@ def periodic_field(atoms: AtomsLike) -> np.ndarray | None:
     return vector if np.abs(rises).max(initial=0.0) > PERPENDICULAR else None
 
 
-def total_charge_key(atoms: AtomsLike) -> str | None:
+def total_charge_key(atoms: AtomsLike, keys: tuple[str, ...] = TOTAL_CHARGE) -> str | None:
     """Find the key under which the total charge of a structure is.
 
     Parameters
     ----------
     atoms : ase.Atoms
+    keys : tuple of str
+        Where to look; the first that is there counts.
 
     Returns
     -------
@@ -123,7 +125,7 @@ def total_charge_key(atoms: AtomsLike) -> str | None:
     InputError
         If what it holds is not one finite number.
     """
-    key = next((key for key in TOTAL_CHARGE if key in atoms.info), None)
+    key = next((key for key in keys if key in atoms.info), None)
     if key is not None:
         given = atoms.info[key]
         number = np.asarray(given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from mace.calculators import MACECalculator
@@ -16,7 +15,6 @@ from sog_longrange.atoms import (
     EXTERNAL_FIELD,
     ChargesInASE,
     add_periodic_field,
-    dipole_of_atoms,
     explain_no_stress,
     external_field,
     keep_info,
@@ -25,7 +23,11 @@ from sog_longrange.atoms import (
 )
 from sog_longrange.errors import explain
 
+from .charges import mark_given
 from .model import SOGMACE
+from .results import linked_charges, long_range_results
+
+ENERGIES = ("long_range_energy", "short_range_energy", "charge_state_energy", "field_energy")
 
 
 class SOGMACECalculator(ChargesInASE, MACECalculator):
@@ -126,19 +128,14 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 "is free. Run its models one by one."
             )
         self._choose_charge_key(atoms)
-        model = self.models[0]
-        dtype = next(model.parameters()).dtype
-        data = {
-            key: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
-            for key, value in self._atoms_to_batch(atoms).to_dict().items()
-        }
-        n_atoms = len(atoms)
-        positions = data["positions"][:n_atoms].detach().requires_grad_()
-        data["positions"] = torch.cat([positions, data["positions"][n_atoms:]])
-        out = model(data, compute_force=False)
-        own = out.get("latent_dipoles")
-        dipoles = None if own is None else own[:n_atoms, :, 0]
-        return out["latent_charges"][:n_atoms, 0], dipoles, positions
+        return linked_charges(self.models[0], self._atoms_to_batch(atoms).to_dict(), len(atoms))
+
+    def _atoms_to_batch(self, atoms: Atoms) -> Any:
+        """Make the input of the models, which says whether the total charge was given."""
+        batch = super()._atoms_to_batch(atoms)
+        if total_charge_key(atoms) is not None:
+            mark_given(batch)
+        return batch
 
     def _choose_charge_key(self, atoms: Atoms) -> None:
         """Read the total charge under either key, and refuse to guess one that matters."""
@@ -164,36 +161,14 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
             )
 
     def _add_results(self, outputs: list[dict[str, Any]]) -> None:
-        n_atoms = len(self.atoms)
-        for key in ("long_range_energy", "short_range_energy", "charge_state_energy"):
-            found = [out[key][0] for out in outputs if key in out]
-            if found:
-                mean = float(torch.stack(found).detach().sum()) / self.num_models
-                self.results[key] = self.energy_units_to_eV * mean
-        charges = [out["latent_charges"][:n_atoms].detach().cpu().numpy() for out in outputs]
-        own = [_latent_dipoles(out, n_atoms) for out in outputs]
-        dipoles = [
-            dipole_of_atoms(q[:, 0], self.atoms, None if mu is None else mu[:, :, 0])
-            for q, mu in zip(charges, own, strict=True)
-        ]
-        present = [mu for mu in own if mu is not None]
-        if self.num_models > 1:
-            self.results["latent_charges_comm"] = np.stack(charges)
-            self.results["dipole_comm"] = np.stack(dipoles)
-            if len(present) == self.num_models:
-                self.results["latent_dipoles_comm"] = np.stack(present)
+        parts = [long_range_results(out, self.atoms) for out in outputs]
+        for key in (key for key in ENERGIES if any(key in part for part in parts)):
+            mean = sum(part.get(key, 0.0) for part in parts) / self.num_models
+            self.results[key] = self.energy_units_to_eV * mean
+        if self.num_models == 1:
+            own = {key: value for key, value in parts[0].items() if key not in ENERGIES}
+            self.results.update(own)
             return
-        if present:
-            self.results["latent_dipoles"] = present[0]
-        self.results["latent_charges"] = charges[0]
-        self.results["charges"] = charges[0][:, 0].copy()
-        self.results["dipole"] = dipoles[0]
-        if EXTERNAL_FIELD in self.atoms.info:
-            energy = outputs[0].get("field_energy")
-            added = 0.0 if energy is None else float(energy[0].detach())
-            self.results["field_energy"] = self.energy_units_to_eV * added
-
-
-def _latent_dipoles(out: dict[str, Any], n_atoms: int) -> np.ndarray | None:
-    dipoles = out.get("latent_dipoles")
-    return None if dipoles is None else dipoles[:n_atoms].detach().cpu().numpy()
+        for key in ("latent_charges", "dipole", "latent_dipoles"):
+            if all(key in part for part in parts):
+                self.results[f"{key}_comm"] = np.stack([part[key] for part in parts])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+import h5py
 import numpy as np
+from mace.data import KeySpecification, config_from_atoms
 from mace.data.hdf5_dataset import HDF5Dataset, unpack_value
 from mace.data.lmdb_dataset import LMDBDataset
 
-from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
+from sog_longrange import BoundaryError, InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE
+
+IN_DATA: Final = "Add it to the data, or name its key by --total_charge_key."
 
 
 def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
@@ -43,13 +48,41 @@ def check_frames(head_configs: list[Any], config: SOGConfig) -> None:
 
 
 def check_streams(dataset: Any, config: SOGConfig) -> None:
-    """Refuse files without total charges where they matter: MACE would take them as zero.
+    """Refuse files with total charges missing where they matter: MACE would take them as zero.
+
+    Every frame is looked at as MACE reads it, for training and for validation.
 
     Parameters
     ----------
-    dataset : torch.utils.data.Dataset
-        What MACE trains on; datasets inside of it are looked at, too. Validation and test sets
-        that stream from files are not, and must have total charges as the training set has.
+    dataset : torch.utils.data.Dataset or list
+        What MACE made of a file or folder; datasets inside of it are looked at, too. Lists hold
+        frames that `check_frames` has seen.
+    config : SOGConfig
+        Options of the long-range part.
+
+    Raises
+    ------
+    InputError
+        If a total charge is missing where the options need one, or is no whole number where it
+        must be, or a frame of an LMDB file cannot be read.
+    """
+    if not config.needs_total_charge:
+        return
+    for part in getattr(dataset, "datasets", []):
+        check_streams(part, config)
+    if isinstance(dataset, HDF5Dataset):
+        _check_charges(_hdf5_charges(dataset.file, dataset.file_path), config)
+    elif isinstance(dataset, LMDBDataset):
+        _check_charges(_lmdb_charges(dataset), config)
+
+
+def check_test_files(head_configs: list[Any], config: SOGConfig) -> None:
+    """Check what MACE streams for tests after the training, as `check_streams` does.
+
+    Parameters
+    ----------
+    head_configs : list of mace.tools.multihead_tools.HeadConfig
+        Whose `test_dir` are looked into.
     config : SOGConfig
         Options of the long-range part.
 
@@ -57,40 +90,56 @@ def check_streams(dataset: Any, config: SOGConfig) -> None:
     ------
     InputError
         If a total charge is missing where the options need one.
-    HostError
-        If the data stream from LMDB files, which do not tell.
     """
     if not config.needs_total_charge:
         return
-    for part in getattr(dataset, "datasets", []):
-        check_streams(part, config)
-    if isinstance(dataset, LMDBDataset):
-        raise HostError(
-            "Total charges of LMDB files cannot be checked, and MACE takes missing ones as zero. "
-            "Convert the data to extxyz or, with mace_prepare_data, to HDF5."
-        )
-    if isinstance(dataset, HDF5Dataset):
-        for batch in dataset.file.values():
-            for frame in batch.values():
-                stored = frame["properties"].get("total_charge")
-                if stored is None or unpack_value(stored[()]) is None:
-                    raise _no_total_charge(f"{frame.name} of {dataset.file_path}")
+    for folder in {head.test_dir for head in head_configs if head.test_dir is not None}:
+        for path in sorted(Path(folder).rglob("*.h5")):
+            with h5py.File(path, "r") as file:
+                _check_charges(_hdf5_charges(file, str(path)), config)
 
 
-def _check_total_charge(where: str, charge: Any, config: SOGConfig) -> None:
+def _hdf5_charges(file: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for batch in file.values():
+        for frame in batch.values():
+            stored = frame["properties"].get("total_charge")
+            charge = None if stored is None else unpack_value(stored[()])
+            yield f"{frame.name} of {path}", charge
+
+
+def _lmdb_charges(dataset: LMDBDataset) -> Iterator[tuple[str, Any]]:
+    source, keys = dataset.AseDB, KeySpecification.from_defaults()
+    files = [getattr(db, "filename", "?") for db in source.dbs]
+    names = [(file, i) for file, ids in zip(files, source.db_ids, strict=True) for i in ids]
+    for index, (file, row) in zip(source.ids, names, strict=True):
+        where = f"row {row} of {file}"
+        try:
+            atoms = source.get_atoms(index)
+        except Exception as error:  # The databases raise whatever they meet.
+            remedy = "MACE would print an error and go on without it. Prepare the file again."
+            got = f"{error!r} in {where}"
+            raise InputError(explain("frame", "readable", got, remedy)) from error
+        yield where, config_from_atoms(atoms, key_specification=keys).properties["total_charge"]
+
+
+def _check_charges(frames: Iterator[tuple[str, Any]], config: SOGConfig) -> None:
+    remedy = (
+        "Prepare the files again with sog_mace_prepare_data, which passes total charges on and "
+        "takes their key by --total_charge_key."
+    )
+    for where, charge in frames:
+        _check_total_charge(where, charge, config, remedy)
+
+
+def _check_total_charge(where: str, charge: Any, config: SOGConfig, remedy: str = IN_DATA) -> None:
     if charge is None:
-        raise _no_total_charge(where)
+        expected = "in every frame with charge_embedding or charge_constraint='total'"
+        raise InputError(explain("total_charge", expected, f"none in {where}", remedy))
     value = np.asarray(charge, dtype=float)
     whole = config.fractional_charge or bool((abs(value - value.round()) <= WHOLE).all())
     if value.size != 1 or not np.isfinite(value).all() or not whole:
         expected = "one finite number" if config.fractional_charge else "a whole number of e"
         raise InputError(explain("total_charge", expected, f"{charge!r} in {where}"))
-
-
-def _no_total_charge(where: str) -> InputError:
-    expected = "in every frame with charge_embedding or charge_constraint='total'"
-    remedy = "Add it to the data, or name its key by --total_charge_key."
-    return InputError(explain("total_charge", expected, f"none in {where}", remedy))
 
 
 def _all_frames(head_configs: list[Any]) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,6 @@ replaced for the duration of the run.
 
 from __future__ import annotations
 
-import copy
 import glob
 import logging
 import math
@@ -24,11 +23,14 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
-from sog_mace.cli.frames import check_frames, check_streams
+from sog_mace.charges import total_charges_checked
+from sog_mace.cli.frames import check_frames, check_streams, check_test_files
+from sog_mace.heads import select_head
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
 
 PATCHED = [
+    "load_dataset_for_path",
     "configure_model",
     "get_params_options",
     "get_optimizer",
@@ -87,7 +89,8 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
-        yield patches
+        with total_charges_checked():
+            yield patches
     finally:
         for name, original in patches.originals.items():
             setattr(run_train, name, original)
@@ -110,6 +113,12 @@ class Patches:
         self.config, self.schedule = config, schedule
         self.starts_fresh = True
 
+    def load_dataset_for_path(self, *args: Any, **kwargs: Any) -> Any:
+        """Check what streams from a file, of training and validation, when it is opened."""
+        dataset = self.originals["load_dataset_for_path"](*args, **kwargs)
+        check_streams(dataset, self.config)
+        return dataset
+
     def configure_model(
         self,
         args: Namespace,
@@ -122,7 +131,7 @@ class Patches:
     ) -> Any:
         """Wrap the model that MACE configures, after a look at the data."""
         check_frames(head_configs, self.config)
-        check_streams(loader.dataset, self.config)
+        check_test_files(head_configs, self.config)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
@@ -173,9 +182,7 @@ class Patches:
         original = self.originals["remove_pt_head"]
         if not isinstance(model, SOGMACE):
             return original(model, head_to_keep)
-        single = SOGMACE(original(model.mace, head_to_keep), model.long_range.config)
-        single.long_range = copy.deepcopy(model.long_range)
-        return single
+        return select_head(model, head_to_keep, original)
 
     def inject_LoRAs(self, model: SOGMACE, *args: Any, **kwargs: Any) -> SOGMACE:  # noqa: N802
         """Freeze and adapt the inner model only."""

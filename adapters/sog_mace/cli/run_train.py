@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import logging
 from collections.abc import Sequence
 from typing import TypeVar, get_type_hints
@@ -18,6 +17,7 @@ from mace.cli import run_train
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_longrange import ConfigError, SOGConfig
 
+from .arguments import parse
 from .patches import Schedule, patched_run_train
 
 Options = TypeVar("Options", SOGConfig, Schedule)
@@ -87,15 +87,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     -------
     Namespace
     """
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
-    options = [word.split("=")[0] for word in unknown if word.startswith("--")]
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        hints = [_suggest(option, known) for option in options] or unknown
-        message = "unrecognized arguments: " + "; ".join(hints)
-        parser.exit(2, f"sog_mace_run_train: {message}\n")
-    return args
+    return parse(build_parser(), "sog_mace_run_train", argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -136,11 +128,6 @@ def _refuse_accelerators(args: argparse.Namespace) -> None:
             f"sog_mace_run_train: --{wanted[0]} is not supported yet with a long-range part, "
             "since the conversion rebuilds models by class. Leave it out."
         )
-
-
-def _suggest(option: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(option, known, n=1)
-    return f"{option} (did you mean {near[0]}?)" if near else option
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import copy
 import logging
 import sys
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import ase.io
 import h5py
@@ -15,7 +14,6 @@ import yaml
 from mace import data
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
-from mace.data.lmdb_dataset import LMDBDataset
 from mace.tools import AtomicNumberTable
 from mace_builders import make_sogmace, open_molecule, water_box
 from torch.utils.data import ConcatDataset
@@ -314,13 +312,6 @@ def test_total_charges_that_would_end_the_training_later_are_refused(training_fo
     ase.io.write("charged.xyz", frames)
     with pytest.raises(InputError, match="`total_charge` must be a whole number of e, got .*frame"):
         main(arguments(train_file="charged.xyz", sog_charge_embedding=3))
-
-
-def test_streams_that_do_not_tell_total_charges_are_refused():
-    dataset = SimpleNamespace(datasets=[LMDBDataset.__new__(LMDBDataset)])
-    check_streams(dataset, SOGConfig())
-    with pytest.raises(HostError, match="LMDB"):
-        check_streams(dataset, SOGConfig(charge_embedding=2))
 
 
 @pytest.mark.parametrize("charge", [None, 1.0])

@@ -1,0 +1,194 @@
+"""``sog_mace_prepare_data``: ``mace_prepare_data`` that passes total charges on, to LMDB too."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import h5py
+import numpy as np
+from ase import Atoms
+from mace import tools
+from mace.cli import preprocess_data
+from mace.data.hdf5_dataset import unpack_value
+from mace.tools.default_keys import DefaultKeys
+from mace.tools.fairchem_dataset.lmdb_dataset_tools import LMDBDatabase
+from tqdm import tqdm
+
+import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
+from sog_longrange import InputError
+from sog_longrange.errors import explain
+from sog_mace.host import check_names
+
+from .arguments import end_in_one_line, parse
+
+PROGRAM = "sog_mace_prepare_data"
+READER: Final = "get_dataset_from_xyz"
+PER_ATOM: Final = ("forces", "charges")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return MACE's own argument parser with what it lacks for total charges, and the format."""
+    parser: argparse.ArgumentParser = tools.build_preprocess_arg_parser()
+    parser.prog = PROGRAM
+    # MACE's default, a fourth of the processors, is zero on small machines and fails.
+    parser.set_defaults(num_process=max(1, (os.cpu_count() or 1) // 4))
+    group = parser.add_argument_group("total charges and formats (sog-longrange)")
+    group.add_argument(
+        "--total_charge_key",
+        help="key of total charges in e, which every frame must have then; without this option "
+        f"they are taken from {DefaultKeys.TOTAL_CHARGE.value} where there is one",
+    )
+    text = "files of training and validation: hdf5, or lmdb databases (.aselmdb); test sets, which "
+    text += "MACE streams from no other, are always hdf5"
+    group.add_argument("--format", choices=["hdf5", "lmdb"], default="hdf5", help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write files that MACE streams its data from.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+    """
+    args = parse(build_parser(), PROGRAM, argv)
+    end_in_one_line(PROGRAM, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the command line says.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of `build_parser`.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or a total charge is missing or is no number.
+    """
+    for path in (args.train_file, args.valid_file, args.test_file):
+        if path is not None and not Path(path).exists():
+            raise InputError(explain("file", "there", f"{path!r}, which is not"))
+    required = args.total_charge_key is not None
+    args.total_charge_key = args.total_charge_key or DefaultKeys.TOTAL_CHARGE.value
+    with _checked_reading(args.total_charge_key, required):
+        preprocess_data.run(args)
+    if args.format == "lmdb":
+        # MACE streams tests from HDF5 only.
+        folders = [Path(f"{args.h5_prefix}{name}") for name in ("train", "val")]
+        for path in tqdm([p for f in folders for p in sorted(f.glob("*.h5"))], disable=None):
+            hdf5_to_lmdb(path)
+
+
+@contextmanager
+def _checked_reading(key: str, required: bool) -> Iterator[None]:
+    """Look at the total charges that MACE reads before it writes any of them."""
+    check_names(preprocess_data, [READER])
+    original = getattr(preprocess_data, READER)
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        collections, energies = original(*args, **kwargs)
+        named = [("train", collections.train), ("valid", collections.valid)]
+        for name, frames in [*named, *(collections.tests or [])]:
+            check_total_charges(frames, name, key, required)
+        return collections, energies
+
+    setattr(preprocess_data, READER, read)
+    try:
+        yield
+    finally:
+        setattr(preprocess_data, READER, original)
+
+
+def check_total_charges(frames: list[Any], name: str, key: str, required: bool) -> None:
+    """Check that total charges are numbers, and not missing where they are required.
+
+    Parameters
+    ----------
+    frames : list of mace.data.Configuration
+    name : str
+        Of the set, for messages.
+    key : str
+        Key of the total charge, for messages.
+    required : bool
+        Refuse frames without a total charge; otherwise they are counted in a warning.
+
+    Raises
+    ------
+    InputError
+        Naming the first frame that is at fault.
+    """
+    missing = 0
+    for index, frame in enumerate(frames):
+        charge = frame.properties.get("total_charge")
+        missing += charge is None
+        if charge is None and not required:
+            continue
+        value = np.asarray(charge)
+        if value.shape != () or value.dtype.kind not in "iuf" or not np.isfinite(value):
+            where = f"in frame {index} of the set {name!r}"
+            remedy = "Mend the data, or name another key by --total_charge_key."
+            got = f"{'none' if charge is None else repr(charge)} {where}"
+            raise InputError(explain(key, "one finite number in e in every frame", got, remedy))
+    if 0 < missing < len(frames):
+        logging.warning("%d of %d frames of %s have no %s", missing, len(frames), name, key)
+
+
+def hdf5_to_lmdb(path: Path) -> Path:
+    """Turn a file of ``mace_prepare_data`` into an LMDB database, which takes its place.
+
+    Parameters
+    ----------
+    path : Path
+        File with the suffix .h5, which is removed.
+
+    Returns
+    -------
+    Path
+        File with the suffix .aselmdb, that MACE reads to the same data.
+    """
+    target = path.with_suffix(".aselmdb")
+    lock = target.with_name(f"{target.name}-lock")
+    target.unlink(missing_ok=True)
+    with h5py.File(path, "r") as file, LMDBDatabase(target) as database:
+        for batch in file.values():
+            for index in range(len(batch)):
+                atoms, info = _atoms_of(batch[f"config_{index}"])
+                # ASE refuses some keys and texts, such as "1", anywhere else.
+                database.write(atoms, data={"__info__": info})
+    lock.unlink(missing_ok=True)  # MACE would try to read it, too.
+    path.unlink()
+    return target
+
+
+def _atoms_of(frame: Any) -> tuple[Atoms, dict[str, Any]]:
+    """Structure and what goes to its info, with labels under the keys by which MACE reads LMDB."""
+    numbers, positions = frame["atomic_numbers"][()], frame["positions"][()]
+    cell, pbc = (unpack_value(frame[name][()]) for name in ("cell", "pbc"))
+    atoms = Atoms(numbers, positions, cell=cell, pbc=pbc)
+    keys = {name.lower(): key.value for name, key in DefaultKeys.__members__.items()}
+    stored_info = {"config_weight": frame["weight"], "config_type": frame["config_type"]}
+    info = {name: unpack_value(stored[()]) for name, stored in stored_info.items()}
+    for name, stored in frame["properties"].items():
+        value = unpack_value(stored[()])
+        if value is None or name == "head":
+            continue
+        if name in PER_ATOM:
+            atoms.arrays[keys[name]] = value
+        else:
+            info[keys.get(name, name)] = value
+        info[f"config_{name}_weight"] = unpack_value(frame["property_weights"][name][()])
+    return atoms, info
+
+
+if __name__ == "__main__":
+    main()
