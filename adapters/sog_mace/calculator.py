@@ -135,6 +135,9 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         batch = super()._atoms_to_batch(atoms)
         if total_charge_key(atoms) is not None:
             mark_given(batch)
+        if EXTERNAL_FIELD in batch.keys:
+            # MACE 0.3.15 turns a row of a field that it does not know into a column.
+            batch[EXTERNAL_FIELD] = batch[EXTERNAL_FIELD].view(-1, 3)
         return batch
 
     def _choose_charge_key(self, atoms: Atoms) -> None:

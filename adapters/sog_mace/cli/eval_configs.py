@@ -113,7 +113,7 @@ class Evaluator:
         table = AtomicNumberTable([int(z) for z in self.model.atomic_numbers])
         items, charge_keys = [], [self._charge_key(atoms) for atoms in frames]
         for atoms, key in zip(frames, charge_keys, strict=True):
-            info_keys = {"total_charge": key or TOTAL_CHARGE[0], "total_spin": "spin"}
+            info_keys = {"total_spin": "spin"} | ({} if key is None else {"total_charge": key})
             keys = data.KeySpecification(info_keys=info_keys, arrays_keys={})
             config = data.config_from_atoms(atoms, key_specification=keys, head_name=self.head)
             cutoff, heads = float(self.model.r_max), list(self.model.heads)
@@ -127,6 +127,10 @@ class Evaluator:
         return batch.to(next(self.model.parameters()).device)
 
     def _charge_key(self, atoms: Atoms) -> str | None:
+        """Key of the total charge, which models that read none are not told."""
+        embedded = "total_charge" in getattr(self.model, "embedding_specs", {})
+        if not (self.model.long_range.config.needs_total_charge or embedded):
+            return None
         return total_charge_key(atoms, self.charge_keys)
 
     def _results(self, out: dict[str, Any], atoms: Atoms, graph: int, first: int) -> dict[str, Any]:
@@ -329,7 +333,7 @@ def run(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise InputError(explain("batch_size", "at least 1", str(args.batch_size)))
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError(explain("device", "there", "cuda, which PyTorch does not find"))
+        raise InputError(explain("device", "one that PyTorch finds", repr(args.device)))
     frames = read_frames(args.configs)
     evaluator = _evaluator(args)
     with default_dtype(args.default_dtype):
@@ -339,7 +343,8 @@ def run(args: argparse.Namespace) -> None:
     ase.io.write(args.output, frames, format="extxyz")
     without = sum("stress" not in found for found in results) if args.compute_stress else 0
     if without:
-        print(f"{without} frames without a volume, or in a field along periodic axes, no stress")
+        reason = "no volume, or are in a field along periodic axes"
+        print(f"No stress was written for {without} frames, which have {reason}.")
     print(f"{len(frames)} frames of {args.configs} evaluated, written to {args.output}")
 
 
@@ -403,7 +408,7 @@ def read_frames(path: str) -> list[Atoms]:
         If there is no such file, or ASE cannot read it, or it is empty.
     """
     if not Path(path).is_file():
-        raise InputError(explain("configs", "a file", f"{path!r}, which is none"))
+        raise InputError(explain("configs", "a file that exists", repr(path)))
     try:
         frames: list[Atoms] = ase.io.read(path, ":")
     except Exception as error:  # The readers of ASE raise whatever they meet.

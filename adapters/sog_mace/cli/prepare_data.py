@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     """
     for path in (args.train_file, args.valid_file, args.test_file):
         if path is not None and not Path(path).exists():
-            raise InputError(explain("file", "there", f"{path!r}, which is not"))
+            raise InputError(explain("file", "one that exists", repr(path)))
     required = args.total_charge_key is not None
     args.total_charge_key = args.total_charge_key or DefaultKeys.TOTAL_CHARGE.value
     with _checked_reading(args.total_charge_key, required):

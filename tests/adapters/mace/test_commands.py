@@ -105,7 +105,7 @@ def test_evaluation_is_that_of_the_calculator(capsys):
     expected = calculator.results["stress"]
     assert np.allclose(found[0].info["LR_stress"].flat[[0, 4, 8, 5, 2, 1]], expected, atol=1e-8)
     said = capsys.readouterr().out
-    assert "2 frames without a volume, or in a field along periodic axes, no stress" in said
+    assert "No stress was written for 2 frames, which have no volume, or are in a field" in said
     assert "4 frames of in.xyz evaluated, written to out.xyz" in said
 
 
@@ -173,7 +173,7 @@ def test_bad_frames_are_named_in_one_line(what, message):
     [
         (["--model=none.model"], "`model` must be the readable file of a model, got 'none.model'"),
         (["--model=bare.model"], "`model` must be a SOGMACE model, got ScaleShiftMACE.*MACE's own"),
-        (["--configs=none.xyz"], "`configs` must be a file, got 'none.xyz'"),
+        (["--configs=none.xyz"], "`configs` must be a file that exists, got 'none.xyz'"),
         (["--configs=a.model"], "`configs` must be readable by ASE"),
         (["--head=third"], "`head` must be one of first, second, got 'third'"),
         ([], "`head` must be one of first, second, got none of them"),
@@ -186,6 +186,19 @@ def test_bad_options_end_in_one_line(options, message):
     with pytest.raises(SystemExit, match=f"sog_mace_eval_configs: {message}") as error:
         evaluate(*options)
     assert "\n" not in str(error.value)
+
+
+def test_models_that_read_no_total_charge_mind_none():
+    model, frames = save(config=SOGConfig()), structures()
+    for frame, charge in zip(frames, (None, "0", [1, 2], np.nan), strict=True):
+        frame.info["charge"] = charge
+        frame.info.pop("external_field", None)
+    ase.io.write("in.xyz", frames)
+    found = evaluate("--batch_size=3")
+    energies = [frame.info["MACE_energy"] for frame in found]
+    for frame in frames:
+        del frame.info["charge"]
+    assert np.allclose(energies, model(make_batch(frames))["energy"].detach(), atol=1e-7)
 
 
 def test_unknown_options_suggest_the_nearest(capsys):

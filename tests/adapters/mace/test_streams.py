@@ -200,7 +200,7 @@ def test_frames_without_a_total_charge_are_counted_where_none_is_required(caplog
     write(frames)
     prepare("hdf5")
     assert "1 of 10 frames of train have no total_charge" in caplog.text
-    with pytest.raises(SystemExit, match="`file` must be there, got 'none.xyz'"):
+    with pytest.raises(SystemExit, match="`file` must be one that exists, got 'none.xyz'"):
         prepare("hdf5", "--test_file=none.xyz")
 
 
