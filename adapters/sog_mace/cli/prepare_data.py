@@ -82,6 +82,10 @@ def run(args: argparse.Namespace) -> None:
     args.total_charge_key = args.total_charge_key or DefaultKeys.TOTAL_CHARGE.value
     with _checked_reading(args.total_charge_key, required):
         preprocess_data.run(args)
+    for path in Path(f"{args.h5_prefix}test").glob("*.h5"):
+        # Only files of this name are found by MACE's --test_dir.
+        if not path.stem.endswith("_test"):
+            path.replace(path.with_name(f"{path.stem}_test.h5"))
     if args.format == "lmdb":
         # MACE streams tests from HDF5 only.
         folders = [Path(f"{args.h5_prefix}{name}") for name in ("train", "val")]

@@ -109,17 +109,19 @@ def train(**options):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def test_ions_stream_to_the_same_training_as_from_extxyz():
+def test_ions_stream_to_the_same_training_as_from_extxyz(caplog):
     frames = [label(frame) for frame in ions()]
     write(frames)
-    losses = {}
+    losses, tested = {}, {}
     for form in ("xyz", "hdf5", "lmdb"):
         sources = {"train_file": "train.xyz", "valid_file": "valid.xyz"}
         if form != "xyz":
-            prepare(form, "--total_charge_key=total_charge")
+            prepare(form, "--total_charge_key=total_charge", "--test_file=valid.xyz")
             sources = {"train_file": f"{form}/train", "valid_file": f"{form}/val"}
+            tested = {"test_dir": f"{form}/test"}
         folders = {f"{name}_dir": f"out_{form}" for name in ("results", "model", "checkpoints")}
-        losses[form] = train(**sources, **folders)
+        losses[form] = train(**sources, **folders, **tested)
+    assert caplog.text.count("Error-table on TEST") == 2
     assert len(losses["xyz"]) == 5
     assert len(set(losses["xyz"])) == 5
     for form in ("hdf5", "lmdb"):
@@ -153,8 +155,8 @@ def test_prepared_files_are_read_to_the_same_data():
     for form in ("hdf5", "lmdb"):
         prepare(form, "--test_file=valid.xyz")
     assert sorted(path.name for path in Path("lmdb").rglob("*.*")) == [
-        "kind0__0.h5",
-        "kind1__0.h5",
+        "kind0__0_test.h5",
+        "kind1__0_test.h5",
         "train_0.aselmdb",
         "val_0.aselmdb",
     ]
@@ -230,7 +232,7 @@ def test_test_sets_that_stream_are_checked_before_training():
     ase.io.write("test.xyz", frames[:2])
     prepare("hdf5", "--test_file=test.xyz")
     options = {"train_file": "train.xyz", "valid_file": "valid.xyz", "test_dir": "hdf5/test"}
-    with pytest.raises(InputError, match="none in .*config_0 of hdf5/test/kind0__0.h5"):
+    with pytest.raises(InputError, match="none in .*config_0 of hdf5/test/kind0__0_test.h5"):
         train(**options, results_dir="out")
 
 
