@@ -156,6 +156,7 @@ def spoil(frames, what):
         ("fraction", "`total_charge` must be a whole number"),
         ("field", "must be 3 finite numbers in V/Å"),
         ("cell", "`cell` must be of non-zero volume where `pbc` is true"),
+        ("position", ".*must be finite, got"),
         ("element", "of elements that the model was trained on, got Xe"),
     ],
 )
