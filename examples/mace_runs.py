@@ -100,12 +100,17 @@ def predict(model_file: Path, frames: list[Atoms], label: str = "") -> evaluatio
     import mace  # noqa: F401  (before anything that imports e3nn)
     import torch
 
+    from sog_mace.charges import mark_given
+
     # A MACE model file is a pickle: only load what you trained yourself.
     model = torch.load(model_file, map_location="cpu", weights_only=False).eval()
     model.requires_grad_(requires_grad=False)
     torch.set_default_dtype(next(model.parameters()).dtype)
     energies, forces = [], []
+    charged = all("total_charge" in frame.info for frame in frames)
     for batch in tqdm(_batches(model, frames), desc=f"  {label:9s}", unit="batch", ncols=100):
+        if charged:
+            mark_given(batch)
         out = model(batch.to_dict(), compute_force=True)
         energies.append(out["energy"].detach().numpy())
         forces.append(out["forces"].detach().numpy())

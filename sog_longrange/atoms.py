@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .coincidence import explain_not_finite
 from .errors import InputError, NotFiniteError, explain
+from .frames import check_cell, check_positions
 from .geometry import own_volume
 from .observables import born_charges, dipole
 from .validation import WHOLE, as_number, check_structures
@@ -111,12 +112,14 @@ def periodic_field(atoms: AtomsLike) -> np.ndarray | None:
     return vector if np.abs(rises).max(initial=0.0) > PERPENDICULAR else None
 
 
-def total_charge(atoms: AtomsLike) -> float | None:
+def total_charge(atoms: AtomsLike, keys: Sequence[str] = TOTAL_CHARGE) -> float | None:
     """Read the total charge of a structure.
 
     Parameters
     ----------
     atoms : ase.Atoms
+    keys : sequence of str
+        Where to look; they must not disagree.
 
     Returns
     -------
@@ -128,7 +131,7 @@ def total_charge(atoms: AtomsLike) -> float | None:
     InputError
         If what it holds does not mean one finite number, or its two keys disagree.
     """
-    found = {key: as_number(atoms.info[key]) for key in TOTAL_CHARGE if key in atoms.info}
+    found = {key: as_number(atoms.info[key]) for key in keys if key in atoms.info}
     for key, number in found.items():
         if number is None:
             remedy = "Set the total charge of the structure there, such as 0 or -1."
@@ -406,6 +409,25 @@ def add_periodic_field(
             results[key] = results[key] + value
     results.pop("stress", None)
     results.update(field_energy=total, born_charges=born)
+
+
+def check_atoms(atoms: AtomsLike, where: str = "the structure") -> None:
+    """Refuse a structure that no graph should be built of.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    where : str
+        Names the structure, for the message.
+
+    Raises
+    ------
+    InputError
+        If there are no atoms, positions are not finite, or the cell does not span the periodic
+        directions; see :func:`~sog_longrange.frames.check_cell`.
+    """
+    check_positions(atoms.positions, where)
+    check_cell(atoms.cell.array, atoms.pbc.tolist(), where)
 
 
 def has_volume(atoms: AtomsLike) -> bool:

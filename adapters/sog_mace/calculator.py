@@ -17,8 +17,8 @@ from sog_longrange.atoms import (
     TOTAL_CHARGE,
     ChargesInASE,
     add_periodic_field,
+    check_atoms,
     check_results,
-    dipole_of_atoms,
     explain_no_stress,
     explain_no_volume,
     external_field,
@@ -30,14 +30,19 @@ from sog_longrange.atoms import (
 from sog_longrange.errors import explain
 
 from .cells import INPUT_CELL
+from .charges import mark_given
 from .model import SOGMACE
+from .results import linked_charges, long_range_results
+
+ENERGIES = ("long_range_energy", "short_range_energy", "charge_state_energy", "field_energy")
 
 
 class SOGMACECalculator(ChargesInASE, MACECalculator):
     """`MACECalculator` for SOGMACE models, with long-range results.
 
     Everything that `MACECalculator` returns is right for SOGMACE models too, but for the stress of
-    structures with open axes, which is NaN there. This class adds to ``results``:
+    structures with open axes, which is NaN there; models that need a total charge are refused
+    there. This class adds to ``results``:
     `long_range_energy` and `short_range_energy` in eV,
     `latent_charges` (n_atoms, n_channels) in e, `charges` (n_atoms,), the first
     channel, and their `dipole` (3,) in e Å, of periodic structures on the branch of
@@ -106,6 +111,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         """Calculate all properties of a structure; see `ase.calculators.calculator`."""
         given = self.atoms if atoms is None else atoms
         self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
+        check_atoms(given)
         self._total_charge(given)
         self._read_field(given)
         field = periodic_field(given)
@@ -142,19 +148,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 "A committee has no mean Born charges: the sign of the charges of each model "
                 "is free. Run its models one by one."
             )
-        model = self.models[0]
-        dtype = next(model.parameters()).dtype
-        data = {
-            key: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
-            for key, value in self._atoms_to_batch(atoms).to_dict().items()
-        }
-        n_atoms = len(atoms)
-        positions = data["positions"][:n_atoms].detach().requires_grad_()
-        data["positions"] = torch.cat([positions, data["positions"][n_atoms:]])
-        out = model(data, compute_force=False)
-        own = out.get("latent_dipoles")
-        dipoles = None if own is None else own[:n_atoms, :, 0]
-        return out["latent_charges"][:n_atoms, 0], dipoles, positions
+        return linked_charges(self.models[0], self._atoms_to_batch(atoms).to_dict(), len(atoms))
 
     def _atoms_to_batch(self, atoms: Atoms) -> Any:
         """Make MACE's batch, with the cell of the structure and the charge that models take."""
@@ -168,6 +162,11 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         cell = batch["cell"].clone()  # Behind its rows are those of padding, if there is any.
         cell[:3] = torch.from_numpy(atoms.cell.array).to(cell)
         batch[INPUT_CELL] = cell
+        if charge is not None:
+            mark_given(batch)
+        if EXTERNAL_FIELD in batch.keys:
+            # MACE 0.3.15 turns a row of a field that it does not know into a column.
+            batch[EXTERNAL_FIELD] = batch[EXTERNAL_FIELD].view(-1, 3)
         return batch
 
     def _total_charge(self, atoms: Atoms) -> float | None:
@@ -197,41 +196,19 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
             )
 
     def _add_results(self, outputs: list[dict[str, Any]]) -> None:
-        n_atoms = len(self.atoms)
-        for key in ("long_range_energy", "short_range_energy", "charge_state_energy"):
-            found = [out[key][0] for out in outputs if key in out]
-            if found:
-                mean = float(torch.stack(found).detach().sum()) / self.num_models
-                self.results[key] = self.energy_units_to_eV * mean
-        charges = [out["latent_charges"][:n_atoms].detach().cpu().numpy() for out in outputs]
-        own = [_latent_dipoles(out, n_atoms) for out in outputs]
-        dipoles = [
-            dipole_of_atoms(q[:, 0], self.atoms, None if mu is None else mu[:, :, 0])
-            for q, mu in zip(charges, own, strict=True)
-        ]
-        present = [mu for mu in own if mu is not None]
-        if self.num_models > 1:
-            self.results["latent_charges_comm"] = np.stack(charges)
-            self.results["dipole_comm"] = np.stack(dipoles)
-            if len(present) == self.num_models:
-                self.results["latent_dipoles_comm"] = np.stack(present)
+        parts = [long_range_results(out, self.atoms) for out in outputs]
+        for key in (key for key in ENERGIES if any(key in part for part in parts)):
+            mean = sum(part.get(key, 0.0) for part in parts) / self.num_models
+            self.results[key] = self.energy_units_to_eV * mean
+        if self.num_models == 1:
+            own = {key: value for key, value in parts[0].items() if key not in ENERGIES}
+            self.results.update(own)
             return
-        if present:
-            self.results["latent_dipoles"] = present[0]
-        self.results["latent_charges"] = charges[0]
-        self.results["charges"] = charges[0][:, 0].copy()
-        self.results["dipole"] = dipoles[0]
-        if EXTERNAL_FIELD in self.atoms.info:
-            energy = outputs[0].get("field_energy")
-            added = 0.0 if energy is None else float(energy[0].detach())
-            self.results["field_energy"] = self.energy_units_to_eV * added
+        for key in ("latent_charges", "dipole", "latent_dipoles"):
+            if all(key in part for part in parts):
+                self.results[f"{key}_comm"] = np.stack([part[key] for part in parts])
 
 
 def _embeds_charge(mace: nn.Module) -> bool:
     """Whether a MACE model takes the total charge by itself."""
     return "total_charge" in (getattr(mace, "embedding_specs", None) or {})
-
-
-def _latent_dipoles(out: dict[str, Any], n_atoms: int) -> np.ndarray | None:
-    dipoles = out.get("latent_dipoles")
-    return None if dipoles is None else dipoles[:n_atoms].detach().cpu().numpy()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,8 @@ from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
 
 from .cells import own_cells
-from .host import check_model
+from .charges import check_given
+from .host import check_model, refuse_caller, refuse_program
 from .readout import (
     invariant_features,
     invariant_slices,
@@ -96,6 +99,30 @@ class SOGMACE(nn.Module):
                 raise
             return getattr(self.mace, name)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        refuse_program()
+        super().__setstate__(state)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Return all parameters, but refuse converters of MACE's, which rebuild models by class.
+
+        Parameters
+        ----------
+        recurse : bool
+            With those of the modules inside.
+
+        Returns
+        -------
+        iterator of Parameter
+
+        Raises
+        ------
+        HostError
+            If a converter asks, which would fail later or lose the long-range energy.
+        """
+        refuse_caller(sys._getframe(1))
+        return super().parameters(recurse)
+
     def save(self, *_: object, **__: object) -> None:
         """Refuse to be saved as TorchScript.
 
@@ -134,8 +161,9 @@ class SOGMACE(nn.Module):
         data : dict
             A MACE batch. Structures may be periodic along any axes. `external_field`
             (n_graphs, 3) in V/Å is a uniform electric field, and none where it is zero
-            throughout, which MACE fills in. `input_cell` (3 n_graphs, 3) in Å are the cells
-            before MACE changed their rows of open axes, see
+            throughout, which MACE fills in. Models that need a `total_charge` (n_graphs,) in e
+            must be told that it was given; see :func:`sog_mace.charges.check_given`. `input_cell`
+            (3 n_graphs, 3) in Å are the cells before MACE changed their rows of open axes, see
             :func:`sog_mace.cells.keep_input_cells`; the stress of structures that are not
             periodic along all axes needs them.
         training : bool
@@ -163,12 +191,15 @@ class SOGMACE(nn.Module):
         Raises
         ------
         HostError
-            If something is asked that a long-range model cannot give.
+            If something is asked that a long-range model cannot give, or MACE may have filled in a
+            total charge that is needed.
         InputError, BoundaryError
             If a structure is malformed, or periodic along one or two axes only and the
             kernel is Ewald's.
         """
         _refuse(compute_edge_forces or compute_atomic_stresses, lammps_mliap)
+        if self.long_range.config.needs_total_charge:
+            check_given(data)
         strained = compute_virials or compute_stress or compute_displacement
         geometry = _prepare(data, strained)
         out = self._energies(geometry)

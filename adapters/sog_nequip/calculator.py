@@ -20,6 +20,7 @@ from sog_longrange.atoms import (
     EXTERNAL_FIELD,
     ChargesInASE,
     add_periodic_field,
+    check_atoms,
     check_results,
     dipole_of_atoms,
     explain_no_stress,
@@ -157,6 +158,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         """Calculate all properties of a structure; see `ase.calculators.calculator`."""
         given = self.atoms if atoms is None else atoms
         self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
+        check_atoms(given)
         field = periodic_field(given)
         if field is not None and "stress" in properties:
             raise PropertyNotImplementedError(explain_no_stress())

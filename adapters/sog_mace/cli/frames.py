@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import ase.io
 import numpy as np
 from mace.data import config_from_atoms
-from mace.data.hdf5_dataset import HDF5Dataset, unpack_value
-from mace.data.lmdb_dataset import LMDBDataset
 
-from sog_longrange import BoundaryError, HostError, InputError, SOGConfig
+from sog_longrange import BoundaryError, InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.frames import check_cell, check_label, check_positions
-from sog_longrange.validation import WHOLE
+from sog_longrange.validation import WHOLE, as_number
 from sog_mace.cells import check_stress_label, stress_label
+
+IN_DATA: Final = "Add it to the data, or name its key by --total_charge_key."
 
 SHOWN = 5
 """Frames that a message names before it says how many more there are."""
@@ -26,6 +26,42 @@ SHOWN = 5
 TENSOR = ((3, 3), (9,), (6,))
 TENSORS = ("stress", "virials")
 _SPAN = 1e-3
+
+
+class Listing:
+    """Names of frames, of which a message shows the first few.
+
+    Parameters
+    ----------
+    names : iterable of str
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.first: list[str] = []
+        self.count = 0
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Add a name."""
+        self.count += 1
+        if len(self.first) < SHOWN:
+            self.first.append(name)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __str__(self) -> str:
+        more = self.count - len(self.first)
+        return ", ".join(self.first) + (f" and {more} more" if more > 0 else "")
+
+
+class StreamedLike(Protocol):
+    """What data that stream from files tell of their frames."""
+
+    known: int
+    missing: Listing
+    odd: Listing
 
 
 class Source(NamedTuple):
@@ -49,6 +85,22 @@ class Source(NamedTuple):
             _take_results(atoms)
             frame = config_from_atoms(atoms, key_specification=self.keys)
             yield f"frame {index} of {self.path} ({self.name})", frame
+
+
+def frames_of(sources: list[Source]) -> Iterator[tuple[str, Any]]:
+    """Read all frames again that MACE trains on: not those of isolated atoms.
+
+    Parameters
+    ----------
+    sources : list of Source
+
+    Yields
+    ------
+    str, mace.data.Configuration
+        Name of a frame, and what MACE makes of it.
+    """
+    for source in sources:
+        yield from (named for named in source.frames() if not _is_isolated(named[1]))
 
 
 def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConfig) -> None:
@@ -83,7 +135,8 @@ def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConf
             check_label(keys.get(name, name), labels[name], allowed, where)
     check_stress_label(where, frame.pbc, frame.cell, stress_label(frame))
     if labels.get("total_charge") is not None:
-        _check_total_charge(where, labels["total_charge"], keys, config)
+        key = keys.get("total_charge", "total_charge")
+        check_total_charge(where, labels["total_charge"], key, config)
 
 
 def read_checked(
@@ -119,6 +172,7 @@ def read_checked(
         for name, frames in _sets(result[0]):
             for index, frame in enumerate(frames):
                 check_frame(f"frame {index} of the set {name!r}", frame, _names(keys), config)
+                _settle_charge(frame)
     except Exception:
         # The frame as the user knows it; MACE has dropped and shuffled some by now.
         _check_sources(sources, config)
@@ -135,7 +189,7 @@ def _check_sources(sources: list[Source], config: SOGConfig) -> None:
 
 
 def resolve_constraint(
-    config: SOGConfig, heads: list[Any], sources: list[Source], streamed: bool | None = None
+    config: SOGConfig, heads: list[Any], sources: list[Source], streams: StreamedLike
 ) -> SOGConfig:
     """Decide on the charge constraint by the total charges of the data.
 
@@ -147,8 +201,8 @@ def resolve_constraint(
         Data that MACE has read; sets that stream from files hold no frames here.
     sources : list of Source
         The files that they were read from.
-    streamed : bool, optional
-        Whether all frames that are streamed have a total charge; None without any.
+    streams : StreamedCharges
+        Data that stream from files.
 
     Returns
     -------
@@ -161,52 +215,66 @@ def resolve_constraint(
         If a frame has no total charge where others have, or where the options need one.
     """
     known = [_has_charge(frame) for frame in _all_frames(heads)]
-    known += [] if streamed is None else [streamed]
-    everywhere = bool(known) and all(known)
-    wanted = config.needs_total_charge or (config.charge_constraint == "auto" and any(known))
+    some = any(known) or streams.known > 0
+    everywhere = some and all(known) and not streams.missing
+    wanted = config.needs_total_charge or (config.charge_constraint == "auto" and some)
     if wanted and not everywhere:
-        raise _missing_charges(config, sources)
+        raise _missing_charges(config, sources, streams.missing)
     resolved = config.resolve(everywhere)
     if resolved != config:
         logging.info("Charge constraint of the long-range part: %s", resolved.charge_constraint)
-        if resolved.charge_constraint == "neutral":
-            _warn_of_odd_electrons(heads, sources)
+    if resolved != config and resolved.charge_constraint == "neutral":
+        odd = streams.odd
+        if any(_is_odd(frame) for frame in _all_frames(heads)):
+            odd = Listing(where for where, frame in frames_of(sources) if _is_odd(frame)) or odd
+        if odd:
+            _warn_of_odd_electrons(odd)
     return resolved
 
 
-def check_streams(dataset: Any, config: SOGConfig) -> None:
-    """Refuse files without total charges where they matter: MACE would take them as zero.
+def check_total_charge(where: str, charge: Any, key: str, config: SOGConfig) -> None:
+    """Refuse a total charge that is no number, or no whole number where it must be one.
 
     Parameters
     ----------
-    dataset : torch.utils.data.Dataset
-        What MACE trains on; datasets inside of it are looked at, too. Validation and test sets
-        that stream from files are not, and must have total charges as the training set has.
+    where : str
+        Names the frame, for the message.
+    charge : object
+    key : str
+        Name of the total charge in the data.
     config : SOGConfig
         Options of the long-range part.
 
     Raises
     ------
     InputError
-        If a total charge is missing where the options need one.
-    HostError
-        If the data stream from LMDB files, which do not tell.
+        If it does not mean one finite number, or should be a whole one and is not.
     """
-    if not config.needs_total_charge:
-        return
-    for part in getattr(dataset, "datasets", []):
-        check_streams(part, config)
-    if isinstance(dataset, LMDBDataset):
-        raise HostError(
-            "Total charges of LMDB files cannot be checked, and MACE takes missing ones as zero. "
-            "Convert the data to extxyz or, with mace_prepare_data, to HDF5."
-        )
-    if isinstance(dataset, HDF5Dataset):
-        for batch in dataset.file.values():
-            for frame in batch.values():
-                stored = frame["properties"].get("total_charge")
-                if stored is None or unpack_value(stored[()]) is None:
-                    raise _no_total_charge(f"{frame.name} of {dataset.file_path}")
+    number = as_number(charge)
+    if number is None:
+        got = f"{charge!r} in {where}"
+        raise InputError(explain(key, "one finite number in e", got, "Correct the frame."))
+    may_matter = config.needs_total_charge or config.charge_constraint == "auto"
+    if may_matter and not config.fractional_charge and abs(number - round(number)) > WHOLE:
+        remedy = "Correct it, or pass --sog_fractional_charge=True if that is meant."
+        raise InputError(explain(key, "a whole number of e", f"{number:g} in {where}", remedy))
+
+
+def no_total_charge(where: str, remedy: str = IN_DATA) -> InputError:
+    """Return the error of a frame without the total charge that is needed.
+
+    Parameters
+    ----------
+    where : str
+        Names the frame.
+    remedy : str
+
+    Returns
+    -------
+    InputError
+    """
+    expected = "in every frame with charge_embedding or charge_constraint='total'"
+    return InputError(explain("total_charge", expected, f"none in {where}", remedy))
 
 
 def _check_boundary(where: str, frame: Any, config: SOGConfig) -> None:
@@ -224,50 +292,26 @@ def _check_boundary(where: str, frame: Any, config: SOGConfig) -> None:
         raise InputError(explain("cell", expected, f"{rows.tolist()} in {where}", remedy))
 
 
-def _check_total_charge(
-    where: str, charge: Any, keys: Mapping[str, str], config: SOGConfig
-) -> None:
-    key = keys.get("total_charge", "total_charge")
-    check_label(key, charge, [(), (1,)], where)
-    value = float(np.asarray(charge, dtype=float).reshape(()))
-    may_matter = config.needs_total_charge or config.charge_constraint == "auto"
-    if may_matter and not config.fractional_charge and abs(value - round(value)) > WHOLE:
-        remedy = "Correct it, or pass --sog_fractional_charge=True if that is meant."
-        raise InputError(explain(key, "a whole number of e", f"{value:g} in {where}", remedy))
-
-
-def _missing_charges(config: SOGConfig, sources: list[Source]) -> InputError:
-    lost = [where for where, frame in _frames(sources) if not _has_charge(frame)]
-    lost = lost or ["data that are streamed or replayed"]
+def _missing_charges(config: SOGConfig, sources: list[Source], streamed: Listing) -> InputError:
+    lost = Listing(where for where, frame in frames_of(sources) if not _has_charge(frame))
+    for name in streamed.first:
+        lost.add(name)
+    lost.count += streamed.count - len(streamed.first)
+    where = str(lost) or "data of pretraining"
     if config.needs_total_charge:
-        return _no_total_charge(_listed(lost))
+        return no_total_charge(where)
     expected = "in every frame or in none with charge_constraint='auto'"
     remedy = "Add it to these frames, or choose --sog_charge_constraint=neutral, or none."
-    return InputError(explain("total_charge", expected, f"none in {_listed(lost)}", remedy))
-
-
-def _no_total_charge(where: str) -> InputError:
-    expected = "in every frame with charge_embedding or charge_constraint='total'"
-    remedy = "Add it to the data, or name its key by --total_charge_key."
     return InputError(explain("total_charge", expected, f"none in {where}", remedy))
 
 
-def _warn_of_odd_electrons(heads: list[Any], sources: list[Source]) -> None:
-    if not any(_is_odd(frame) for frame in _all_frames(heads)):
-        return
-    odd = [where for where, frame in _frames(sources) if _is_odd(frame)]
+def _warn_of_odd_electrons(odd: Listing) -> None:
     logging.warning(
         "These frames have an odd number of electrons when neutral, and the data hold no total "
         "charges, so that their latent charges sum to zero: %s. If they are ions, add "
         "total_charge=... to every frame; if they are radicals or metals all is well.",
-        _listed(odd),
+        odd,
     )
-
-
-def _listed(names: list[str]) -> str:
-    """Name the first of a list, and say how many more there are."""
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _has_charge(frame: Any) -> bool:
@@ -282,6 +326,12 @@ def _is_isolated(frame: Any) -> bool:
     return len(frame.positions) == 1 and frame.config_type == "IsolatedAtom"
 
 
+def _settle_charge(frame: Any) -> None:
+    """Let the total charge be the number that it means."""
+    if _has_charge(frame):
+        frame.properties["total_charge"] = as_number(frame.properties["total_charge"])
+
+
 def _names(keys: Any) -> dict[str, str]:
     return {**keys.info_keys, **keys.arrays_keys}
 
@@ -293,12 +343,6 @@ def _sources(told: Mapping[str, Any]) -> list[Source]:
         paths = [paths] if isinstance(paths, str) else paths
         found += [Source(path, f"set {name!r} of head {head!r}", keys) for path in paths]
     return found
-
-
-def _frames(sources: list[Source]) -> Iterator[tuple[str, Any]]:
-    """Read all frames again that MACE trains on: not those of isolated atoms."""
-    for source in sources:
-        yield from (named for named in source.frames() if not _is_isolated(named[1]))
 
 
 def _sets(collections: Any) -> list[tuple[str, list[Any]]]:

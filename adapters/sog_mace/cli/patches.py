@@ -6,7 +6,6 @@ replaced for the duration of the run.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import glob
 import importlib
@@ -27,13 +26,17 @@ from torch import nn
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import NotFiniteError, explain
 from sog_mace.cells import keep_input_cells
+from sog_mace.charges import total_charges_checked
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
-from sog_mace.cli.frames import Source, check_streams, read_checked, resolve_constraint
+from sog_mace.cli.frames import Source, check_frame, read_checked, resolve_constraint
+from sog_mace.cli.streams import StreamedCharges, checked_frames
+from sog_mace.heads import select_head
 from sog_mace.host import check_names
 from sog_mace.model import SOGMACE
 
 PATCHED = [
     "get_dataset_from_xyz",
+    "load_dataset_for_path",
     "configure_model",
     "get_params_options",
     "get_optimizer",
@@ -101,7 +104,11 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
             setattr(run_train, name, getattr(patches, name))
         for module, name in PATCHED_ELSEWHERE:
             setattr(module, name, getattr(patches, name))
-        with keep_input_cells(training=True):
+        with (
+            keep_input_cells(training=True),
+            checked_frames(patches.check_frame),
+            total_charges_checked(),
+        ):
             yield patches
     finally:
         for name in PATCHED:
@@ -131,6 +138,7 @@ class Patches:
             self.originals[name] = getattr(module, name)
         self.config, self.schedule = config, schedule
         self.sources: list[Source] = []
+        self.streams = StreamedCharges()
         self.starts_fresh = True
         self.restarted = False
         self.stages: list[bool] = []
@@ -141,6 +149,16 @@ class Patches:
         result, sources = read_checked(read, self.config, *args, **kwargs)
         self.sources += sources
         return result
+
+    def check_frame(self, where: str, frame: Any) -> None:
+        """Check a frame that streams from a file, as it is read."""
+        check_frame(where, frame, {}, self.config)
+
+    def load_dataset_for_path(self, *args: Any, **kwargs: Any) -> Any:
+        """Check what streams from a file, of training and validation, when it is opened."""
+        dataset = self.originals["load_dataset_for_path"](*args, **kwargs)
+        self.streams.add(dataset, self.config)
+        return dataset
 
     def configure_model(
         self,
@@ -157,8 +175,8 @@ class Patches:
         if isinstance(foundation, SOGMACE) and self.config.charge_constraint == "auto":
             constraint = foundation.long_range.config.charge_constraint
             self.config = dataclasses.replace(self.config, charge_constraint=constraint)
-        self.config = resolve_constraint(self.config, head_configs, self.sources)
-        check_streams(loader.dataset, self.config)
+        self.streams.add_tests(head_configs, self.config)
+        self.config = resolve_constraint(self.config, head_configs, self.sources, self.streams)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
@@ -248,9 +266,7 @@ class Patches:
         original = self.originals["remove_pt_head"]
         if not isinstance(model, SOGMACE):
             return original(model, head_to_keep)
-        single = SOGMACE(original(model.mace, head_to_keep), model.long_range.config)
-        single.long_range = copy.deepcopy(model.long_range)
-        return single
+        return select_head(model, head_to_keep, original)
 
     def inject_LoRAs(self, model: SOGMACE, *args: Any, **kwargs: Any) -> SOGMACE:  # noqa: N802
         """Freeze and adapt the inner model only."""

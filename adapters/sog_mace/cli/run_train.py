@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -17,10 +16,13 @@ from mace import tools
 from mace.cli import run_train
 
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
-from sog_longrange import ConfigError, SOGConfig, SOGError
+from sog_longrange import SOGConfig
 
+from .arguments import end_in_one_line, parse
 from .patches import Schedule, patched_run_train
 from .report import report_charges
+
+PROGRAM = "sog_mace_run_train"
 
 Options = TypeVar("Options", SOGConfig, Schedule)
 
@@ -90,15 +92,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     -------
     Namespace
     """
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
-    options = [word.split("=")[0] for word in unknown if word.startswith("--")]
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        hints = [_suggest(option, known) for option in options] or unknown
-        message = "unrecognized arguments: " + "; ".join(hints)
-        parser.exit(2, f"sog_mace_run_train: {message}\n")
-    return args
+    return parse(build_parser(), PROGRAM, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,18 +104,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         Arguments; those of the process by default.
     """
     args = parse_args(argv)
-    try:
-        config, schedule = _collect(SOGConfig, args), _collect(Schedule, args)
-    except ConfigError as error:
-        raise SystemExit(f"sog_mace_run_train: {error}") from error
     _refuse_accelerators(args)
-    try:
-        with patched_run_train(config, schedule) as patches:
-            run_train.run(args)
-            if not args.dry_run and int(os.environ.get("RANK", 0)) == 0:
-                report_charges(patches.model, patches.dataset, args.valid_batch_size)
-    except SOGError as error:
-        raise SystemExit(f"sog_mace_run_train: {error}") from error
+    end_in_one_line(PROGRAM, lambda: _train(args))
+
+
+def _train(args: argparse.Namespace) -> None:
+    config, schedule = _collect(SOGConfig, args), _collect(Schedule, args)
+    with patched_run_train(config, schedule) as patches:
+        run_train.run(args)
+        if args.dry_run:
+            return
+        if int(os.environ.get("RANK", 0)) == 0:
+            report_charges(patches.model, patches.dataset, args.valid_batch_size)
     gate = float(patches.model.long_range.gate)
     if gate < 1.0:
         logging.warning(
@@ -144,11 +138,6 @@ def _refuse_accelerators(args: argparse.Namespace) -> None:
             f"sog_mace_run_train: --{wanted[0]} is not supported yet with a long-range part, "
             "since the conversion rebuilds models by class. Leave it out."
         )
-
-
-def _suggest(option: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(option, known, n=1)
-    return f"{option} (did you mean {near[0]}?)" if near else option
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mace.tools import AtomicNumberTable, torch_geometric
 from sog_longrange import SOGConfig
 from sog_mace import SOGMACE
 from sog_mace.cells import keep_input_cells
+from sog_mace.charges import mark_given
 
 ELEMENTS = (1, 8)
 BLOCK = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
@@ -66,7 +67,10 @@ def make_batch(frames, heads=("Default",), keep=keep_input_cells):
     with keep():
         items = [data.AtomicData.from_config(config, **options) for config in configs]
     loader = torch_geometric.dataloader.DataLoader(items, batch_size=len(items), shuffle=False)
-    return next(iter(loader)).to_dict()
+    batch = next(iter(loader))
+    if all("charge" in frame.info for frame in frames):
+        mark_given(batch)
+    return batch.to_dict()
 
 
 def water_box(seed=0):

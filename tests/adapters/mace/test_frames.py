@@ -11,6 +11,7 @@ from mace_builders import open_molecule, water_box
 from sog_longrange import BoundaryError, InputError, SOGConfig
 from sog_mace.cli.frames import read_checked, resolve_constraint
 from sog_mace.cli.run_train import main
+from sog_mace.cli.streams import StreamedCharges
 
 FRAMES = 6
 
@@ -39,7 +40,8 @@ def read(frames, tmp_path, **options):
 
 def resolve(frames, tmp_path, **options):
     head, sources = read(frames, tmp_path, **options)
-    return resolve_constraint(SOGConfig(**options), [head], sources).charge_constraint
+    config = resolve_constraint(SOGConfig(**options), [head], sources, StreamedCharges())
+    return config.charge_constraint
 
 
 def molecules(n=FRAMES):
@@ -74,19 +76,19 @@ SPOILED = {
     ),
     "charge in words": (
         lambda a: a.info.update(total_charge="neutral"),
-        "`total_charge` must be one number, got 'neutral'",
+        "`total_charge` must be one finite number in e, got 'neutral'",
     ),
     "charge None": (
         lambda a: a.info.update(total_charge="None"),
-        "`total_charge` must be one number, got 'None'",
+        "`total_charge` must be one finite number in e, got 'None'",
     ),
     "three charges": (
         lambda a: a.info.update(total_charge=[1.0, 0.0, 0.0]),
-        r"`total_charge` must be one number, got \[1.0, 0.0, 0.0\]",
+        r"`total_charge` must be one finite number in e, got array",
     ),
     "charge nan": (
         lambda a: a.info.update(total_charge=float("nan")),
-        "`total_charge` must be finite, got nan",
+        "`total_charge` must be one finite number in e, got",
     ),
     "half a charge": (
         lambda a: a.info.update(total_charge=0.5),

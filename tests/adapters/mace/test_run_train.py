@@ -1,30 +1,21 @@
 """The training command, from the command line to a model in ASE."""
 
-import copy
 import logging
 import re
 import sys
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import ase.io
-import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
-from mace import data
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
-from mace.data.lmdb_dataset import LMDBDataset
-from mace.tools import AtomicNumberTable
 from mace_builders import make_sogmace, open_molecule, water_box
-from torch.utils.data import ConcatDataset
 
-from sog_longrange import HostError, InputError, SOGConfig
+from sog_longrange import HostError, SOGConfig
 from sog_mace import SOGMACE
 from sog_mace.cli import patches
-from sog_mace.cli.frames import check_streams
 from sog_mace.cli.run_train import build_parser, main, parse_args
 
 SETTINGS = {
@@ -278,31 +269,6 @@ def test_patches_are_undone_even_after_a_failure():
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert {name: getattr(run_train, name) for name in patches.PATCHED} == before
-
-
-def test_streams_that_do_not_tell_total_charges_are_refused():
-    dataset = SimpleNamespace(datasets=[LMDBDataset.__new__(LMDBDataset)])
-    check_streams(dataset, SOGConfig())
-    with pytest.raises(HostError, match="LMDB"):
-        check_streams(dataset, SOGConfig(charge_embedding=2))
-
-
-@pytest.mark.parametrize("charge", [None, 1.0])
-def test_total_charge_missing_in_a_file_that_is_streamed_is_refused(training_folder, charge):
-    frame = water_box()
-    frame.info["total_charge"] = 0.0
-    keys = data.KeySpecification(info_keys={"total_charge": "total_charge"}, arrays_keys={})
-    first = data.config_from_atoms(frame, key_specification=keys)
-    second = copy.deepcopy(first)
-    second.properties["total_charge"] = charge
-    with h5py.File("set.h5", "w") as file:
-        data.save_configurations_as_HDF5([first, second], 0, file)
-    table = AtomicNumberTable([1, 8])
-    dataset = ConcatDataset([data.HDF5Dataset("set.h5", r_max=3.0, z_table=table)])
-    check_streams(dataset, SOGConfig())
-    expected = pytest.raises(InputError, match="`total_charge` must be .* none in .*config_1 of")
-    with expected if charge is None else nullcontext():
-        check_streams(dataset, SOGConfig(charge_embedding=2))
 
 
 @pytest.mark.parametrize("options", [{}, {"total_charge_key": "q"}], ids=str)

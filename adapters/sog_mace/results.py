@@ -1,0 +1,99 @@
+"""What the output of a model says of one structure, for the calculator and for the commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from sog_longrange.atoms import EXTERNAL_FIELD, dipole_of_atoms
+
+from .model import SOGMACE
+
+
+def long_range_results(
+    out: dict[str, Any], atoms: Atoms, graph: int = 0, first: int = 0
+) -> dict[str, Any]:
+    """Collect what only models with a long-range part say of a structure.
+
+    Parameters
+    ----------
+    out : dict
+        Output of a SOGMACE model.
+    atoms : ase.Atoms
+        The structure.
+    graph, first : int
+        Which structure of the batch it is, and which of its atoms comes first.
+
+    Returns
+    -------
+    dict
+        `long_range_energy`, `short_range_energy`, where the model has it
+        `charge_state_energy`, and in a field `field_energy`, floats in the energy unit of the
+        model; `latent_charges` (n_atoms, n_channels), `charges` (n_atoms,) in e, `dipole` (3,) in
+        e Å, and where the model has them `latent_dipoles` (n_atoms, 3, n_channels) in e Å.
+    """
+    rows = slice(first, first + len(atoms))
+    keys = ("long_range_energy", "short_range_energy", "charge_state_energy")
+    results: dict[str, Any] = {key: float(out[key][graph].detach()) for key in keys if key in out}
+    if EXTERNAL_FIELD in atoms.info:
+        energy = out.get("field_energy")
+        results["field_energy"] = 0.0 if energy is None else float(energy[graph].detach())
+    charges = as_array(out["latent_charges"][rows])
+    own = None
+    if out.get("latent_dipoles") is not None:
+        results["latent_dipoles"] = as_array(out["latent_dipoles"][rows])
+        own = results["latent_dipoles"][:, :, 0]
+    results["latent_charges"], results["charges"] = charges, charges[:, 0].copy()
+    results["dipole"] = dipole_of_atoms(charges[:, 0], atoms, own)
+    return results
+
+
+def linked_charges(
+    model: SOGMACE, batch: dict[str, Any], n_atoms: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Charges and dipoles of the first channel in the graph of the positions.
+
+    Parameters
+    ----------
+    model : SOGMACE
+    batch : dict
+        Input of one structure, which padding may follow.
+    n_atoms : int
+        Number of its atoms.
+
+    Returns
+    -------
+    charges : Tensor, shape (n_atoms,), in e
+    dipoles : Tensor, shape (n_atoms, 3), in e Å, or None
+    positions : Tensor, shape (n_atoms, 3), in Å
+    """
+    dtype = next(model.parameters()).dtype
+    data = {
+        key: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for key, value in batch.items()
+    }
+    positions = data["positions"][:n_atoms].detach().requires_grad_()
+    data["positions"] = torch.cat([positions, data["positions"][n_atoms:]])
+    out = model(data, compute_force=False)
+    own = out.get("latent_dipoles")
+    dipoles = None if own is None else own[:n_atoms, :, 0]
+    return out["latent_charges"][:n_atoms, 0], dipoles, positions
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """Return the numbers of a tensor on any device.
+
+    Parameters
+    ----------
+    values : Tensor
+
+    Returns
+    -------
+    ndarray
+    """
+    array: np.ndarray = values.detach().cpu().numpy()
+    return array
