@@ -337,11 +337,12 @@ def _names(keys: Any) -> dict[str, str]:
 
 
 def _sources(told: Mapping[str, Any]) -> list[Source]:
-    head, keys, found = told.get("head_name", "Default"), told["key_specification"], []
+    head, keys, found = told.get("head_name"), told["key_specification"], []
+    of_head = f" of head {head!r}" if head else ""
     for name in ("train", "valid", "test"):
         paths = told.get(f"{name}_path") or []
         paths = [paths] if isinstance(paths, str) else paths
-        found += [Source(path, f"set {name!r} of head {head!r}", keys) for path in paths]
+        found += [Source(path, f"set {name!r}{of_head}", keys) for path in paths]
     return found
 
 

@@ -118,7 +118,7 @@ def test_a_frame_that_cannot_be_trained_on_is_named(kind, tmp_path):
     spoil, message = SPOILED[kind]
     frames = molecules()
     spoil(frames[4])
-    where = r".* in frame 4 of .*data\.xyz \(set 'train' of head 'Default'\)\. \w+"
+    where = r".* in frame 4 of .*data\.xyz \(set 'train'\)\. \w+"
     with pytest.raises(InputError, match=message + where):
         read(frames, tmp_path)
 

@@ -180,9 +180,9 @@ def test_prepared_files_are_read_to_the_same_data():
 @pytest.mark.parametrize(
     ("charge", "options", "message"),
     [
-        (None, ["--total_charge_key=total_charge"], "none in frame 3 of the set 'train'"),
-        ("neutral", [], "'neutral' in frame 3 of the set 'train'"),
-        (np.nan, [], "nan.* in frame 3 of the set 'train'"),
+        (None, ["--total_charge_key=total_charge"], "none in frame 3 of train.xyz"),
+        ("neutral", [], "'neutral' in frame 3 of train.xyz"),
+        (np.nan, [], "nan.* in frame 3 of train.xyz"),
     ],
 )
 def test_total_charges_are_checked_before_files_are_written(charge, options, message):
@@ -201,7 +201,7 @@ def test_frames_without_a_total_charge_are_counted_where_none_is_required(caplog
     del frames[3].info["total_charge"]
     write(frames)
     prepare("hdf5")
-    assert "1 of 10 frames of train have no total_charge" in caplog.text
+    assert "without the total charge that others have: frame 3 of train.xyz" in caplog.text
     with pytest.raises(SystemExit, match="`file` must be one that exists, got 'none.xyz'"):
         prepare("hdf5", "--test_file=none.xyz")
 
@@ -220,7 +220,7 @@ def test_total_charges_missing_in_a_stream_are_refused_before_training(form, spl
     message = (
         f"`total_charge` must be in every frame .*none in .*{row[split][form]} of {form}/{split}"
     )
-    with pytest.raises(InputError, match=f"{message}.*Prepare .* sog_mace_prepare_data"):
+    with pytest.raises(SystemExit, match=f"{message}.*Prepare .* sog_mace_prepare_data"):
         train(train_file=f"{form}/train", valid_file=f"{form}/val", results_dir="out")
     assert not Path("out").exists()
 
@@ -232,7 +232,7 @@ def test_test_sets_that_stream_are_checked_before_training():
     ase.io.write("test.xyz", frames[:2])
     prepare("hdf5", "--test_file=test.xyz")
     options = {"train_file": "train.xyz", "valid_file": "valid.xyz", "test_dir": "hdf5/test"}
-    with pytest.raises(InputError, match="none in .*config_0 of hdf5/test/kind0__0_test.h5"):
+    with pytest.raises(SystemExit, match="none in .*config_0 of hdf5/test/kind0__0_test.h5"):
         train(**options, results_dir="out")
 
 
