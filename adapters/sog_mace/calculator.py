@@ -58,9 +58,10 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     has no volume has none: `stress` is not among the results, and asking for it raises
     `PropertyNotImplementedError`.
 
-    The total charge of a structure is read from ``info["charge"]`` or
-    ``info["total_charge"]``, and a uniform external electric field, of 3 floats in V/Å,
-    from ``info["external_field"]``. Its energy is in all results, and `field_energy` in eV.
+    The total charge of a structure is read from ``info["charge"]`` or ``info["total_charge"]``, as
+    whatever means one finite number, by models that take one; others do not look at it. A uniform
+    external electric field, of 3 floats in V/Å, is read from ``info["external_field"]``.
+    Its energy is in all results, and `field_energy` in eV.
     With charges whose sign no training data fixed, the field may act the wrong way round.
     Charges that are screened by electrons feel sqrt(eps_inf) times the field: give it so.
 
@@ -108,7 +109,11 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Calculate all properties of a structure; see `ase.calculators.calculator`."""
+        """Calculate all properties of a structure; see `ase.calculators.calculator`.
+
+        Energies and forces that are not finite are refused, naming two atoms at one place if
+        there are any.
+        """
         given = self.atoms if atoms is None else atoms
         self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
         check_atoms(given)
