@@ -7,6 +7,7 @@ from references import DOUBLE, as_type, random_structure, relative_error
 from sog_longrange import (
     BoundaryError,
     Ewald,
+    FixedMeshEnergy,
     InputError,
     LongRangeEnergy,
     SizeError,
@@ -114,7 +115,7 @@ def test_an_ion_far_away_changes_the_others_by_its_own_potential_only():
 def moved(structure, values):
     positions = structure.positions.clone()
     for atom, value in enumerate(values):
-        positions[atom] = torch.as_tensor(value)
+        positions[atom] = torch.as_tensor(value, dtype=DOUBLE)
     return structure._replace(positions=positions)
 
 
@@ -180,3 +181,18 @@ def test_energies_of_a_kernel_that_training_has_ruined_are_nan():
     with torch.no_grad():
         energy.kernel.log_amplitudes.fill_(torch.nan)
     assert bool(every_path(energy, structures_of("periodic"))["charges"]().energy.isnan().all())
+
+
+def test_a_fixed_mesh_that_is_not_traced_refuses_phases_that_overflow():
+    (crystal,), _, message = refused("phases", torch.float64)
+    fixed = FixedMeshEnergy(LongRangeEnergy(Ewald(1.0), tolerance=1e-2), crystal.cell)
+    with pytest.raises(InputError, match=message):
+        fixed(*crystal[:3])
+
+
+def test_sums_of_huge_positions_overflow_nowhere():
+    huge = moved(structures_of("small")[0], [1e308, 1e308, 1e308, 1e308])
+    energy = LongRangeEnergy(Ewald(1.0), tolerance=1e-2)
+    structures = [huge, *structures_of("empty"), *structures_of("periodic")]
+    for own in every_path(energy, structures).values():
+        assert all(bool(values.isfinite().all()) for values in own())
