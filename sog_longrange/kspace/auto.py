@@ -30,6 +30,8 @@ from .windows import window_width
 BACKENDS = ("auto", "direct", "mesh", "finufft")
 
 _OVERHEAD = 1.5
+"""Time of an evaluation of nothing, in ms."""
+
 _LARGE_ARRAY = 2e6
 _WORTH_A_LOOK = 2**27
 _SLOW = 2000.0
@@ -144,7 +146,7 @@ def choose_backend(size: Size) -> Choice:
     -------
     Choice
     """
-    costs = {name: cost(size) for name, cost in _COSTS.items()}
+    costs = {name: _OVERHEAD + cost(size) for name, cost in _COSTS.items()}
     memory = {name: predict_memory(name, size) for name in costs}
     return Choice(min(costs, key=lambda name: costs[name]), costs, memory)
 
@@ -254,11 +256,11 @@ def pairs_are_faster(size: Size) -> bool:
     n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
     if n_pairs > MAX_ELEMENTS:
         return False
-    return _pairs_cost(size) <= _mesh_cost(size)
+    return _pairs_cost(size) <= _OVERHEAD + _mesh_cost(size)
 
 
 def predict_time(kind: str, size: Size) -> float:
-    """Predict the time of an energy and force evaluation of one structure.
+    """Predict what one structure of a batch adds to the time of an energy and force evaluation.
 
     Parameters
     ----------
@@ -286,7 +288,7 @@ def _direct_cost(size: Size) -> float:
     products = size.n_atoms * size.half_modes * size.n_channels
     phases = size.n_atoms * plane
     cost = 2.6e-7 * products + 1.2e-5 * phases + 1.5e-4 * size.half_modes
-    return _OVERHEAD + factor * cost
+    return factor * cost
 
 
 def _mesh_cost(size: Size) -> float:
@@ -299,8 +301,8 @@ def _mesh_cost(size: Size) -> float:
     # Fresh pages of memory for each large array take longer than what is done with them.
     pages = 1.5e-5 * max(0.0, nodes - _LARGE_ARRAY)
     if size.accelerated:
-        return _OVERHEAD + factor * (0.05 + 1.7e-6 * touched + 7.0e-6 * nodes + pages)
-    return _OVERHEAD + factor * (0.6 + 8.0e-6 * touched + 1.5e-5 * nodes + pages)
+        return factor * (0.05 + 1.7e-6 * touched + 7.0e-6 * nodes + pages)
+    return factor * (0.6 + 8.0e-6 * touched + 1.5e-5 * nodes + pages)
 
 
 def _finufft_cost(size: Size) -> float:
@@ -310,7 +312,7 @@ def _finufft_cost(size: Size) -> float:
     digits = -math.log10(size.tolerance)
     touched = size.n_atoms * size.n_channels * (digits + 2) ** 3
     modes = size.half_modes * size.n_channels
-    return _OVERHEAD + factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * modes)
+    return factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * modes)
 
 
 _COSTS: dict[str, Callable[[Size], float]] = {

@@ -193,6 +193,5 @@ def test_a_fixed_mesh_that_is_not_traced_refuses_phases_that_overflow():
 def test_sums_of_huge_positions_overflow_nowhere():
     huge = moved(structures_of("small")[0], [1e308, 1e308, 1e308, 1e308])
     energy = LongRangeEnergy(Ewald(1.0), tolerance=1e-2)
-    structures = [huge, *structures_of("empty"), *structures_of("periodic")]
-    for own in every_path(energy, structures).values():
+    for own in every_path(energy, [huge, *structures_of("empty")]).values():
         assert all(bool(values.isfinite().all()) for values in own())

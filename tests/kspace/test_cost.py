@@ -145,3 +145,14 @@ def test_the_largest_boxes_are_announced_and_ordinary_ones_are_not(monkeypatch):
 def test_the_memory_of_this_machine_is_known():
     assert 1e8 < auto.memory_of(CPU) < 1e15
     assert auto.memory_of(torch.device("mps")) == float("inf")
+
+
+def test_many_small_structures_are_not_announced():
+    generator = torch.Generator().manual_seed(0)
+    positions = 3.0 * torch.rand(4000, 3, generator=generator)
+    cells, pbc = 3.0 * torch.eye(3).expand(2000, 3, 3), torch.ones(2000, 3, dtype=torch.bool)
+    batch = torch.arange(2000).repeat_interleave(2)
+    structures = check_structures(positions, cells, pbc, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        energy_of(torch.float32, backend="direct").interaction().plan(1, structures)
