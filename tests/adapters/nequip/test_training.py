@@ -1,8 +1,10 @@
 """NequIP's commands on long-range models: train, restart, extend, package, compile, open."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +17,9 @@ from nequip.data import AtomicDataDict
 from nequip.model import ModelFromCheckpoint, ModelFromPackage
 from nequip_builders import acetaldehyde, crystal, evaluate, to_data
 
-from sog_longrange import ConfigError, HostError
+from sog_longrange import ConfigError, HostError, InputError
 from sog_nequip.calculator import SOGNequIPCalculator
+from sog_nequip.labels import check_neutral
 from sog_nequip.parts import long_range_parts
 from sog_nequip.train import WarmUp, kernel_group
 
@@ -99,6 +102,31 @@ def test_training_opens_the_gate_and_moves_every_parameter_of_the_long_range_par
     assert len(group["params"]) == len(kernel)
     moved = state["optimizer_states"][0]["state"]
     assert all(float(moved[i]["exp_avg_sq"].sum()) > 0 for i in group["params"])
+
+
+def test_charges_are_reported_after_training(long_range):
+    (log,) = long_range.parent.glob("*.log")
+    text = log.read_text()
+    assert "Latent charges of 4 structures" in text
+    for symbol in "COH":
+        assert re.search(rf"  {symbol} +-?\d\.\d{{3}} +-?\d\.\d{{3}} +-?\d\.\d{{3}}", text)
+    assert "net charge of a structure: mean -0.000" in text.replace("mean 0.000", "mean -0.000")
+
+
+def test_charges_that_nothing_was_chosen_for_are_refused():
+    batch = to_data(acetaldehyde())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not check_neutral(batch, "training batch 2")
+    charged = batch | {AtomicDataDict.TOTAL_CHARGE_KEY: torch.ones(1, 1)}
+    with pytest.raises(
+        InputError, match="`charge` must be zero .* got 1 of structure 0 of"
+    ):
+        check_neutral(charged, "training batch 2")
+    radical = acetaldehyde()
+    del radical[-1]
+    with pytest.warns(UserWarning, match="odd number of electrons .* `charge_constraint: total`"):
+        assert check_neutral(to_data(radical), "training batch 2")
 
 
 def test_a_restart_goes_on_where_training_stopped(folder, long_range):
