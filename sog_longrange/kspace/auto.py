@@ -187,8 +187,9 @@ def check_cost(memory: float, milliseconds: float, device: torch.device) -> None
     if memory < _WORTH_A_LOOK and milliseconds < _SLOW:
         return
     remedy = (
-        "Use a larger `tolerance` or `min_width`, a smaller batch or a smaller box: a mesh fills "
-        "all of a periodic box, also where it is empty. Set `pbc` to False along empty axes."
+        "Use a larger `tolerance` or `min_width`, smaller structures or a smaller batch. A mesh "
+        "fills all of a periodic box, also where it is empty: set `pbc` to False along empty axes, "
+        "or take a smaller box."
     )
     available = memory_of(device)
     if memory > available:
@@ -253,10 +254,8 @@ def pairs_are_faster(size: Size) -> bool:
     -------
     bool
     """
-    n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
-    if n_pairs > MAX_ELEMENTS:
-        return False
-    return _pairs_cost(size) <= _OVERHEAD + _mesh_cost(size)
+    pairs = _pairs_cost(size)
+    return math.isfinite(pairs) and pairs <= _OVERHEAD + _mesh_cost(size)
 
 
 def predict_time(kind: str, size: Size) -> float:
@@ -276,7 +275,8 @@ def predict_time(kind: str, size: Size) -> float:
 
 
 def _pairs_cost(size: Size) -> float:
-    return 1.7e-4 * (size.n_atoms * (size.n_atoms - 1) // 2) * size.n_channels
+    n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
+    return math.inf if n_pairs > MAX_ELEMENTS else 1.7e-4 * n_pairs * size.n_channels
 
 
 def _direct_cost(size: Size) -> float:

@@ -298,7 +298,9 @@ def test_too_many_structures_and_modes_are_refused_before_allocation():
         "pbc": PERIODIC.expand(count, 3),
         "batch": torch.arange(count),
     }
-    with pytest.raises(SizeError, match="200 periodic structures of up to 1 atoms with .* modes"):
+    # Where the machine has less memory than that, it is the memory that is named.
+    message = "200 periodic structures of up to 1 atoms with .* modes|memory .*got 338 GB"
+    with pytest.raises(SizeError, match=message):
         LongRangeEnergy(Ewald(0.4), backend="direct")(**values)
 
 
