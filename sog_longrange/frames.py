@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from .errors import InputError, explain
-from .geometry import reduced_cell
-from .validation import SINGULAR_CELL
+from .geometry import SINGULAR_CELL, reduced_cell
 
 SHORTEST_VECTOR: float = 0.1
 """Length in Å of the shortest lattice vector along periodic directions that is believed."""

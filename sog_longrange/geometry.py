@@ -13,8 +13,8 @@ from .errors import SizeError
 TAPER: float = 1.05
 """Ratio of the k cutoff to the wave number from which the kernel is faded out."""
 
-FLAT_CELL: float = 1e-8
-"""Smallest |det(cell)| / (|a| |b| |c|) of a cell that has a volume.
+SINGULAR_CELL: float = 1e-8
+"""Smallest |det(cell)| / (|a| |b| |c|) of a cell that has a volume and is not called singular.
 
 Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take its place.
 """
@@ -194,7 +194,7 @@ def own_volume(cell: Tensor) -> Tensor:
     volume = cell_volume(exact)
     limits = torch.finfo(cell.dtype)
     # Rows in one plane have a volume of rounding errors.
-    least = (max(FLAT_CELL, 16.0 * limits.eps) * lengths).clamp(min=limits.tiny)
+    least = (max(SINGULAR_CELL, 16.0 * limits.eps) * lengths).clamp(min=limits.tiny)
     return torch.where(volume > least, volume, torch.nan).to(cell.dtype)
 
 

@@ -15,12 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .errors import InputError, InputTypeError, NotFiniteError, explain
-
-SINGULAR_CELL: float = 1e-8
-"""Smallest |det(cell)| / (|a| |b| |c|) of a periodic cell that is not called singular.
-
-Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take its place.
-"""
+from .geometry import SINGULAR_CELL
 
 WHOLE: float = 1e-3
 """How far in e a total charge may be from a whole number."""

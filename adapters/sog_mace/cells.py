@@ -110,7 +110,13 @@ def stress_label(config: Any) -> Any:  # noqa: ANN401
     return None if weight == 0 else config.properties.get("stress")
 
 
-def check_stress_label(where: str, pbc: Any, cell: Any, stress: Any) -> None:  # noqa: ANN401
+def check_stress_label(
+    where: str,
+    pbc: Any,  # noqa: ANN401
+    cell: Any,  # noqa: ANN401
+    stress: Any,  # noqa: ANN401
+    key: str = "stress",
+) -> None:
     """Refuse to train on the stress of a frame without a volume.
 
     Parameters
@@ -121,6 +127,8 @@ def check_stress_label(where: str, pbc: Any, cell: Any, stress: Any) -> None:  #
     cell : array, shape (3, 3), in Å, or None
     stress : array or None
         Label, if there is one.
+    key : str
+        Name of the label in the data, for the message.
 
     Raises
     ------
@@ -132,7 +140,7 @@ def check_stress_label(where: str, pbc: Any, cell: Any, stress: Any) -> None:  #
     rows = _cell_of(cell).tolist()
     raise InputError(
         explain(
-            "stress",
+            key,
             "absent where the cell has no volume",
             f"one in {where}, with pbc {[bool(x) for x in pbc]} and the cell {rows}",
             "Remove that label, or give the frame its cell. Virials need no volume.",

@@ -133,7 +133,8 @@ def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConf
     for name, allowed in (shapes | dict.fromkeys(TENSORS, TENSOR)).items():
         if labels.get(name) is not None:
             check_label(keys.get(name, name), labels[name], allowed, where)
-    check_stress_label(where, frame.pbc, frame.cell, stress_label(frame))
+    key = keys.get("stress", "stress")
+    check_stress_label(where, frame.pbc, frame.cell, stress_label(frame), key)
     if labels.get("total_charge") is not None:
         key = keys.get("total_charge", "total_charge")
         check_total_charge(where, labels["total_charge"], key, config)

@@ -119,9 +119,7 @@ def test_charges_that_nothing_was_chosen_for_are_refused():
         warnings.simplefilter("error")
         assert not check_neutral(batch, "training batch 2")
     charged = batch | {AtomicDataDict.TOTAL_CHARGE_KEY: torch.ones(1, 1)}
-    with pytest.raises(
-        InputError, match="`charge` must be zero .* got 1 of structure 0 of"
-    ):
+    with pytest.raises(InputError, match="`charge` must be zero .* got 1 of structure 0 of"):
         check_neutral(charged, "training batch 2")
     radical = acetaldehyde()
     del radical[-1]
