@@ -126,6 +126,12 @@ def benchmark_mace(session: nox.Session) -> None:
     run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)
 
 
+@nox.session(venv_backend="none", default=False, requires=["env_mace"])
+def benchmark_surface(session: nox.Session) -> None:
+    """Train on bulk, ask for surfaces; arguments after ``--`` are passed on."""
+    run_in(session, "mace", "benchmarks/surface_energy.py", *session.posargs)
+
+
 @nox.session(venv_backend="none", default=False, requires=["env_nequip"])
 def demo_nequip(session: nox.Session) -> None:
     """Train and compare NequIP models on binding curves; arguments after ``--`` are passed on."""
