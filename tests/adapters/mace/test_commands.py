@@ -155,7 +155,7 @@ def spoil(frames, what):
         ("kind of charge", r"`atoms.info\[\"charge\"\]` must be one finite number in e"),
         ("fraction", "`total_charge` must be a whole number"),
         ("field", "must be 3 finite numbers in V/Å"),
-        ("cell", "`cell` must be of non-zero volume where `pbc` is true"),
+        ("cell", "`cell` must be given along periodic directions, got no cell"),
         ("position", ".*must be finite, got"),
         ("element", "of elements that the model was trained on, got Xe"),
     ],

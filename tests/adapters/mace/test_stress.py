@@ -211,7 +211,7 @@ def test_a_cell_filter_relaxes_a_slab(model):
         slope = sum(weight * energy(entry, 1e-2 * offset) for offset, weight in STENCIL) / 1e-2
         assert forces[entry] == pytest.approx(-slope, rel=1e-5)
     relaxed.set_positions(places)
-    assert BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=50)
+    assert BFGS(relaxed, logfile=None).run(fmax=1e-3, steps=200)
 
 
 def test_labels_of_frames_without_a_volume_are_refused():
@@ -322,7 +322,8 @@ def test_training_on_stress_uses_the_cells_of_the_frames(training_folder, monkey
 
     def forward(self, data, **options):
         out = original(self, data, **options)
-        seen.append((data["input_cell"].view(-1, 3, 3), out["virials"], out["stress"]))
+        if out["stress"] is not None:
+            seen.append((data["input_cell"].view(-1, 3, 3), out["virials"], out["stress"]))
         return out
 
     monkeypatch.setattr(SOGMACE, "forward", forward)
@@ -344,7 +345,7 @@ def test_training_on_stress_uses_the_cells_of_the_frames(training_folder, monkey
 
 def test_training_on_the_stress_of_frames_without_a_volume_is_refused(training_folder):
     train_file("train.xyz", flat_stress=True)
-    with pytest.raises(InputError, match="`stress` must be absent where the cell has no volume"):
+    with pytest.raises(SystemExit, match="`REF_stress` must be absent .* in frame 8 of train.xyz"):
         main(arguments(training_folder))
 
 
