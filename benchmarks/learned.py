@@ -90,7 +90,8 @@ def compare_law(part: SOGLongRange, law: Callable[[Tensor], Tensor], folder: Pat
 
     That is a factor, which charges take up, and where they sum to zero also a constant.
     """
-    kernel, neutral = part.energy.kernel, part.config.charge_constraint == "neutral"
+    config, kernel = part.config, part.energy.kernel
+    neutral = bool(config.constrained_channels) and not config.takes_total_charge
     r = torch.linspace(*REACH, 400, dtype=torch.float64)
     with torch.no_grad():
         found = kernel.radial(r.square().to(next(kernel.parameters())))[0].double().numpy()

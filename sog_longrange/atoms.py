@@ -28,6 +28,11 @@ EXTERNAL_FIELD: Final = "external_field"
 TOTAL_CHARGE: Final = ("charge", "total_charge")
 """Keys of the total charge in `atoms.info`, in e, which must not disagree."""
 
+CHARGES_SUM_TO_ZERO: Final = (
+    "the latent charges of this model sum to zero. Train a model with charge_constraint='total' or "
+    "charge_embedding for charged structures."
+)
+
 PERPENDICULAR: Final = 1e-6
 """Change of a field's potential along periodic lattice vectors, in V, that counts as none."""
 
@@ -137,13 +142,38 @@ def total_charge(atoms: AtomsLike, keys: Sequence[str] = TOTAL_CHARGE) -> float 
             remedy = "Set the total charge of the structure there, such as 0 or -1."
             name, got = f'atoms.info["{key}"]', repr(atoms.info[key])
             raise InputError(explain(name, "one finite number in e", got, remedy))
-    numbers = [number for number in found.values() if number is not None]
-    if numbers and max(numbers) - min(numbers) > WHOLE:
-        (key, number), (other, another) = found.items()
-        expected = f'equal to atoms.info["{other}"], {another:g}'
-        remedy = "Remove the wrong one."
-        raise InputError(explain(f'atoms.info["{key}"]', expected, f"{number:g}", remedy))
-    return numbers[0] if numbers else None
+    numbers = {key: number for key, number in found.items() if number is not None}
+    if not numbers:
+        return None
+    low, high = min(numbers, key=numbers.__getitem__), max(numbers, key=numbers.__getitem__)
+    if numbers[high] - numbers[low] > WHOLE:
+        expected = f'equal to atoms.info["{high}"], {numbers[high]:g}'
+        name, got = f'atoms.info["{low}"]', f"{numbers[low]:g}"
+        raise InputError(explain(name, expected, got, "Remove the wrong one."))
+    return next(iter(numbers.values()))
+
+
+def ignored_charge(
+    atoms: AtomsLike, constraints: Iterable[str], keys: Sequence[str] = TOTAL_CHARGE
+) -> float | None:
+    """Find a total charge that models take no notice of and contradict.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    constraints : iterable of str
+        Charge constraints of the models, none of which needs a total charge.
+    keys : sequence of str
+        Where to look.
+
+    Returns
+    -------
+    float, in e, or None
+        None if there is none, or charges are free.
+    """
+    given = [as_number(atoms.info[key]) for key in keys if key in atoms.info]
+    charged = [number for number in given if number is not None and abs(number) > WHOLE]
+    return charged[0] if charged and set(constraints) - {"none"} else None
 
 
 def check_results(results: dict[str, Any], atoms: AtomsLike, more: str = "") -> None:
@@ -297,16 +327,11 @@ class ChargesInASE:
 
     def _ignore_charge(self, atoms: AtomsLike, constraints: Iterable[str]) -> None:
         """Warn once of a total charge that models take no notice of and contradict."""
-        given = [as_number(atoms.info[key]) for key in TOTAL_CHARGE if key in atoms.info]
-        charged = [number for number in given if number is not None and abs(number) > WHOLE]
-        if charged and not self._has_warned_of_charge and set(constraints) - {"none"}:
+        charge = ignored_charge(atoms, constraints)
+        if charge is not None and not self._has_warned_of_charge:
             self._has_warned_of_charge = True
-            warnings.warn(
-                f"The total charge {charged[0]:g} e in atoms.info is ignored: the latent charges "
-                "of this model sum to zero. Train a model with charge_constraint='total' or "
-                "charge_embedding for charged structures.",
-                stacklevel=2,
-            )
+            text = f"The total charge {charge:g} e in atoms.info is ignored: {CHARGES_SUM_TO_ZERO}"
+            warnings.warn(text, stacklevel=2)
 
     def check_state(self, atoms: AtomsLike, tol: float = 1e-15) -> list[str]:
         """Tell what changed since the last calculation, field and total charge included."""
@@ -411,14 +436,12 @@ def add_periodic_field(
     results.update(field_energy=total, born_charges=born)
 
 
-def check_atoms(atoms: AtomsLike, where: str = "the structure") -> None:
+def check_atoms(atoms: AtomsLike) -> None:
     """Refuse a structure that no graph should be built of.
 
     Parameters
     ----------
     atoms : ase.Atoms
-    where : str
-        Names the structure, for the message.
 
     Raises
     ------
@@ -426,8 +449,8 @@ def check_atoms(atoms: AtomsLike, where: str = "the structure") -> None:
         If there are no atoms, positions are not finite, or the cell does not span the periodic
         directions; see :func:`~sog_longrange.frames.check_cell`.
     """
-    check_positions(atoms.positions, where)
-    check_cell(atoms.cell.array, atoms.pbc.tolist(), where)
+    check_positions(atoms.positions, "the structure")
+    check_cell(atoms.cell.array, atoms.pbc.tolist(), "the structure")
 
 
 def has_volume(atoms: AtomsLike) -> bool:

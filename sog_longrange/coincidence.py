@@ -18,10 +18,11 @@ COINCIDENT: float = 1e-3
 """Distance in Å up to which two atoms are said to coincide."""
 
 _MAX_PAIRS = 2**20
+_MOST_PAIRS = 2**30
 
 _NO_COINCIDENCE = (
-    f"No two atoms are within {COINCIDENT:g} Å of each other, so the weights of the model have "
-    "diverged or an input is NaN. Take weights from before training diverged, or train with a "
+    f"No two atoms were found within {COINCIDENT:g} Å of each other, so the weights of the model "
+    "have diverged or an input is NaN. Take weights from before training diverged, or train with a "
     "smaller learning rate."
 )
 
@@ -73,7 +74,8 @@ def coincident_atoms(structures: Structures, distance: float = COINCIDENT) -> Co
     Returns
     -------
     Coincidence or None
-        One such pair of the first structure that has any; None if there is none.
+        One such pair of the first structure that has any; None if there is none, and for crystals
+        of more than a hundred thousand atoms, which would take minutes.
     """
     counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
     parts = structures.positions.detach().double().split(counts)
@@ -126,6 +128,8 @@ def _coincident_pair(
         atoms = torch.cat([atoms, atoms[again]])
     partners = torch.searchsorted(height, height[:n_atoms] + distance, right=True)
     partners = partners - torch.arange(1, n_atoms + 1, device=partners.device)
+    if int(partners.sum()) > _MOST_PAIRS:
+        return None
     for rows, steps in _pairs(partners):
         i, j = atoms[rows], atoms[rows + steps]
         apart = turns[i] - turns[j]

@@ -181,14 +181,45 @@ class SOGConfig:
         """
         if self.charge_constraint != "auto":
             return self
-        if not self.constrained_channels:
-            return self._constrained("none")
-        return self._constrained("total" if has_total_charges else "neutral")
+        constraint = "total" if has_total_charges else "neutral"
+        constraint = constraint if self.constrained_channels else "none"
+        return self.with_constraint(constraint, self.fractional_charge)
 
-    def _constrained(self, constraint: str) -> SOGConfig:
-        needed = constraint == "total" or self.charge_embedding > 0
-        fractional = self.fractional_charge and needed
+    def with_constraint(self, constraint: str, fractional: bool) -> SOGConfig:
+        """Return these options with another charge constraint.
+
+        Parameters
+        ----------
+        constraint : str
+        fractional : bool
+            Whether a total charge may be other than whole, where there is one.
+
+        Returns
+        -------
+        SOGConfig
+        """
+        needed = constraint in ("total", "auto") or self.charge_embedding > 0
+        fractional = fractional and needed
         return dataclasses.replace(self, charge_constraint=constraint, fractional_charge=fractional)
+
+    @property
+    def may_need_total_charge(self) -> bool:
+        """Whether total charges matter, or will if "auto" is resolved to them."""
+        is_open = self.charge_constraint == "auto" and bool(self.constrained_channels)
+        return self.needs_total_charge or is_open
+
+    @property
+    def takes_total_charge(self) -> bool:
+        """Whether latent charges sum to the total charge, also before "auto" is resolved.
+
+        A charge embedding needs the total charge of every structure, so that "auto" is "total".
+        """
+        return self._meant.charge_constraint == "total"
+
+    @property
+    def _meant(self) -> SOGConfig:
+        """What these options mean for a model that is built before any data are seen."""
+        return self.resolve(self.charge_embedding > 0)
 
     def _is_conserved(self, law: str) -> bool:
         return law == "ewald" or self._start(law).conserved
@@ -286,7 +317,7 @@ class SOGConfig:
         str
             Like "min_width 1.0 here, 0.5 there"; empty if there are none.
         """
-        ours, theirs = self.to_dict(), other.to_dict()
+        ours, theirs = self._meant.to_dict(), other._meant.to_dict()
         return ", ".join(
             f"{name} {value} here, {theirs[name]} there"
             for name, value in ours.items()

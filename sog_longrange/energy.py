@@ -286,9 +286,10 @@ class LongRangeEnergy(nn.Module):
         check_dipoles(dipoles, charges)
         sources = Sources(charges, dipoles)
         potential, field, energy = sum_sources(self.interaction(), sources, structures)
+        energy = energy.to(charges)
         _check_result("energy", energy, self.kernel)
         energies = 0.5 * sources.work(potential, field)
-        return DipolarOutput(energy.to(charges), energies, potential, charges, field, dipoles)
+        return DipolarOutput(energy, energies, potential, charges, field, dipoles)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""

@@ -29,7 +29,7 @@ from .kspace.direct import faded_fourier
 from .kspace.mesh import Meshes, choose_meshes, mode_boxes
 from .kspace.stencils import TorchStencil
 from .kspace.windows import window_width
-from .validation import Structures, check_finite, check_shape
+from .validation import Structures, check_finite, check_no_overflow, check_shape
 
 _MARGIN = 1.0 + 1e-6
 
@@ -103,7 +103,7 @@ class FixedMeshEnergy(nn.Module):
         reciprocal = reciprocal_cell(cell[None])
         batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
         phases = wrapped_phases(positions, reciprocal, batch)
-        check_finite("positions", phases)  # of no graph
+        check_no_overflow("positions", phases)  # of no graph
         stencil = _Stencil(self.meshes, phases, batch)
         shape = self.meshes.shapes[0]
         density = stencil.scatter(charges).view(-1, *shape)

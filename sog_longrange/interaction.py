@@ -157,10 +157,15 @@ class Interaction(NamedTuple):
             if kind != "padded"
         ]
         memory = fields * sum(predict_memory(*own) for own in sizes)
-        milliseconds = fields * sum(predict_time(*own) for own in sizes)
+        times = [predict_time(*own) for own in sizes]
+        wasted = fields * sum(
+            time
+            for time, (kind, own) in zip(times, sizes, strict=True)
+            if kind != "pairs" and own.is_empty
+        )
         # What a sum cannot do at all, it refuses itself.
-        if math.isfinite(milliseconds):
-            check_cost(memory, milliseconds, structures.positions.device)
+        if math.isfinite(sum(times)):
+            check_cost(memory, wasted, structures.positions.device)
 
     def choices(self, n_channels: int, structures: Structures) -> dict[int, Choice]:
         """Choose the backend of each periodic structure.

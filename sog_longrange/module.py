@@ -191,9 +191,15 @@ class SOGLongRange(nn.Module):
                 "The state is of a version that constrained all channels of joined laws, also "
                 "those of dispersion, which are free now. Train the model again."
             )
-        differences = self.config.differences(SOGConfig.from_dict(stored))
+        theirs = SOGConfig.from_dict(stored)
+        ours = self.config
+        if ours.charge_constraint == "auto":
+            # The data of that training have decided.
+            ours = ours.with_constraint(theirs.charge_constraint, theirs.fractional_charge)
+        differences = ours.differences(theirs)
         if differences:
             raise ConfigError(f"The state was trained with other options: {differences}.")
+        self.config = ours
 
     def forward(
         self,
@@ -371,7 +377,7 @@ class SOGLongRange(nn.Module):
         channels = self.config.constrained_channels
         if not channels:
             return charges
-        wanted = total if self.config.charge_constraint == "total" else torch.zeros_like(total)
+        wanted = total if self.config.takes_total_charge else torch.zeros_like(total)
         return project_total_charge(charges, wanted, structures.batch, channels)
 
     def latent_dipoles(
@@ -405,7 +411,7 @@ def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig
     """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank."""
     if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
         return
-    if config.charge_constraint != "none" or config.charge_embedding > 0:
+    if config.constrained_channels or config.charge_embedding > 0:
         expected = 'None unless charge_constraint="none" and charge_embedding=0'
         remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
         raise ConfigError(explain("process_group", expected, "a process group", remedy))

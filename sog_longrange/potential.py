@@ -35,7 +35,7 @@ from .kspace.padded import pad
 from .kspace.pairs import pair_vectors
 from .kspace.radial import blocks, kernel_on_modes
 from .kspace.windows import window_width
-from .validation import Structures, check_finite
+from .validation import Structures, check_no_overflow
 
 
 class PotentialOutput(NamedTuple):
@@ -163,7 +163,7 @@ def _on_mesh(interaction: Interaction, sources: Sources, part: Structures) -> Fe
         *(max(map(max, lengths)), accelerator.sampler),
     )
     phases = wrapped_phases(part.positions, reciprocal, part.batch)
-    check_finite("positions", phases)
+    check_no_overflow("positions", phases)
     out = _convolve(meshes, accelerator, sources, phases, table, reciprocal, part.batch)
     volume = cell_volume(part.cell)
     own = volume[part.batch][:, None]

@@ -277,12 +277,35 @@ def check_finite(name: str, value: Tensor) -> None:
     value : Tensor
         The argument.
     """
-    if is_traced():
-        return  # The operators check again, when the graph runs.
-    finite = torch.isfinite(value.detach())
-    if not bool(finite.all()):
-        where = tuple((~finite).nonzero()[0].tolist())
+    where = _not_finite(value)
+    if where is not None:
         raise NotFiniteError(explain(name, "finite", f"{value[where].item()} at index {where}"))
+
+
+def check_no_overflow(name: str, value: Tensor) -> None:
+    """Raise `InputError` if what is made of a finite argument holds NaN or infinity.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, for the message.
+    value : Tensor
+        What is made of it.
+    """
+    where = _not_finite(value)
+    if where is not None:
+        got = f"numbers so large that {value[where].item()} is made of them"
+        raise InputError(explain(name, "finite, and not so large that they overflow", got))
+
+
+def _not_finite(value: Tensor) -> tuple[int, ...] | None:
+    """Index of the first number that is NaN or infinite, None if there is none."""
+    if is_traced():
+        return None  # The operators check again, when the graph runs.
+    finite = torch.isfinite(value.detach())
+    if bool(finite.all()):
+        return None
+    return tuple((~finite).nonzero()[0].tolist())
 
 
 def as_number(value: object) -> float | None:

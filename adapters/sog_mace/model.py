@@ -21,7 +21,7 @@ from sog_longrange import (
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
 
-from .cells import own_cells
+from .cells import INPUT_CELL, own_cells
 from .charges import check_given
 from .host import check_model, refuse_caller, refuse_program
 from .readout import (
@@ -313,6 +313,9 @@ def _prepare(data: dict[str, Tensor], strained: bool) -> _Geometry:
     positions.requires_grad_(True)
     num_graphs = int(data["ptr"].numel() - 1)
     cell = data["cell"].view(-1, 3, 3)
+    pbc = data["pbc"].view(-1, 3).expand(num_graphs, 3)
+    if INPUT_CELL not in data:
+        _check_no_stand_in(cell, pbc)
     displacement = data.get("displacement")
     if displacement is None:
         displacement = positions.new_zeros(num_graphs, 3, 3)
@@ -322,5 +325,12 @@ def _prepare(data: dict[str, Tensor], strained: bool) -> _Geometry:
         data["positions"], cell = apply_strain(positions, cell, displacement, batch)
         data["shifts"] = torch.einsum("ea,eab->eb", data["unit_shifts"], cell[senders])
         data["cell"] = cell.reshape(-1, 3)
-    pbc = data["pbc"].view(-1, 3).expand(num_graphs, 3)
     return _Geometry(data, positions, displacement, cell, pbc, num_graphs)
+
+
+def _check_no_stand_in(cell: Tensor, pbc: Tensor) -> None:
+    """Refuse the box of 1 Å that MACE puts in the place of a cell that is missing."""
+    boxes = (cell == torch.eye(3).to(cell)).all(-1).all(-1)
+    if bool((boxes & pbc.all(-1)).any()):
+        got = "the box of 1 Å that MACE makes of a missing one"
+        raise InputError(explain("cell", "given for periodic structures", got, "Set pbc to False."))

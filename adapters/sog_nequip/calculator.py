@@ -164,6 +164,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         given = self.atoms if atoms is None else atoms
         self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
         check_atoms(given)
+        _check_rows(given)
         field = periodic_field(given)
         if field is not None and "stress" in properties:
             raise PropertyNotImplementedError(explain_no_stress())
@@ -305,3 +306,11 @@ def _check_long_range(out: dict[str, torch.Tensor]) -> None:
     if LATENT_CHARGES_KEY not in out:
         remedy = "Use NequIP's own calculator for models without a long-range part."
         raise HostError(explain("model", "with a long-range part", "none", remedy))
+
+
+def _check_rows(atoms: Atoms) -> None:
+    """Refuse three lattice vectors in one plane, also if some are of open axes: NequIP inverts."""
+    if atoms.cell.array.any(axis=1).all() and not has_volume(atoms):
+        expected = "of rows that span a volume, or zero along open axes"
+        remedy = "Set the rows of open axes to zero, or across the others."
+        raise InputError(explain("atoms.cell", expected, f"{atoms.cell.array.tolist()}", remedy))

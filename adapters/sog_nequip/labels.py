@@ -49,7 +49,7 @@ def check_stress_labels(batch: dict[str, Tensor], where: str) -> None:
         raise InputError(explain("stress", "NaN where the cell has no volume", got, remedy))
 
 
-def check_neutral(batch: dict[str, Tensor], where: str) -> bool:
+def check_neutral(batch: dict[str, Tensor], where: str) -> None:
     """Refuse charged structures where nothing was chosen for their charges.
 
     Parameters
@@ -58,11 +58,6 @@ def check_neutral(batch: dict[str, Tensor], where: str) -> bool:
         Fields of a batch.
     where : str
         Name of the batch.
-
-    Returns
-    -------
-    bool
-        Whether there was a warning, of a structure with an odd number of electrons.
 
     Raises
     ------
@@ -76,6 +71,23 @@ def check_neutral(batch: dict[str, Tensor], where: str) -> bool:
         remedy = "Choose `charge_constraint: total` in `sog`, or `neutral` to ignore it."
         expected = "zero with `charge_constraint: auto`"
         raise InputError(explain(AtomicDataDict.TOTAL_CHARGE_KEY, expected, got, remedy))
+
+
+def warn_of_odd_electrons(batch: dict[str, Tensor], where: str) -> bool:
+    """Warn of a structure with an odd number of electrons, whose charges will sum to zero.
+
+    Parameters
+    ----------
+    batch : dict
+        Fields of a batch.
+    where : str
+        Name of the batch.
+
+    Returns
+    -------
+    bool
+        Whether there was one.
+    """
     numbers = batch.get(AtomicDataDict.ATOMIC_NUMBERS_KEY)
     if numbers is None:
         return False

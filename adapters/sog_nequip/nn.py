@@ -188,7 +188,8 @@ class LongRange(GraphModuleMixin, nn.Module):
     def extra_inputs(self) -> dict[str, Irreps | None]:
         """Fields that are used and that NequIP would not pass on by itself, with irreps."""
         fields = {AtomicDataDict.PBC_KEY: None, EXTERNAL_FIELD_KEY: Irreps("1o")}
-        if self.long_range.config.needs_total_charge:
+        config = self.long_range.config
+        if config.needs_total_charge or config.charge_constraint == "auto":
             fields[AtomicDataDict.TOTAL_CHARGE_KEY] = None
         return fields
 

@@ -31,8 +31,8 @@ class ChargeReport:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        (part,) = long_range_parts(model)
-        self.summary = ChargeSummary(part.long_range)
+        # Of several models, the outputs of one are seen.
+        self.summary = ChargeSummary(long_range_parts(model)[0].long_range)
         self.count = 0
         modules: list[Any] = list(model.modules())
         named = (module.type_names for module in modules if hasattr(module, "type_names"))

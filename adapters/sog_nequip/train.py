@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sog_longrange import ConfigError, HostError
 from sog_longrange.errors import explain
 
-from .labels import check_neutral, check_stress_labels, coincidence
+from .labels import check_neutral, check_stress_labels, coincidence, warn_of_odd_electrons
 from .parts import long_range_parts
 from .report import ChargeReport
 
@@ -89,8 +89,11 @@ class WarmUp(Callback):
         where = f"training batch {batch_idx}"
         check_stress_labels(batch, where)
         for part in long_range_parts(pl_module.model):
-            if part.long_range.config.charge_constraint == "auto" and not self._has_warned:
-                self._has_warned = check_neutral(batch, where)
+            config = part.long_range.config
+            neutral = config.constrained_channels and not config.needs_total_charge
+            if config.charge_constraint == "auto" and neutral:
+                check_neutral(batch, where)
+                self._has_warned = self._has_warned or warn_of_odd_electrons(batch, where)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

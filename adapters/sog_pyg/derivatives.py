@@ -105,7 +105,10 @@ def _total_charge(model: Any, data: Data, batch_size: int) -> Tensor | None:
     """One number for each graph, if the data have any and the model does not ignore them."""
     given = data.get("total_charge")
     part = getattr(getattr(model, "long_range", None), "part", None)
-    if given is None or (part is not None and not part.config.needs_total_charge):
+    config: Any = None if part is None else part.config
+    # What is left to "auto" is looked at by the core, which refuses charges that would be ignored.
+    ignores = config is not None and not config.needs_total_charge
+    if given is None or (ignores and config.charge_constraint != "auto"):
         return None
     if isinstance(given, Tensor) and given.numel() == batch_size:
         return given.reshape(-1)  # The core looks at the values.

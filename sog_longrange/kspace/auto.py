@@ -11,7 +11,9 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,7 +38,11 @@ _LARGE_ARRAY = 2e6
 _WORTH_A_LOOK = 2**27
 _SLOW = 2000.0
 _MUCH = 2e9
-_WARNED: set[str] = set()
+_EMPTY = 1000.0
+_CGROUPS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 
 class Size(NamedTuple):
@@ -76,6 +82,11 @@ class Size(NamedTuple):
         """Number of modes in half of the box."""
         a, b, c = self.half_widths
         return (a + 1) * (2 * b + 1) * (2 * c + 1)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are a thousand nodes of the mesh for each atom, or more."""
+        return self.nodes > _EMPTY * max(1, self.n_atoms)
 
     @property
     def window(self) -> int:
@@ -168,15 +179,15 @@ def predict_memory(kind: str, size: Size) -> float:
     return _MEMORY[kind](size)
 
 
-def check_cost(memory: float, milliseconds: float, device: torch.device) -> None:
+def check_cost(memory: float, wasted: float, device: torch.device) -> None:
     """Refuse an evaluation that fits into no memory; warn once of one that is expensive.
 
     Parameters
     ----------
     memory : float
         Predicted peak memory, in bytes.
-    milliseconds : float
-        Predicted time.
+    wasted : float
+        Predicted time, in ms, of structures that are nearly empty; see :meth:`Size.is_empty`.
     device : torch.device
 
     Raises
@@ -184,29 +195,30 @@ def check_cost(memory: float, milliseconds: float, device: torch.device) -> None
     SizeError
         If the device has less memory.
     """
-    if memory < _WORTH_A_LOOK and milliseconds < _SLOW:
+    if memory < _WORTH_A_LOOK and wasted < _SLOW:
         return
-    remedy = (
-        "Use a larger `tolerance` or `min_width`, smaller structures or a smaller batch. A mesh "
-        "fills all of a periodic box, also where it is empty: set `pbc` to False along empty axes, "
-        "or take a smaller box."
-    )
+    remedy = "Use a larger `tolerance` or `min_width`, smaller structures or a smaller batch."
+    if wasted > 0.0:
+        remedy += (
+            " A mesh fills all of a periodic box, also where it is empty: set `pbc` to False along "
+            "empty axes, or take a smaller box."
+        )
     available = memory_of(device)
     if memory > available:
         got = f"{_readable(memory)}, as predicted"
         expected = f"at most the {_readable(available)} of {device}"
         raise SizeError(explain("memory of the long-range sum", expected, got, remedy))
-    if memory > _MUCH or milliseconds > _SLOW:
-        _warn_once(
-            f"A long-range sum takes {_readable(memory)} of memory and "
-            f"{1e-3 * milliseconds:.2g} s for energy and forces, as predicted. {remedy}"
-        )
+    # Times are those of CPUs.
+    is_slow = wasted > _SLOW and device.type == "cpu"
+    if memory > _MUCH or is_slow:
+        time = f" and {1e-3 * wasted:.2g} s for energy and forces" if is_slow else ""
+        taken = f"{_readable(memory)} of memory{time}"
+        _warn_once(f"A long-range sum takes {taken}, as predicted. {remedy}")
 
 
+@lru_cache(maxsize=64)
 def _warn_once(message: str) -> None:
-    if not _WARNED:
-        _WARNED.add(message)
-        warnings.warn(message, PerformanceWarning, stacklevel=2)
+    warnings.warn(message, PerformanceWarning, stacklevel=2)
 
 
 def memory_of(device: torch.device) -> float:
@@ -219,17 +231,26 @@ def memory_of(device: torch.device) -> float:
     Returns
     -------
     float
-        In bytes: of CPUs all that the machine has, of CUDA devices what is free; infinite where
-        it is not known.
+        In bytes: of CPUs what the machine has, or the process may have; of CUDA devices what is
+        free; infinite where it is not known.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return float(free + unused)
-    names = getattr(os, "sysconf_names", {})
-    if device.type != "cpu" or not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(names):
-        return math.inf
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return _memory_of_cpu() if device.type == "cpu" else math.inf
+
+
+@lru_cache(maxsize=1)
+def _memory_of_cpu() -> float:
+    limits = [math.inf]
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= set(getattr(os, "sysconf_names", {})):
+        limits.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    # A container or a batch system may allow less.
+    for path in _CGROUPS:
+        with suppress(OSError, ValueError):
+            limits.append(float(Path(path).read_text(encoding="ascii")))
+    return min(limit for limit in limits if limit > 0.0)
 
 
 def _readable(memory: float) -> str:

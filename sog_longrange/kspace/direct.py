@@ -19,7 +19,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel, zero_modes
-from sog_longrange.validation import check_finite
+from sog_longrange.validation import check_no_overflow
 
 from .autograd import quadratic_energy
 from .fourier import SECOND_ORDERS, FourierBackend, hessian_product
@@ -66,7 +66,7 @@ def direct_energy(
     reciprocal = reciprocal_cell(cell)
     table = kernel_table(kernel, modes, reciprocal, cell, onset)
     phases = wrapped_phases(positions, reciprocal, batch)
-    check_finite("positions", phases)
+    check_no_overflow("positions", phases)
     return quadratic_energy(backend, phases, charges, table)
 
 

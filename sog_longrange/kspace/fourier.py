@@ -17,7 +17,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
-from sog_longrange.validation import check_finite
+from sog_longrange.validation import check_no_overflow
 
 from .autograd import Backend, quadratic_energy
 from .distributed import accumulate, replicate
@@ -114,7 +114,7 @@ def flat_energy(
     table = kernel_on_modes(kernel, boxes, reciprocal, onset, longest, sampler)
     phases = wrapped_phases(positions, replicate(reciprocal, group), backend.batch)
     # A number that is not finite would lead native code out of its arrays.
-    check_finite("positions", phases)
+    check_no_overflow("positions", phases)
     energy, potential = quadratic_energy(
         backend, phases, charges, table, lambda local: accumulate(local, group)
     )

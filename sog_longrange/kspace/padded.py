@@ -32,7 +32,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels import Kernel
-from sog_longrange.validation import check_finite
+from sog_longrange.validation import check_no_overflow
 
 from .auto import Size, check_cost, predict_memory, predict_time
 from .autograd import quadratic_energy
@@ -204,7 +204,7 @@ def pad(
     centred = positions - (origins[..., None] * frames).sum(1)[batch]
     reciprocal = reciprocal_cell(padded)
     phases = wrapped_phases(centred, reciprocal, batch)
-    check_finite("positions", phases)
+    check_no_overflow("positions", phases)
     return PaddedBoxes(meshes, reciprocal, phases, table, means)
 
 
@@ -250,7 +250,7 @@ def _open_frame(positions: Tensor, resolution: Resolution) -> Tensor:
         return plain
     points = positions.double()
     points = points - points.mean(0)
-    check_finite("positions", points)
+    check_no_overflow("positions", points)
     scaled = points / points.abs().max().clamp_min(resolution.min_width)
     axes = torch.linalg.eigh(scaled.T @ scaled)[1]
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
@@ -287,7 +287,7 @@ def _normal(first: Tensor, second: Tensor) -> Tensor:
 def _extents(positions: Tensor, frames: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest coordinate of each structure along the rows of its frame."""
     along = torch.einsum("nc,nac->na", positions.detach(), frames.detach()[batch]).double()
-    check_finite("positions", along)
+    check_no_overflow("positions", along)
     index = batch[:, None].expand(-1, 3)
     zeros = along.new_zeros(len(frames), 3)
     low = zeros.scatter_reduce(0, index, along, "amin", include_self=False)
@@ -299,7 +299,7 @@ def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resoluti
     own = torch.linalg.vector_norm(frames.detach().double(), dim=-1)
     # An image must be `padding` beyond the edge, which is as far beyond the structure.
     needed = 2.0 * (extents + resolution.padding)
-    check_finite("positions", needed)
+    check_no_overflow("positions", needed)
     boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
     return torch.where(free, needed.new_tensor(boxes), own)
 
@@ -320,7 +320,8 @@ def _check_cost(
         for count, edges in zip(counts, lengths.tolist(), strict=True)
     ]
     memory = sum(predict_memory("padded", size) for size in sizes)
-    check_cost(memory, sum(predict_time("padded", size) for size in sizes), device)
+    wasted = sum(predict_time("padded", size) for size in sizes if size.is_empty)
+    check_cost(memory, wasted, device)
 
 
 def _round_up(length: float, resolution: Resolution) -> float:

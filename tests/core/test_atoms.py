@@ -72,7 +72,7 @@ def test_what_means_one_number_is_a_total_charge(charge):
 
 
 def test_keys_of_the_total_charge_that_disagree_are_refused():
-    message = '"charge".. must be equal to .*"total_charge"., -1, got 1. Remove the wrong'
+    message = '"total_charge".. must be equal to .*"charge"., 1, got -1. Remove the wrong'
     with pytest.raises(InputError, match=message):
         total_charge(atoms(charge=1, total_charge="-1"))
 

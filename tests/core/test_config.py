@@ -263,6 +263,14 @@ def test_ewald_charges_are_conserved():
 
 
 @pytest.mark.parametrize(
+    ("options", "takes"),
+    [({}, False), ({"charge_embedding": 2}, True), ({"charge_constraint": "total"}, True)],
+)
+def test_charges_sum_to_the_total_charge_where_it_must_be_given(options, takes):
+    assert SOGConfig(**options).takes_total_charge is takes
+
+
+@pytest.mark.parametrize(
     ("options", "known", "constraint"),
     [
         ({}, True, "total"),

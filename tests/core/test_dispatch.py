@@ -167,10 +167,19 @@ def test_every_path_refuses_slabs_of_the_ewald_kernel():
             own()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["periodic", "slab", "small"])
-def test_every_path_refuses_charges_whose_energies_overflow(name):
-    energy = LongRangeEnergy(SumOfGaussians(min_width=1.0), tolerance=1e-2).double()
-    structures = [s._replace(charges=1e308 * s.charges) for s in structures_of(name)]
+def test_every_path_refuses_charges_whose_energies_overflow(name, dtype):
+    energy = LongRangeEnergy(SumOfGaussians(min_width=1.0), tolerance=1e-2).to(dtype)
+    huge = 0.5 * torch.finfo(dtype).max
+    structures = [
+        s._replace(
+            charges=(huge * s.charges).to(dtype),
+            positions=s.positions.to(dtype),
+            cell=s.cell.to(dtype),
+        )
+        for s in structures_of(name)
+    ]
     for own in every_path(energy, structures).values():
         with pytest.raises(InputError, match="`charges` must be so small"):
             own()

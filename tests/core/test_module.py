@@ -283,6 +283,39 @@ def test_charged_structures_are_not_taken_as_neutral_by_default():
     make_module(charge_constraint="none")(*make_batch(), total_charge=tensor([0.0, 1.0, 0.0]))
 
 
+def test_a_charge_embedding_constrains_charges_to_total_charges_by_default():
+    total = tensor([1.0, -1.0, 0.0])
+    charges = make_module(charge_embedding=2)(*make_batch(), total_charge=total).charges
+    sums = torch.cat([part.sum(0) for part in charges.split(3)])
+    torch.testing.assert_close(sums, total, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stored", ["none", "neutral", "total"])
+def test_states_decide_on_the_constraint_of_modules_that_leave_it_open(stored):
+    state = make_module(charge_constraint=stored).state_dict()
+    module = make_module(seed=1)
+    module.load_state_dict(state)
+    assert module.config.charge_constraint == stored
+    other = {"none": "neutral", "neutral": "none", "total": "neutral"}[stored]
+    with pytest.raises(ConfigError, match=f"charge_constraint {other} here, {stored} there"):
+        make_module(charge_constraint=other).load_state_dict(state)
+
+
+def test_states_of_neutral_modules_that_left_it_open_are_those_of_neutral_ones():
+    state = make_module().state_dict()
+    make_module(charge_constraint="neutral").load_state_dict(state)
+    with pytest.raises(ConfigError, match="charge_constraint none here, neutral there"):
+        make_module(charge_constraint="none").load_state_dict(state)
+
+
+def test_positions_that_overflow_are_not_blamed_on_the_weights():
+    features, positions = make_batch()[0][:3], torch.full((3, 3), 1e308, dtype=DOUBLE)
+    box = 0.1 * torch.eye(3, dtype=DOUBLE), torch.ones(3, dtype=torch.bool)
+    with pytest.raises(InputError, match="`positions` must be finite, and not so large") as error:
+        make_module()(features, positions, *box)
+    assert "weights" not in str(error.value)
+
+
 def test_integer_total_charges_are_accepted():
     module, batch = make_module(charge_constraint="total"), make_batch()
     integers = module(*batch, total_charge=torch.tensor([1, 0, -1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,8 +63,21 @@ def end_in_one_line(program: str, work: Callable[[], None]) -> None:
     try:
         work()
     except SOGError as error:
-        message = " ".join(str(error).split())
+        # Errors of data that workers read come with a traceback in them.
+        text = str(error).rpartition(f"\n{type(error).__module__}.{type(error).__name__}: ")[2]
+        message = " ".join(text.split())
         raise SystemExit(f"{program}: {message}") from error
+
+
+def check_output(path: str) -> None:
+    """Raise `InputError` unless a file can be written there, before there is any work to lose.
+
+    Parameters
+    ----------
+    path : str
+    """
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(explain("output", "in a folder that exists", repr(path)))
 
 
 def load_model(path: str, device: str | None = None) -> SOGMACE:

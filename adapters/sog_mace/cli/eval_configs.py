@@ -24,12 +24,14 @@ from tqdm import tqdm
 
 from sog_longrange import InputError, SOGError
 from sog_longrange.atoms import (
+    CHARGES_SUM_TO_ZERO,
     TOTAL_CHARGE,
     add_periodic_field,
     born_charges_of_atoms,
     check_atoms,
     external_field,
     has_volume,
+    ignored_charge,
     periodic_field,
     total_charge,
 )
@@ -39,7 +41,7 @@ from sog_mace.charges import mark_given
 from sog_mace.model import SOGMACE
 from sog_mace.results import as_array, linked_charges, long_range_results
 
-from .arguments import end_in_one_line, load_model, parse
+from .arguments import check_output, end_in_one_line, load_model, parse
 
 PROGRAM = "sog_mace_eval_configs"
 
@@ -129,12 +131,23 @@ class Evaluator:
             mark_given(batch)
         return batch.to(next(self.model.parameters()).device)
 
+    @property
+    def _reads_charge(self) -> bool:
+        embedded = "total_charge" in (getattr(self.model, "embedding_specs", None) or {})
+        return self.model.long_range.config.needs_total_charge or embedded
+
     def _total_charge(self, atoms: Atoms) -> float | None:
         """Total charge, which models that read none are not given."""
-        embedded = "total_charge" in getattr(self.model, "embedding_specs", {})
-        if not (self.model.long_range.config.needs_total_charge or embedded):
+        if not self._reads_charge:
             return None
         return total_charge(atoms, self.charge_keys)
+
+    def ignores_charge(self, atoms: Atoms) -> bool:
+        """Tell whether a structure has a total charge that its latent charges will not have."""
+        if self._reads_charge:
+            return False
+        constraints = [self.model.long_range.config.charge_constraint]
+        return ignored_charge(atoms, constraints, self.charge_keys) is not None
 
     def _results(self, out: dict[str, Any], atoms: Atoms, graph: int, first: int) -> dict[str, Any]:
         """Collect the results of one structure of a batch."""
@@ -337,6 +350,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(explain("batch_size", "at least 1", str(args.batch_size)))
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError(explain("device", "one that PyTorch finds", repr(args.device)))
+    check_output(args.output)
     frames = read_frames(args.configs)
     evaluator = _evaluator(args)
     with default_dtype(args.default_dtype):
@@ -344,6 +358,9 @@ def run(args: argparse.Namespace) -> None:
     for atoms, found in zip(frames, results, strict=True):
         write_results(atoms, found, args.info_prefix)
     ase.io.write(args.output, frames, format="extxyz")
+    ignored = sum(evaluator.ignores_charge(atoms) for atoms in frames)
+    if ignored:
+        print(f"The total charges of {ignored} frames are ignored: {CHARGES_SUM_TO_ZERO}")
     without = sum("stress" not in found for found in results) if args.compute_stress else 0
     if without:
         reason = "no volume, or are in a field along periodic axes"
@@ -390,7 +407,7 @@ def choose_head(model: SOGMACE, head: str | None) -> str:
         return str(heads[0])
     if head is None or head not in heads:
         got = "none of them" if head is None else repr(head)
-        raise InputError(explain("head", f"one of {', '.join(heads)}", got))
+        raise InputError(explain("head", f"one of {', '.join(heads)}", got, "Name it by --head."))
     return head
 
 

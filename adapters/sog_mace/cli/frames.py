@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,11 @@ class Listing:
         if len(self.first) < SHOWN:
             self.first.append(name)
 
+    def extend(self, other: Listing) -> None:
+        """Add the names of another listing, of which only the first are known."""
+        self.first = [*self.first, *other.first][:SHOWN]
+        self.count += other.count
+
     def __len__(self) -> int:
         return self.count
 
@@ -60,6 +66,7 @@ class StreamedLike(Protocol):
     """What data that stream from files tell of their frames."""
 
     known: int
+    charged: int
     missing: Listing
     odd: Listing
 
@@ -73,22 +80,25 @@ class Source(NamedTuple):
     name : str
         Set and head that its frames belong to.
     keys : mace.data.KeySpecification
+    drops_isolated : bool
+        Whether MACE takes the energies of isolated atoms from it and trains on the others.
     """
 
     path: str
     name: str
     keys: Any
+    drops_isolated: bool = False
 
     def frames(self) -> Iterator[tuple[str, Any]]:
         """Read the file again; yields a name and the configuration of each frame."""
         for index, atoms in enumerate(ase.io.iread(self.path, ":")):
-            _take_results(atoms)
+            _take_results(atoms, self.keys)
             frame = config_from_atoms(atoms, key_specification=self.keys)
             yield f"frame {index} of {self.path} ({self.name})", frame
 
 
 def frames_of(sources: list[Source]) -> Iterator[tuple[str, Any]]:
-    """Read all frames again that MACE trains on: not those of isolated atoms.
+    """Read all frames again that MACE trains on or tests.
 
     Parameters
     ----------
@@ -100,7 +110,9 @@ def frames_of(sources: list[Source]) -> Iterator[tuple[str, Any]]:
         Name of a frame, and what MACE makes of it.
     """
     for source in sources:
-        yield from (named for named in source.frames() if not _is_isolated(named[1]))
+        for where, frame in source.frames():
+            if not (source.drops_isolated and _is_isolated(frame)):
+                yield where, frame
 
 
 def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConfig) -> None:
@@ -167,12 +179,12 @@ def read_checked(
         As :func:`check_frame`.
     """
     told = inspect.signature(read).bind(*args, **kwargs).arguments
-    sources, keys = _sources(told), told["key_specification"]
+    sources = _sources(told)
     try:
         result = read(*args, **kwargs)
         for name, frames in _sets(result[0]):
             for index, frame in enumerate(frames):
-                check_frame(f"frame {index} of the set {name!r}", frame, _names(keys), config)
+                check_frame(f"frame {index} of the set {name!r}", frame, {}, config)
                 _settle_charge(frame)
     except Exception:
         # The frame as the user knows it; MACE has dropped and shuffled some by now.
@@ -215,22 +227,41 @@ def resolve_constraint(
     InputError
         If a frame has no total charge where others have, or where the options need one.
     """
-    known = [_has_charge(frame) for frame in _all_frames(heads)]
+    known = [has_charge(frame) for frame in _all_frames(heads)]
     some = any(known) or streams.known > 0
     everywhere = some and all(known) and not streams.missing
-    wanted = config.needs_total_charge or (config.charge_constraint == "auto" and some)
+    wanted = config.needs_total_charge or (config.may_need_total_charge and some)
     if wanted and not everywhere:
         raise _missing_charges(config, sources, streams.missing)
     resolved = config.resolve(everywhere)
     if resolved != config:
         logging.info("Charge constraint of the long-range part: %s", resolved.charge_constraint)
     if resolved != config and resolved.charge_constraint == "neutral":
-        odd = streams.odd
-        if any(_is_odd(frame) for frame in _all_frames(heads)):
-            odd = Listing(where for where, frame in frames_of(sources) if _is_odd(frame)) or odd
-        if odd:
-            _warn_of_odd_electrons(odd)
+        _warn_of_odd_electrons(heads, sources, streams.odd)
+        _warn_of_another_key(sources)
     return resolved
+
+
+def warn_of_ignored_charges(config: SOGConfig, heads: list[Any], streams: StreamedLike) -> None:
+    """Warn of charged frames whose latent charges will sum to zero all the same.
+
+    Parameters
+    ----------
+    config : SOGConfig
+        Options of the long-range part.
+    heads : list of mace.tools.multihead_tools.HeadConfig
+    streams : StreamedCharges
+    """
+    if config.takes_total_charge or not config.constrained_channels:
+        return
+    charges = (frame.properties.get("total_charge") or 0.0 for frame in _all_frames(heads))
+    count = sum(abs(charge) > WHOLE for charge in charges) + streams.charged
+    if count:
+        logging.warning(
+            "The total charges of %d frames are ignored: the latent charges of the foundation "
+            "model sum to zero. Start from one that was trained with --sog_charge_constraint=total.",
+            count,
+        )
 
 
 def check_total_charge(where: str, charge: Any, key: str, config: SOGConfig) -> None:
@@ -255,8 +286,11 @@ def check_total_charge(where: str, charge: Any, key: str, config: SOGConfig) -> 
     if number is None:
         got = f"{charge!r} in {where}"
         raise InputError(explain(key, "one finite number in e", got, "Correct the frame."))
-    may_matter = config.needs_total_charge or config.charge_constraint == "auto"
-    if may_matter and not config.fractional_charge and abs(number - round(number)) > WHOLE:
+    if (
+        config.may_need_total_charge
+        and not config.fractional_charge
+        and abs(number - round(number)) > WHOLE
+    ):
         remedy = "Correct it, or pass --sog_fractional_charge=True if that is meant."
         raise InputError(explain(key, "a whole number of e", f"{number:g} in {where}", remedy))
 
@@ -294,11 +328,9 @@ def _check_boundary(where: str, frame: Any, config: SOGConfig) -> None:
 
 
 def _missing_charges(config: SOGConfig, sources: list[Source], streamed: Listing) -> InputError:
-    lost = Listing(where for where, frame in frames_of(sources) if not _has_charge(frame))
-    for name in streamed.first:
-        lost.add(name)
-    lost.count += streamed.count - len(streamed.first)
-    where = str(lost) or "data of pretraining"
+    lost = Listing(where for where, frame in frames_of(sources) if not has_charge(frame))
+    lost.extend(streamed)
+    where = str(lost) or "data that MACE adds for replay"
     if config.needs_total_charge:
         return no_total_charge(where)
     expected = "in every frame or in none with charge_constraint='auto'"
@@ -306,16 +338,43 @@ def _missing_charges(config: SOGConfig, sources: list[Source], streamed: Listing
     return InputError(explain("total_charge", expected, f"none in {where}", remedy))
 
 
-def _warn_of_odd_electrons(odd: Listing) -> None:
-    logging.warning(
-        "These frames have an odd number of electrons when neutral, and the data hold no total "
-        "charges, so that their latent charges sum to zero: %s. If they are ions, add "
-        "total_charge=... to every frame; if they are radicals or metals all is well.",
-        odd,
-    )
+def _warn_of_odd_electrons(heads: list[Any], sources: list[Source], streamed: Listing) -> None:
+    odd = Listing()
+    if any(_is_odd(frame) for frame in _all_frames(heads)):
+        odd = Listing(where for where, frame in frames_of(sources) if _is_odd(frame))
+    odd.extend(streamed)
+    if odd:
+        logging.warning(
+            "These frames have an odd number of electrons when neutral, and the data hold no total "
+            "charges, so that their latent charges sum to zero: %s. If they are ions, add "
+            "total_charge=... to every frame; if they are radicals or metals all is well.",
+            odd,
+        )
 
 
-def _has_charge(frame: Any) -> bool:
+def _warn_of_another_key(sources: list[Source]) -> None:
+    """Warn of total charges under the key that calculators read first; of each file one frame."""
+    for source in sources:
+        info = next(ase.io.iread(source.path, ":1")).info
+        if source.keys.info_keys.get("total_charge") not in info and as_number(info.get("charge")):
+            logging.warning(
+                "%s has frames with `charge`, which are taken as neutral: pass "
+                "--total_charge_key=charge if it is the total charge in e.",
+                source.path,
+            )
+
+
+def has_charge(frame: Any) -> bool:
+    """Tell whether a frame has a total charge.
+
+    Parameters
+    ----------
+    frame : mace.data.Configuration
+
+    Returns
+    -------
+    bool
+    """
     return frame.properties.get("total_charge") is not None
 
 
@@ -329,7 +388,7 @@ def _is_isolated(frame: Any) -> bool:
 
 def _settle_charge(frame: Any) -> None:
     """Let the total charge be the number that it means."""
-    if _has_charge(frame):
+    if has_charge(frame):
         frame.properties["total_charge"] = as_number(frame.properties["total_charge"])
 
 
@@ -338,12 +397,14 @@ def _names(keys: Any) -> dict[str, str]:
 
 
 def _sources(told: Mapping[str, Any]) -> list[Source]:
-    head, keys, found = told.get("head_name"), told["key_specification"], []
+    head, found = told.get("head_name"), []
+    keys = copy.deepcopy(told["key_specification"])  # MACE changes its own while it reads.
     of_head = f" of head {head!r}" if head else ""
     for name in ("train", "valid", "test"):
         paths = told.get(f"{name}_path") or []
         paths = [paths] if isinstance(paths, str) else paths
-        found += [Source(path, f"set {name!r}{of_head}", keys) for path in paths]
+        drops = name == "train" and not told.get("keep_isolated_atoms")
+        found += [Source(path, f"set {name!r}{of_head}", keys, drops) for path in paths]
     return found
 
 
@@ -352,16 +413,31 @@ def _sets(collections: Any) -> list[tuple[str, list[Any]]]:
     return [(name, frames or []) for name, frames in [*named, *(collections.tests or [])]]
 
 
+def all_frames(collections: Any) -> Iterator[Any]:
+    """Iterate over the frames of all sets that MACE read.
+
+    Parameters
+    ----------
+    collections : mace.tools.scripts_utils.SubsetCollection
+
+    Yields
+    ------
+    mace.data.Configuration
+    """
+    for _, frames in _sets(collections):
+        yield from frames
+
+
 def _all_frames(heads: list[Any]) -> Iterator[Any]:
     for head in heads:
         if head.collections is not None:
-            for _, frames in _sets(head.collections):
-                yield from frames
+            yield from all_frames(head.collections)
 
 
-def _take_results(atoms: Any) -> None:
-    """Put what ASE moved into a calculator where MACE would put it."""
+def _take_results(atoms: Any, keys: Any) -> None:
+    """Put what ASE moved into a calculator back where its key says that it is."""
     results = getattr(atoms.calc, "results", {})
-    for name, store in (("energy", atoms.info), ("forces", atoms.arrays), ("stress", atoms.info)):
-        if name in results:
-            store.setdefault(f"REF_{name}", results[name])
+    for names, store in ((keys.info_keys, atoms.info), (keys.arrays_keys, atoms.arrays)):
+        for name in ("energy", "forces", "stress"):
+            if names.get(name) == name and name in results:
+                store[name] = results[name]

@@ -6,7 +6,6 @@ replaced for the duration of the run.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import importlib
 import logging
@@ -28,7 +27,13 @@ from sog_longrange.errors import NotFiniteError, explain
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
-from sog_mace.cli.frames import Source, check_frame, read_checked, resolve_constraint
+from sog_mace.cli.frames import (
+    Source,
+    check_frame,
+    read_checked,
+    resolve_constraint,
+    warn_of_ignored_charges,
+)
 from sog_mace.cli.streams import StreamedCharges, checked_frames
 from sog_mace.heads import select_head
 from sog_mace.host import check_names
@@ -173,10 +178,14 @@ class Patches:
         """Wrap the model that MACE configures, after a look at the data."""
         self.dataset = loader.dataset
         if isinstance(foundation, SOGMACE) and self.config.charge_constraint == "auto":
-            constraint = foundation.long_range.config.charge_constraint
-            self.config = dataclasses.replace(self.config, charge_constraint=constraint)
+            theirs = foundation.long_range.config
+            self.config = self.config.with_constraint(
+                theirs.charge_constraint, theirs.fractional_charge
+            )
         self.streams.add_tests(head_configs, self.config)
         self.config = resolve_constraint(self.config, head_configs, self.sources, self.streams)
+        if isinstance(foundation, SOGMACE):
+            warn_of_ignored_charges(self.config, head_configs, self.streams)
         inner = foundation.mace if isinstance(foundation, SOGMACE) else foundation
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs

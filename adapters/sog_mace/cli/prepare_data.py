@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from sog_longrange.errors import explain
 from sog_mace.host import check_names
 
 from .arguments import end_in_one_line, parse
-from .frames import Listing, Source, frames_of, read_checked
+from .frames import Listing, Source, all_frames, frames_of, has_charge, read_checked
 
 PROGRAM = "sog_mace_prepare_data"
 READER: Final = "get_dataset_from_xyz"
@@ -102,7 +102,7 @@ def _checked_reading(key: str, required: bool) -> Iterator[None]:
 
     def read(*args: Any, **kwargs: Any) -> Any:
         result, sources = read_checked(original, UNCONSTRAINED, *args, **kwargs)
-        _check_total_charges(sources, key, required)
+        _check_total_charges(all_frames(result[0]), sources, key, required)
         return result
 
     setattr(preprocess_data, READER, read)
@@ -112,13 +112,14 @@ def _checked_reading(key: str, required: bool) -> Iterator[None]:
         setattr(preprocess_data, READER, original)
 
 
-def _check_total_charges(sources: list[Source], key: str, required: bool) -> None:
+def _check_total_charges(
+    frames: Iterable[Any], sources: list[Source], key: str, required: bool
+) -> None:
     """Refuse missing total charges where they are required, and warn where only some are there."""
-    charged = [frame.properties.get("total_charge") is not None for _, frame in frames_of(sources)]
+    charged = [has_charge(frame) for frame in frames]
     if all(charged) or not (required or any(charged)):
         return
-    named = zip(frames_of(sources), charged, strict=True)
-    missing = Listing(where for (where, _), own in named if not own)
+    missing = Listing(where for where, frame in frames_of(sources) if not has_charge(frame))
     if required:
         remedy = "Add it to the data, or name another key by --total_charge_key."
         raise InputError(explain(key, "in every frame", f"none in {missing}", remedy))

@@ -10,7 +10,7 @@ import torch
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_mace.heads import select_head
 
-from .arguments import end_in_one_line, load_model, parse
+from .arguments import check_output, end_in_one_line, load_model, parse
 
 PROGRAM = "sog_mace_select_head"
 
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
     InputError, HostError
         If the model or the head is not there.
     """
+    if args.output_file is not None:
+        check_output(args.output_file)
     model = load_model(args.model_file, args.target_device)
     if args.list_heads:
         print("Heads:", *model.heads, sep="\n  ")

@@ -14,9 +14,11 @@ import numpy as np
 from mace.data import AtomicData, KeySpecification, config_from_atoms
 from mace.data.hdf5_dataset import HDF5Dataset, unpack_value
 from mace.data.lmdb_dataset import LMDBDataset
+from tqdm import tqdm
 
 from sog_longrange import InputError, SOGConfig
 from sog_longrange.errors import explain
+from sog_longrange.validation import WHOLE, as_number
 from sog_mace.host import check_names
 
 from .frames import Listing, check_total_charge, no_total_charge
@@ -53,13 +55,14 @@ class StreamedCharges:
 
     Attributes
     ----------
-    known : int
-        Number of frames that have one.
+    known, charged : int
+        Number of frames that have one, and of those with one that is not zero.
     missing, odd : Listing
         Frames that have none, and frames with an odd number of electrons.
     """
 
     known: int = 0
+    charged: int = 0
     missing: Listing = field(default_factory=Listing)
     odd: Listing = field(default_factory=Listing)
 
@@ -80,7 +83,7 @@ class StreamedCharges:
             If a total charge is missing where the options need one, or is no number, or no whole
             number where it must be, or a frame of an LMDB file cannot be read.
         """
-        if config.needs_total_charge or config.charge_constraint == "auto":
+        if config.may_need_total_charge:
             for part in getattr(dataset, "datasets", []):
                 self.add(part, config)
             self._add_frames(_stream(dataset), config)
@@ -100,7 +103,7 @@ class StreamedCharges:
         InputError
             As :meth:`add`.
         """
-        if not (config.needs_total_charge or config.charge_constraint == "auto"):
+        if not config.may_need_total_charge:
             return
         for folder in {head.test_dir for head in heads if head.test_dir is not None}:
             for path in sorted(Path(folder).rglob("*.h5")):
@@ -108,10 +111,12 @@ class StreamedCharges:
                     self._add_frames(_hdf5_frames(file, str(path)), config)
 
     def _add_frames(self, frames: Iterator[StreamedFrame], config: SOGConfig) -> None:
-        for where, charge, is_odd in frames:
+        text = "total charges of streamed frames"
+        for where, charge, is_odd in tqdm(frames, text, unit=" frames", disable=None):
             if charge is not None:
                 check_total_charge(where, charge, "total_charge", config)
                 self.known += 1
+                self.charged += abs(as_number(charge) or 0.0) > WHOLE
             elif config.needs_total_charge:
                 raise no_total_charge(where, REMEDY)
             else:
@@ -145,7 +150,7 @@ def checked_frames(check: Callable[[str, Any], None]) -> Iterator[None]:
 
     def named(original: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         def getitem(self: Any, index: int) -> Any:
-            token = _frame.set(f"frame {index} of {_path(self)}")
+            token = _frame.set(_name(self, index))
             try:
                 return original(self, index)
             finally:
@@ -164,10 +169,24 @@ def checked_frames(check: Callable[[str, Any], None]) -> Iterator[None]:
             kind.__getitem__ = original
 
 
-def _path(dataset: Any) -> str:
+def _name(dataset: Any, index: int) -> str:
+    """Name of a frame, the same as when its file was opened."""
     if isinstance(dataset, HDF5Dataset):
-        return str(dataset.file_path)
-    return ", ".join(str(getattr(db, "filename", "?")) for db in dataset.AseDB.dbs)
+        batch, own = divmod(index, dataset.batch_size)
+        return _hdf5_name(f"/config_batch_{batch}/config_{own}", dataset.file_path)
+    for database, ids in zip(dataset.AseDB.dbs, dataset.AseDB.db_ids, strict=True):
+        if index < len(ids):
+            return _lmdb_name(ids[index], database)
+        index -= len(ids)
+    return f"frame {index} beyond the end of the data"
+
+
+def _hdf5_name(name: str, path: str) -> str:
+    return f"{name} of {path}"
+
+
+def _lmdb_name(row: object, database: Any) -> str:
+    return f"row {row} of {getattr(database, 'filename', 'an LMDB file')}"
 
 
 def _stream(dataset: Any) -> Iterator[StreamedFrame]:
@@ -183,15 +202,13 @@ def _hdf5_frames(file: Any, path: str) -> Iterator[StreamedFrame]:
             stored = frame["properties"].get("total_charge")
             charge = None if stored is None else unpack_value(stored[()])
             is_odd = bool(np.sum(frame["atomic_numbers"][()]) % 2)
-            yield StreamedFrame(f"{frame.name} of {path}", charge, is_odd)
+            yield StreamedFrame(_hdf5_name(frame.name, path), charge, is_odd)
 
 
 def _lmdb_frames(dataset: LMDBDataset) -> Iterator[StreamedFrame]:
     source, keys = dataset.AseDB, KeySpecification.from_defaults()
-    files = [getattr(db, "filename", "?") for db in source.dbs]
-    names = [(file, i) for file, ids in zip(files, source.db_ids, strict=True) for i in ids]
-    for index, (file, row) in zip(source.ids, names, strict=True):
-        where = f"row {row} of {file}"
+    for place, index in enumerate(source.ids):
+        where = _name(dataset, place)
         try:
             atoms = source.get_atoms(index)
         except Exception as error:  # The databases raise whatever they meet.

@@ -19,7 +19,7 @@ from nequip_builders import acetaldehyde, crystal, evaluate, to_data
 
 from sog_longrange import ConfigError, HostError, InputError
 from sog_nequip.calculator import SOGNequIPCalculator
-from sog_nequip.labels import check_neutral
+from sog_nequip.labels import check_neutral, warn_of_odd_electrons
 from sog_nequip.parts import long_range_parts
 from sog_nequip.train import WarmUp, kernel_group
 
@@ -117,14 +117,15 @@ def test_charges_that_nothing_was_chosen_for_are_refused():
     batch = to_data(acetaldehyde())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not check_neutral(batch, "training batch 2")
+        check_neutral(batch, "training batch 2")
+        assert not warn_of_odd_electrons(batch, "training batch 2")
     charged = batch | {AtomicDataDict.TOTAL_CHARGE_KEY: torch.ones(1, 1)}
     with pytest.raises(InputError, match="`charge` must be zero .* got 1 of structure 0 of"):
         check_neutral(charged, "training batch 2")
     radical = acetaldehyde()
     del radical[-1]
     with pytest.warns(UserWarning, match="odd number of electrons .* `charge_constraint: total`"):
-        assert check_neutral(to_data(radical), "training batch 2")
+        assert warn_of_odd_electrons(to_data(radical), "training batch 2")
 
 
 def test_a_restart_goes_on_where_training_stopped(folder, long_range):
