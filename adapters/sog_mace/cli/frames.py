@@ -259,7 +259,7 @@ def warn_of_ignored_charges(config: SOGConfig, heads: list[Any], streams: Stream
     if count:
         logging.warning(
             "The total charges of %d frames are ignored: the latent charges of the foundation "
-            "model sum to zero. Start from one that was trained with --sog_charge_constraint=total.",
+            "model sum to zero. Start from one trained with --sog_charge_constraint=total.",
             count,
         )
 
