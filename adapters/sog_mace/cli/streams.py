@@ -16,7 +16,7 @@ from mace.data.hdf5_dataset import HDF5Dataset, unpack_value
 from mace.data.lmdb_dataset import LMDBDataset
 from tqdm import tqdm
 
-from sog_longrange import InputError, SOGConfig
+from sog_longrange import InputError, SOGConfig, SOGError
 from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE, as_number
 from sog_mace.host import check_names
@@ -29,6 +29,7 @@ REMEDY: Final = (
 )
 
 _frame: ContextVar[str] = ContextVar("frame", default="")
+_fault: ContextVar[SOGError | None] = ContextVar("fault", default=None)
 
 
 class StreamedFrame(NamedTuple):
@@ -145,16 +146,27 @@ def checked_frames(check: Callable[[str, Any], None]) -> Iterator[None]:
 
     def from_config(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
         if _frame.get():
-            check(_frame.get(), config)
+            try:
+                check(_frame.get(), config)
+            except SOGError as error:
+                _fault.set(error)
+                raise
         return make.__get__(None, cls)(config, *args, **kwargs)
 
     def named(original: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
         def getitem(self: Any, index: int) -> Any:
-            token = _frame.set(_name(self, index))
+            tokens = _frame.set(_name(self, index)), _fault.set(None)
             try:
                 return original(self, index)
+            except Exception:
+                # MACE's reader of LMDB files swallows errors, and fails for want of a result.
+                fault = _fault.get()
+                if fault is not None:
+                    raise fault from None
+                raise
             finally:
-                _frame.reset(token)
+                _frame.reset(tokens[0])
+                _fault.reset(tokens[1])
 
         return getitem
 

@@ -13,12 +13,14 @@ import torch
 from mace.calculators import LAMMPS_MACE, MACECalculator
 from mace.cli import convert_e3nn_cueq, create_lammps_model, eval_configs, run_train, select_head
 from mace_builders import ELEMENTS, make_batch, make_sogmace, open_molecule, water_box
+from torch._utils import ExceptionWrapper
 
-from sog_longrange import HostError, SOGConfig
+from sog_longrange import HostError, InputError, SOGConfig
 from sog_mace import SOGMACE, SOGMACECalculator
 from sog_mace.charges import GIVEN
 from sog_mace.cli import eval_configs as our_eval
 from sog_mace.cli import select_head as our_select
+from sog_mace.cli.arguments import end_in_one_line
 from sog_mace.cli.run_train import build_parser
 
 CHARGED = SOGConfig(
@@ -179,6 +181,7 @@ def test_bad_frames_are_named_in_one_line(what, message):
         (["--head=third"], "`head` must be one of first, second, got 'third'"),
         ([], "`head` must be one of first, second, got none of them"),
         (["--batch_size=0"], "`batch_size` must be at least 1"),
+        (["--output=nowhere/out.xyz"], "`output` must be in a folder that exists"),
     ],
 )
 def test_bad_options_end_in_one_line(options, message):
@@ -187,6 +190,39 @@ def test_bad_options_end_in_one_line(options, message):
     with pytest.raises(SystemExit, match=f"sog_mace_eval_configs: {message}") as error:
         evaluate(*options)
     assert "\n" not in str(error.value)
+
+
+def test_ions_of_a_neutral_model_are_counted(capsys):
+    save(config=SOGConfig())
+    frames = structures()
+    for frame in frames:
+        frame.info.pop("external_field", None)
+    ase.io.write("in.xyz", frames)
+    evaluate()
+    text = "The total charges of 2 frames are ignored: the latent charges of this model sum to zero"
+    assert text in capsys.readouterr().out
+
+
+def test_errors_of_workers_end_in_one_line():
+    def fail():
+        try:
+            raise InputError("`cell` must be finite.")
+        except InputError:
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
+
+    with pytest.raises(SystemExit, match="^a_command: `cell` must be finite.$"):
+        end_in_one_line("a_command", fail)
+
+
+@pytest.mark.parametrize("cell", [np.zeros((3, 3)), np.eye(3)])
+def test_a_missing_cell_is_refused_in_maces_own_programs(cell):
+    atoms = open_molecule(0)
+    atoms.calc = MACECalculator(models=save(config=SOGConfig()), device="cpu")
+    assert np.isfinite(atoms.get_potential_energy())
+    atoms.set_cell(cell)
+    atoms.pbc = True
+    with pytest.raises(InputError, match="`cell` must be given .* the box of 1 Å that MACE makes"):
+        atoms.get_potential_energy()
 
 
 def test_models_that_read_no_total_charge_mind_none():

@@ -4,12 +4,13 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from mace.data import KeySpecification
 from mace.tools.scripts_utils import get_dataset_from_xyz
 from mace_builders import open_molecule, water_box
 
 from sog_longrange import BoundaryError, InputError, SOGConfig
-from sog_mace.cli.frames import read_checked, resolve_constraint
+from sog_mace.cli.frames import read_checked, resolve_constraint, warn_of_ignored_charges
 from sog_mace.cli.run_train import main
 from sog_mace.cli.streams import StreamedCharges
 
@@ -29,17 +30,20 @@ def labelled(atoms):
     return atoms
 
 
-def read(frames, tmp_path, **options):
+def read(frames, tmp_path, told=None, **options):
     path = str(tmp_path / "data.xyz")
     ase.io.write(path, frames, format="extxyz")
-    told = {"train_path": [path], "valid_path": None, "valid_fraction": 0.5, "seed": 1}
-    told |= {"work_dir": str(tmp_path), "key_specification": KeySpecification.from_defaults()}
+    told = {"train_path": [path], "valid_path": None, "valid_fraction": 0.5, "seed": 1} | (
+        told or {}
+    )
+    told |= {"work_dir": str(tmp_path)}
+    told.setdefault("key_specification", KeySpecification.from_defaults())
     result, sources = read_checked(get_dataset_from_xyz, SOGConfig(**options), **told)
     return Head(result[0]), sources
 
 
-def resolve(frames, tmp_path, **options):
-    head, sources = read(frames, tmp_path, **options)
+def resolve(frames, tmp_path, told=None, **options):
+    head, sources = read(frames, tmp_path, told, **options)
     config = resolve_constraint(SOGConfig(**options), [head], sources, StreamedCharges())
     return config.charge_constraint
 
@@ -172,6 +176,59 @@ def test_total_charges_of_the_data_decide_on_the_constraint(charges, options, co
         if charge is not None:
             frame.info["total_charge"] = charge
     assert resolve(frames, tmp_path, **options) == constraint
+
+
+def test_charges_of_channels_that_are_never_constrained_need_not_be_complete(tmp_path):
+    frames = molecules()
+    frames[3].info["total_charge"] = 0.5
+    assert resolve(frames, tmp_path, kernel="power_law", exponent=6.0) == "none"
+
+
+def test_isolated_atoms_of_training_files_need_no_charge_and_those_of_tests_do(tmp_path):
+    atom, frames = labelled(Atoms("H", [[0.0, 0.0, 0.0]])), molecules()
+    atom.info["config_type"] = "IsolatedAtom"
+    for frame in frames:
+        frame.info["total_charge"] = 1
+    assert resolve([atom, *frames], tmp_path) == "total"
+    ase.io.write(tmp_path / "test.xyz", [frames[0], atom], format="extxyz")
+    with pytest.raises(InputError, match="none in frame 1 of .*test.xyz .set 'test'"):
+        resolve(frames, tmp_path, {"test_path": [str(tmp_path / "test.xyz")]})
+
+
+def test_charges_under_the_key_of_calculators_are_asked_for(tmp_path, caplog):
+    frames = molecules()
+    for frame in frames:
+        frame.info["charge"] = -1
+    assert resolve(frames, tmp_path) == "neutral"
+    assert "data.xyz has frames with `charge`" in caplog.text
+    assert "pass --total_charge_key=charge" in caplog.text
+
+
+def test_labels_under_the_keys_of_ase_are_named_as_they_are_in_the_file(tmp_path):
+    frames = molecules()
+    for frame in frames:
+        energy, forces = frame.info.pop("REF_energy"), frame.arrays.pop("REF_forces")
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=forces)
+    frames[4].calc.results["energy"] = np.nan
+    keys = KeySpecification.from_defaults()
+    keys.info_keys["energy"], keys.arrays_keys["forces"] = "energy", "forces"
+    with pytest.raises(InputError, match=r"`energy` must be finite, got nan in frame 4 of .*data"):
+        read(frames, tmp_path, {"key_specification": keys})
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [({"charge_constraint": "neutral"}, True), ({"charge_constraint": "none"}, False)],
+)
+def test_charges_that_a_foundation_model_does_not_take_are_warned_of(
+    options, warned, tmp_path, caplog
+):
+    frames = molecules()
+    frames[1].info["total_charge"] = 1
+    head, _ = read(frames, tmp_path, **options)
+    streams = StreamedCharges(known=5, charged=2)
+    warn_of_ignored_charges(SOGConfig(**options), [head], streams)
+    assert ("total charges of 3 frames are ignored" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("options", [{}, {"charge_constraint": "total"}, {"charge_embedding": 2}])

@@ -18,8 +18,9 @@ from mace.tools import AtomicNumberTable
 
 from sog_longrange import InputError, SOGConfig
 from sog_mace.cli import eval_configs, prepare_data
+from sog_mace.cli.frames import Listing, resolve_constraint
 from sog_mace.cli.run_train import main
-from sog_mace.cli.streams import StreamedCharges
+from sog_mace.cli.streams import StreamedCharges, _stream, checked_frames
 
 NUMBERS = [1, 7, 8, 17]
 NEEDS = SOGConfig(charge_constraint="total")
@@ -234,6 +235,49 @@ def test_test_sets_that_stream_are_checked_before_training():
     options = {"train_file": "train.xyz", "valid_file": "valid.xyz", "test_dir": "hdf5/test"}
     with pytest.raises(SystemExit, match="none in .*config_0 of hdf5/test/kind0__0_test.h5"):
         train(**options, results_dir="out")
+
+
+@pytest.mark.parametrize("form", ["hdf5", "lmdb"])
+def test_frames_are_checked_and_named_as_they_are_read(form):
+    write(unlabelled())
+    prepare(form)
+    kind = data.HDF5Dataset if form == "hdf5" else data.LMDBDataset
+    path = "hdf5/train/train_0.h5" if form == "hdf5" else "lmdb/train"
+    dataset = kind(path, r_max=3.0, z_table=AtomicNumberTable(NUMBERS))
+    streams, seen = StreamedCharges(), []
+    streams.add(dataset, SOGConfig())
+    assert (streams.known, streams.charged) == (10, 8)
+
+    def check(where, frame):
+        seen.append(where)
+        if len(seen) == 3:
+            raise InputError(f"{len(frame.positions)} atoms in {where}")
+
+    before = dataset[2]
+    with checked_frames(check):
+        dataset[0], dataset[1]
+        with pytest.raises(InputError, match="atoms in .*[23] of .*train_0"):
+            dataset[2]
+    assert torch.equal(dataset[2].positions, before.positions)
+    assert len(seen) == 3
+    names = Listing(where for where, *_ in _stream(dataset))
+    assert names.first[:3] == seen
+
+
+def test_a_constraint_that_is_left_open_asks_streams_for_charges():
+    frames = unlabelled()
+    write(frames)
+    prepare("hdf5")
+    dataset = data.HDF5Dataset(
+        "hdf5/train/train_0.h5", r_max=3.0, z_table=AtomicNumberTable(NUMBERS)
+    )
+    streams = StreamedCharges()
+    streams.add(dataset, SOGConfig())
+    config = resolve_constraint(SOGConfig(), [], [], streams)
+    assert config.charge_constraint == "total"
+    streams.missing.add("config_3 of a.h5")
+    with pytest.raises(InputError, match="in every frame or in none .* none in config_3 of a.h5"):
+        resolve_constraint(SOGConfig(), [], [], streams)
 
 
 def test_rows_that_cannot_be_read_are_named():
