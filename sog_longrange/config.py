@@ -214,7 +214,8 @@ class SOGConfig:
 
         A charge embedding needs the total charge of every structure, so that "auto" is "total".
         """
-        return self._meant.charge_constraint == "total"
+        is_meant = self.charge_constraint == "auto" and self.charge_embedding > 0
+        return self.charge_constraint == "total" or (is_meant and bool(self.constrained_channels))
 
     @property
     def _meant(self) -> SOGConfig:

@@ -229,10 +229,11 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
     def _total_charge(self, atoms: Atoms, needed: Sequence[str]) -> dict[str, torch.Tensor]:
         """Total charge as an input, which a model that is not compiled checks itself."""
         taken = needed or getattr(self.model, "model_input_fields", ())
-        if AtomicDataDict.TOTAL_CHARGE_KEY not in taken:
-            parts = [m for m in self.model.modules() if hasattr(m, "is_sog_long_range")]
-            constraints = [part.long_range.config.charge_constraint for part in parts]
-            self._ignore_charge(atoms, constraints)
+        parts = [m for m in self.model.modules() if hasattr(m, "is_sog_long_range")]
+        configs = [part.long_range.config for part in parts]
+        is_ignored = bool(configs) and not any(config.needs_total_charge for config in configs)
+        if is_ignored or AtomicDataDict.TOTAL_CHARGE_KEY not in taken:
+            self._ignore_charge(atoms, [config.charge_constraint for config in configs])
             return {}
         number = total_charge(atoms)
         if number is None and needed:

@@ -21,7 +21,7 @@ SHIFTS = {"H": 1.0, "C": 2.0, "O": 3.0}
 def long_range_config(base):
     return {
         "_target_": "sog_nequip.model.SOGModel",
-        "sog": {"num_channels": 2},
+        "sog": {"num_channels": 2, "charge_constraint": "none"},
         "per_type_energy_shifts": SHIFTS,
         "seed": 123,
         **{k: v for k, v in copy.deepcopy(base).items() if k not in ("seed", "model_dtype")},

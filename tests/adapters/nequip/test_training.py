@@ -15,7 +15,7 @@ import pytest
 import torch
 from nequip.data import AtomicDataDict
 from nequip.model import ModelFromCheckpoint, ModelFromPackage
-from nequip_builders import acetaldehyde, crystal, evaluate, to_data
+from nequip_builders import acetaldehyde, build, crystal, evaluate, to_data
 
 from sog_longrange import ConfigError, HostError, InputError
 from sog_nequip.calculator import SOGNequIPCalculator
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_says_why(loss, apart):
         optimizers=[optimizer], strategy=strategy, global_step=3, current_epoch=1
     )
     warm_up = WarmUp()
-    warm_up.on_train_batch_start(trainer, None, batch, 0)
+    warm_up.on_train_batch_start(trainer, SimpleNamespace(model=build()), batch, 0)
     where = "at optimizer step 4 in epoch 1, at a learning rate of 0.25."
     cause = "Atoms 1 and 3 of structure 1 .* are 0 Å" if apart == 0.0 else "take a smaller learning"
     stops = pytest.raises(HostError, match=f"loss must be finite, got {loss} {where} .*{cause}")
