@@ -332,6 +332,14 @@ def charged_data(*charges):
     return frames[0] if len(frames) == 1 else Batch.from_data_list(frames)
 
 
+def test_ions_are_refused_until_a_constraint_is_chosen():
+    torch.manual_seed(0)
+    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **PRECISE))
+    assert torch.isfinite(energy_forces_stress(model, charged_data(0)).energy).all()
+    with pytest.raises(InputError, match=r"`total_charge` must be zero .*'auto', got \[1.0\]"):
+        energy_forces_stress(model, charged_data(1))
+
+
 def test_what_means_one_number_for_each_graph_is_a_total_charge():
     torch.manual_seed(0)
     options = PRECISE | {"charge_constraint": "total"}
@@ -348,5 +356,6 @@ def test_what_means_one_number_for_each_graph_is_a_total_charge():
             energy_forces_stress(model, charged_data(charge))
     with pytest.raises(InputError, match="for each of 2 graphs"):
         energy_forces_stress(model, charged_data([1, 2], [3, 4]))
-    free = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **PRECISE))
+    options = PRECISE | {"charge_constraint": "none"}
+    free = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **options))
     assert torch.isfinite(energy_forces_stress(free, charged_data("neutral")).energy).all()
