@@ -16,6 +16,7 @@ from stress_cases import (
     FLAT,
     NUMBERS,
     OPTIONS,
+    STENCIL,
     STRUCTURES,
     committed_stress,
     strain_slope,
@@ -81,6 +82,22 @@ def test_stress_is_the_strain_derivative_over_the_volume(model):
             expected = strain_slope(energy, case, row, column) / case.volume
             found = out["stress"][graph, row, column].item()
             assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_gradients_of_a_stress_loss_equal_finite_differences(model):
+    model, data = copy.deepcopy(model).train(), batch_of(["slab", "wire"])
+
+    def loss():
+        return 1e3 * (model(dict(data))["stress"] - 0.01).square().sum()
+
+    parameter = long_range_parts(model)[0].long_range.readout.linear.weight
+    (slope,) = torch.autograd.grad(loss(), parameter)
+    direction = torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
+    original, expected = parameter.detach().clone(), 0.0
+    for offset, weight in STENCIL:
+        parameter.data = original + offset * 1e-4 * direction
+        expected += weight * loss().item() / 1e-4
+    assert (slope * direction).sum().item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_labels_of_frames_without_a_volume_are_refused():
