@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -66,6 +66,7 @@ class Comparison:
     charges : charges of frames by a model file, for systems with known charges or dipoles.
     long_range : long-range part of a model file, for systems with a known law of decay.
     output : default folder.
+    seed : option that seeds a training, to be formatted with a number.
     """
 
     description: str
@@ -75,6 +76,7 @@ class Comparison:
     charges: Callable[[Path, list[Atoms]], list[np.ndarray]]
     long_range: Callable[[Path], SOGLongRange]
     output: str
+    seed: str
 
 
 def run_system(this: Comparison, name: str, data_root: Path, output: Path, reuse: bool) -> dict:
@@ -142,11 +144,15 @@ def main(this: Comparison) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output") / this.output)
     parser.add_argument("--reuse-models", action="store_true", help="evaluate without training")
+    parser.add_argument("--seed", type=int, default=1, help="of both trainings (default: 1)")
     args = parser.parse_args()
     unknown = set(args.systems) - set(this.systems)
     if unknown:
         parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(this.systems)}")
     results, started = {}, time.monotonic()
+    seed = this.seed.format(args.seed)
+    systems = {n: replace(s, options=(*s.options, seed)) for n, s in this.systems.items()}
+    this = replace(this, systems=systems)
     for name in args.systems or this.systems:
         results[name] = run_system(this, name, args.data, args.output, args.reuse_models)
         table = markdown(results, this.host.LABELS)

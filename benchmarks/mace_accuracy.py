@@ -36,7 +36,6 @@ COMMON = [
     "--scheduler=ExponentialLR",
     "--error_table=PerAtomRMSE",
     "--device=cpu",
-    "--seed=1",
     "--plot=False",
 ]
 FINAL_RATE = 0.02  # learning rate of the last epoch relative to the first
@@ -157,6 +156,6 @@ def long_range(model: Path) -> SOGLongRange:
 if __name__ == "__main__":
     accuracy.main(
         accuracy.Comparison(
-            __doc__, mace_runs, SYSTEMS, make_job, charges, long_range, "mace_accuracy"
+            __doc__, mace_runs, SYSTEMS, make_job, charges, long_range, "mace_accuracy", "--seed={}"
         )
     )

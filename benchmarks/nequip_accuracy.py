@@ -66,6 +66,13 @@ def long_range(model: Path) -> SOGLongRange:
 if __name__ == "__main__":
     accuracy.main(
         accuracy.Comparison(
-            __doc__, nequip_runs, SYSTEMS, make_job, charges, long_range, "nequip_accuracy"
+            __doc__,
+            nequip_runs,
+            SYSTEMS,
+            make_job,
+            charges,
+            long_range,
+            "nequip_accuracy",
+            "seed={}",
         )
     )
