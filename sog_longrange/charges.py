@@ -275,13 +275,14 @@ def project_total_charge(
         of the order of the atoms.
     """
     num_graphs = total_charge.shape[0]
-    excess = charges.new_zeros(num_graphs, charges.shape[1]).index_add(0, batch, charges)
+    # One sum over atoms: compilers fail at that of a constant.
+    counted = torch.cat([charges, torch.ones_like(charges[:, :1])], 1)
+    added = charges.new_zeros(num_graphs, counted.shape[1]).index_add(0, batch, counted)
+    excess, counts = added[:, :-1], added[:, -1].clamp_min(1.0)
     sums = list(excess.unbind(1))
     first, *others = range(len(sums)) if channels is None else channels
     sums[first] = total_charge
     for channel in others:
         sums[channel] = torch.zeros_like(total_charge)
     wanted = torch.stack(sums, 1)
-    ones = torch.ones_like(charges[:, 0])
-    counts = ones.new_zeros(num_graphs).index_add(0, batch, ones).clamp_min(1.0)
     return charges - ((excess - wanted) / counts[:, None])[batch]
