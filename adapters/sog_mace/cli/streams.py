@@ -87,7 +87,8 @@ class StreamedCharges:
         if config.may_need_total_charge:
             for part in getattr(dataset, "datasets", []):
                 self.add(part, config)
-            self._add_frames(_stream(dataset), config)
+            if isinstance(dataset, HDF5Dataset | LMDBDataset):
+                self._add_frames(_stream(dataset), config)
 
     def add_tests(self, heads: list[Any], config: SOGConfig) -> None:
         """Look at what MACE streams for tests after the training.
@@ -201,11 +202,10 @@ def _lmdb_name(row: object, database: Any) -> str:
     return f"row {row} of {getattr(database, 'filename', 'an LMDB file')}"
 
 
-def _stream(dataset: Any) -> Iterator[StreamedFrame]:
+def _stream(dataset: HDF5Dataset | LMDBDataset) -> Iterator[StreamedFrame]:
     if isinstance(dataset, HDF5Dataset):
-        yield from _hdf5_frames(dataset.file, dataset.file_path)
-    elif isinstance(dataset, LMDBDataset):
-        yield from _lmdb_frames(dataset)
+        return _hdf5_frames(dataset.file, dataset.file_path)
+    return _lmdb_frames(dataset)
 
 
 def _hdf5_frames(file: Any, path: str) -> Iterator[StreamedFrame]:
