@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from sog_longrange import Ewald, SumOfGaussians, coulomb, plots, power_law, yukawa
-from sog_longrange.kernels import Kernel, Start
+from sog_longrange.kernels.initial import Start
+from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.units import COULOMB_CONSTANT
 
 BOX = 30.0

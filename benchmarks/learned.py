@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from sog_longrange import SOGLongRange, plots
-from sog_longrange.atoms import dipole_of_atoms
+from sog_longrange.ase_support import dipole_of_atoms
 from sog_longrange.units import COULOMB_CONSTANT
 
 REACH = 4.0, 12.0  # Å, where laws of decay are compared

@@ -32,11 +32,11 @@ EMPTY = [(3, edge, "mesh", dtype) for edge in (100, 200, 300) for dtype in ("flo
 ORDINARY = [
     (n_atoms, round((10.0 * n_atoms) ** (1 / 3), 1), backend, dtype)
     for n_atoms in (1000, 10_000, 100_000)
-    for backend in ("mesh", "direct")
+    for backend in ("mesh", "dense")
     for dtype in ("float32", "float64")
-    if (n_atoms, backend) not in ((10_000, "direct"), (100_000, "direct"))
+    if (n_atoms, backend) not in ((10_000, "dense"), (100_000, "dense"))
 ]
-DIRECT = [(3, 60, "direct", "float64"), (4000, 34.2, "direct", "float32")]
+DIRECT = [(3, 60, "dense", "float64"), (4000, 34.2, "dense", "float32")]
 QUICK = [(3, 100, "mesh", "float64"), (10_000, 46.4, "mesh", "float32")]
 CLEAR_PEAK = Path("/proc/self/clear_refs")
 

@@ -90,14 +90,14 @@ class Candidate:
 
 def reference(system: System, width: float, kernel: str) -> Evaluation:
     """Dense sum to 1e-9, structure by structure; for systems in double precision."""
-    return build_ours(system, width, "direct", kernel=kernel, tolerance=1e-9, loop=True)
+    return build_ours(system, width, "dense", kernel=kernel, tolerance=1e-9, loop=True)
 
 
 def build_ours(
     system: System,
     width: float,
     backend: str,
-    accelerator: str = "none",
+    engine: str = "none",
     *,
     kernel: str = "sum of Gaussians",
     tolerance: float = TOLERANCE,
@@ -105,7 +105,7 @@ def build_ours(
 ) -> Evaluation:
     """Our energy by one of our backends."""
     law = _make_kernel(kernel, width).to(system.cell)
-    model = LongRangeEnergy(law, tolerance=tolerance, backend=backend, accelerator=accelerator)
+    model = LongRangeEnergy(law, tolerance=tolerance, backend=backend, engine=engine)
     cell, pbc, batch = system.cell, system.pbc, system.batch
     if loop:
         return Evaluation(
@@ -329,17 +329,17 @@ def _check_memory(elements: int, system: System, copies: int = PEER_COPIES) -> N
         raise UnavailableError(f"needs about {gib:.0f} GiB of {total / 2**30:.0f} GiB memory")
 
 
-def _ours(label: str, backend: str, accelerator: str = "none", growth: float = 1.0) -> Candidate:
+def _ours(label: str, backend: str, engine: str = "none", growth: float = 1.0) -> Candidate:
     return Candidate(
         label,
-        lambda system, width: build_ours(system, width, backend, accelerator),
+        lambda system, width: build_ours(system, width, backend, engine),
         ours=True,
         kernel="sum of Gaussians",
         peers_kernel=lambda system, width: build_ours(
-            system, width, backend, accelerator, kernel="smeared Coulomb"
+            system, width, backend, engine, kernel="smeared Coulomb"
         ),
         growth=growth,
-        settings={"tolerance": TOLERANCE, "backend": backend, "accelerator": accelerator},
+        settings={"tolerance": TOLERANCE, "backend": backend, "engine": engine},
     )
 
 
@@ -372,7 +372,7 @@ def _splines() -> dict[str, object]:
 
 
 CANDIDATES: dict[str, Candidate] = {
-    "direct": _ours("direct", "direct", growth=2.0),
+    "dense": _ours("dense", "dense", growth=2.0),
     "finufft": _ours("finufft", "finufft"),
     "mesh-torch": _ours("mesh (torch)", "mesh"),
     "mesh-numba": _ours("mesh (numba)", "mesh", "numba"),

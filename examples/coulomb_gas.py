@@ -82,7 +82,7 @@ def exact_energy(
     -------
     Tensor, shape (), in eV
     """
-    far = LongRangeEnergy(Ewald(SMEARING), tolerance=1e-14, backend="direct")
+    far = LongRangeEnergy(Ewald(SMEARING), tolerance=1e-14, backend="dense")
     energy = far(charges[:, None], pos, cell, pbc).energy.sum()
     (source, target), vectors = periodic_edges(pos, REAL_CUTOFF, cell, pbc)
     r = vectors.norm(dim=-1)

@@ -1,10 +1,11 @@
 """Long-range physics for machine-learned interatomic potentials."""
 
 from ._version import __version__
-from .charges import ChargeEmbedding, LatentCharges, LatentDipoles, project_total_charge
+from .charges.charge_states import ChargeEmbedding, ChargeStateOutput, ChargeStates
+from .charges.constraint import project_total_charge
+from .charges.readout import LatentCharges, LatentDipoles
 from .config import SOGConfig
-from .coupled import CoupledGaussians, kernel_matrix
-from .energy import DipolarOutput, LongRangeEnergy, LongRangeOutput, potential_and_field
+from .energy import LongRangeEnergy, LongRangeOutput, potential_and_field
 from .errors import (
     BoundaryError,
     ConfigError,
@@ -18,23 +19,17 @@ from .errors import (
     SizeError,
     SOGError,
 )
-from .fixed import FixedMeshEnergy
-from .kernels import Ewald, SumOfGaussians, coulomb, power_law, yukawa
-from .module import SOGLongRange
-from .observables import (
-    BornCharges,
-    FieldOutput,
-    born_charges,
-    centre,
-    dipole,
-    field_energy,
-    polarisation,
-    quadrupole,
-    uniform_field,
-)
-from .potential import PotentialOutput
-from .spectra import InfraredSpectrum, infrared_spectrum
-from .states import ChargeStateOutput, ChargeStates
+from .fixed_mesh import FixedMeshEnergy
+from .kernels.coupled import CoupledGaussians, kernel_matrix
+from .kernels.ewald import Ewald
+from .kernels.gaussians import SumOfGaussians
+from .kernels.initial import coulomb, power_law, yukawa
+from .long_range import SOGLongRange
+from .observables.born_charges import BornCharges, born_charges
+from .observables.external_field import FieldOutput, field_energy, uniform_field
+from .observables.infrared import InfraredSpectrum, infrared_spectrum
+from .observables.multipoles import centre, dipole, polarisation, quadrupole
+from .summation.potential import PotentialOutput
 from .tuning import GridReport, find_tolerance, report_grid
 
 __all__ = [
@@ -42,7 +37,6 @@ __all__ = [
     "ConfigError",
     "CoupledGaussians",
     "DerivativeError",
-    "DipolarOutput",
     "Ewald",
     "FixedMeshEnergy",
     "GridReport",

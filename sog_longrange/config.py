@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from .charges import check_readout
-from .coupled import CoupledGaussians
+from .charges.charge_states import check_charge_embedding
+from .charges.readout import check_readout
 from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
-from .kernels import Ewald, Start, SumOfGaussians, coulomb, power_law, yukawa
-from .states import check_charge_embedding
+from .kernels.coupled import CoupledGaussians
+from .kernels.ewald import Ewald
+from .kernels.gaussians import SumOfGaussians
+from .kernels.initial import Start, coulomb, power_law, yukawa
 
 KERNELS = ("coulomb", "power_law", "yukawa", "ewald")
 SUMS = ("coulomb", "power_law", "yukawa")
@@ -31,7 +33,7 @@ USED_BY = {
     "learn_amplitudes": SUMS,
     "learn_widths": SUMS,
 }
-HOW = ("backend", "accelerator")
+HOW = ("backend", "engine")
 DIPOLE_BACKENDS = ("auto", "mesh")
 ELECTRIC = ("coulomb", "yukawa", "power_law")
 CHARGE_CONSTRAINTS = ("auto", "none", "neutral", "total")
@@ -90,7 +92,7 @@ class SOGConfig:
         Give each atom a latent dipole for each channel, from the host model's vectors (features
         of l = 1), which interacts with charges and dipoles through the same kernel. The host
         must have such features; `backend` is "auto" or "mesh".
-    tolerance, backend, accelerator
+    tolerance, backend, engine
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
         Keep k = 0, in all channels; by default each law decides for its own.
@@ -125,7 +127,7 @@ class SOGConfig:
     zero_mode: bool | None = None
     remove_self: bool = True
     backend: str = "auto"
-    accelerator: str = "auto"
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -307,7 +309,7 @@ class SOGConfig:
     def differences(self, other: SOGConfig) -> str:
         """Describe the options that give another model than those of another configuration.
 
-        How the same numbers are computed, by which backend and accelerator, may differ.
+        How the same numbers are computed, by which backend and engine, may differ.
 
         Parameters
         ----------
@@ -351,7 +353,7 @@ class SOGConfig:
             tolerance=self.tolerance,
             remove_self=self.remove_self,
             backend=self.backend,
-            accelerator=self.accelerator,
+            engine=self.engine,
         )
 
     def _start(self, law: str) -> Start:

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .errors import ConfigError, InputError, explain
-from .interaction import Interaction
-from .kernels import Ewald, FixedGaussians, Kernel, check_channels, zero_modes
-from .kspace.accelerators import check_accelerator
-from .kspace.auto import Choice, check_backend
-from .kspace.ops import Inputs, define_operators
-from .potential import PotentialOutput, Sources, sum_sources
+from .kernels.ewald import Ewald
+from .kernels.gaussians import FixedGaussians
+from .kernels.kernel import Kernel, check_channels, zero_modes
+from .summation.cost_model import Choice, check_backend
+from .summation.dispatch import Interaction
+from .summation.engines.select import check_engine
+from .summation.operators import Inputs, define_operators
+from .summation.potential import PotentialOutput, Sources, sum_sources
 from .validation import (
     Structures,
     check_charges,
@@ -33,43 +35,23 @@ class LongRangeOutput(NamedTuple):
     energy : Tensor, shape (n_graphs,), in eV
         Twice differentiable.
     atomic_energies : Tensor, shape (n_atoms,), in eV
-        1/2 q_i phi_i; sums to `energy`. Once differentiable.
+        1/2 (q_i phi_i - mu_i.F_i); sums to `energy`. Once differentiable.
     potential : Tensor, shape (n_atoms, n_channels), in eV/e
         dE/dq. Once differentiable.
     charges : Tensor, shape (n_atoms, n_channels), in e
         The charges that were evaluated.
+    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å), or None
+        -dE/dmu, where there are dipoles.
+    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, or None
+        The dipoles that were evaluated.
     """
 
     energy: Tensor
     atomic_energies: Tensor
     potential: Tensor
     charges: Tensor
-
-
-class DipolarOutput(NamedTuple):
-    """Result of a long-range evaluation with dipoles; all of it is twice differentiable.
-
-    Attributes
-    ----------
-    energy, potential, charges : Tensor
-        As in :class:`LongRangeOutput`.
-    atomic_energies : Tensor, shape (n_atoms,), in eV
-        1/2 (q_i phi_i - mu_i.F_i); sums to `energy`.
-    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å)
-        -dE/dmu.
-    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
-        The dipoles mu that were evaluated.
-    """
-
-    energy: Tensor
-    atomic_energies: Tensor
-    potential: Tensor
-    charges: Tensor
-    field: Tensor
-    dipoles: Tensor
-
-
-Output = LongRangeOutput | DipolarOutput
+    field: Tensor | None = None
+    dipoles: Tensor | None = None
 
 
 class LongRangeEnergy(nn.Module):
@@ -82,7 +64,7 @@ class LongRangeEnergy(nn.Module):
     hold all of these. Several backends do the reciprocal sum, to the same tolerance:
 
     ========= ====================================================== ====================
-    direct    dense sum over all modes, exact for what it sums       small structures
+    dense     exact sum over all modes, by matrix products           small structures
     mesh      real FFT of charges spread to a mesh; forces are the   all others
               exact gradient of the energy as computed
     finufft   the FINUFFT library, accurate to 1e-12 in float64      tight tolerances
@@ -99,20 +81,20 @@ class LongRangeEnergy(nn.Module):
         1e-5. :func:`~sog_longrange.report_grid` measures it.
     remove_self : bool
         Whether the interaction of each charge with itself, 1/2 K(0) q^2, is removed.
-    backend : {"auto", "direct", "mesh", "finufft"}
+    backend : {"auto", "dense", "mesh", "finufft"}
         What does the reciprocal sum. "auto" predicts the fastest for each structure by
         itself; :meth:`choices` tells what it takes and why.
-    accelerator : {"auto", "none", "numba", "triton"}
+    engine : {"auto", "none", "numba", "triton"}
         Compiled code for the mesh. "auto" takes numba on CPUs and triton on CUDA and
         warns where they are missing; "none" is pure PyTorch.
     process_group : torch.distributed.ProcessGroup, optional
         Ranks over which the atoms of each batch are spread. Every rank passes its own
         atoms, sorted by structure, and the same cells and `num_graphs`; energies come out
         equal on all ranks, potentials for a rank's own atoms. Structures are periodic and
-        the mesh sums them. See :mod:`~sog_longrange.kspace.distributed` for the loss.
+        the mesh sums them. See :mod:`~sog_longrange.summation.distributed` for the loss.
     opaque : bool
-        Evaluate through the operators of :mod:`~sog_longrange.kspace.ops`, which tracers do not
-        look into. Under `torch.compile` and `make_fx` this is so anyway.
+        Evaluate through the operators of :mod:`~sog_longrange.summation.operators`, which tracers
+        do not look into. Under `torch.compile` and `make_fx` this is so anyway.
 
     Raises
     ------
@@ -142,7 +124,7 @@ class LongRangeEnergy(nn.Module):
         tolerance: float = 1e-5,
         remove_self: bool = True,
         backend: str = "auto",
-        accelerator: str = "auto",
+        engine: str = "auto",
         process_group: ProcessGroup | None = None,
         opaque: bool = False,
     ) -> None:
@@ -150,7 +132,7 @@ class LongRangeEnergy(nn.Module):
         if not 1e-15 <= tolerance <= 0.1:
             raise ConfigError(explain("tolerance", "between 1e-15 and 0.1", str(tolerance)))
         check_backend(backend)
-        check_accelerator(accelerator)
+        check_engine(engine)
         if process_group is not None and backend not in ("auto", "mesh"):
             expected = '"auto" or "mesh" with a process group'
             raise ConfigError(explain("backend", expected, repr(backend)))
@@ -158,7 +140,7 @@ class LongRangeEnergy(nn.Module):
         self.tolerance = float(tolerance)
         self.remove_self = remove_self
         self.backend = backend
-        self.accelerator = accelerator
+        self.engine = engine
         self.process_group = process_group
         if opaque and process_group is not None:
             raise ConfigError(explain("opaque", "False with a process group", "True"))
@@ -166,7 +148,7 @@ class LongRangeEnergy(nn.Module):
 
     # Models that were pickled before there was a choice have none of these.
     backend: str = "auto"
-    accelerator: str = "auto"
+    engine: str = "auto"
     process_group: ProcessGroup | None = None
     opaque: bool = False
 
@@ -185,7 +167,7 @@ class LongRangeEnergy(nn.Module):
         num_graphs: int | None = None,
         *,
         dipoles: Tensor | None = None,
-    ) -> LongRangeOutput | DipolarOutput:
+    ) -> LongRangeOutput:
         """Evaluate the energy of each structure.
 
         Parameters
@@ -207,7 +189,7 @@ class LongRangeEnergy(nn.Module):
 
         Returns
         -------
-        LongRangeOutput, or DipolarOutput with dipoles
+        LongRangeOutput
 
         Raises
         ------
@@ -224,11 +206,11 @@ class LongRangeEnergy(nn.Module):
         structures = check_structures(
             positions, cell, pbc, batch, num_graphs, values=not self.traced
         )
-        if dipoles is not None:
-            return self.evaluate_dipoles(charges, dipoles, structures)
-        return self.evaluate(charges, structures)
+        return self.evaluate(charges, structures, dipoles)
 
-    def evaluate(self, charges: Tensor, structures: Structures) -> LongRangeOutput:
+    def evaluate(
+        self, charges: Tensor, structures: Structures, dipoles: Tensor | None = None
+    ) -> LongRangeOutput:
         """Evaluate the energy of structures that are validated already.
 
         Parameters
@@ -236,6 +218,7 @@ class LongRangeEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
             From :func:`~sog_longrange.validation.check_structures`.
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
 
         Returns
         -------
@@ -243,9 +226,11 @@ class LongRangeEnergy(nn.Module):
 
         Raises
         ------
-        InputError, InputTypeError, BoundaryError, SizeError
+        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
             As :meth:`forward`.
         """
+        if dipoles is not None:
+            return self._evaluate_dipoles(charges, dipoles, structures)
         check_charges(charges, structures, values=not self.traced)
         check_channels(self.kernel, charges)
         if self.traced:
@@ -256,27 +241,9 @@ class LongRangeEnergy(nn.Module):
         atomic_energies = 0.5 * (charges * potential).sum(-1)
         return LongRangeOutput(energy, atomic_energies, potential, charges)
 
-    def evaluate_dipoles(
+    def _evaluate_dipoles(
         self, charges: Tensor, dipoles: Tensor, structures: Structures
-    ) -> DipolarOutput:
-        """Evaluate charges and dipoles in structures that are validated already.
-
-        Parameters
-        ----------
-        charges : Tensor, shape (n_atoms, n_channels), in e
-        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
-        structures : Structures
-            From :func:`~sog_longrange.validation.check_structures`.
-
-        Returns
-        -------
-        DipolarOutput
-
-        Raises
-        ------
-        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
-            As :meth:`forward`.
-        """
+    ) -> LongRangeOutput:
         if self.traced:
             expected = "None where the energy is opaque or traced"
             remedy = "Dipoles are evaluated in plain PyTorch only."
@@ -289,7 +256,7 @@ class LongRangeEnergy(nn.Module):
         energy = energy.to(charges)
         _check_result("energy", energy, self.kernel)
         energies = 0.5 * sources.work(potential, field)
-        return DipolarOutput(energy, energies, potential, charges, field, dipoles)
+        return LongRangeOutput(energy, energies, potential, charges, field, dipoles)
 
     def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""
@@ -315,7 +282,7 @@ class LongRangeEnergy(nn.Module):
             law = f'"min_width": {kernel.min_width}, "zero_mode": [{zero}]'
             law = f'{{{law}, "num_channels": {kernel.num_channels}}}'
         remove = "true" if self.remove_self else "false"
-        how = f'"backend": "{self.backend}", "accelerator": "{self.accelerator}"'
+        how = f'"backend": "{self.backend}", "engine": "{self.engine}"'
         how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'
         return f'{{"kernel": {law}, "energy": {how}}}'
 
@@ -337,14 +304,14 @@ class LongRangeEnergy(nn.Module):
 
     def interaction(self) -> Interaction:
         """Return what the sums need: a snapshot of the kernel, and how they are done."""
-        how = (self.backend, self.accelerator, self.process_group)
+        how = (self.backend, self.engine, self.process_group)
         return Interaction(self.kernel.snapshot(), self.tolerance, self.remove_self, *how)
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
         return (
             f"tolerance={self.tolerance}, remove_self={self.remove_self}, "
-            f"backend={self.backend!r}, accelerator={self.accelerator!r}, opaque={self.opaque}"
+            f"backend={self.backend!r}, engine={self.engine!r}, opaque={self.opaque}"
         )
 
 
@@ -364,7 +331,7 @@ def potential_and_field(
     Parameters
     ----------
     energy : LongRangeEnergy
-        Its kernel, tolerance, accelerator and self-interaction are used. The sum is the
+        Its kernel, tolerance, engine and self-interaction are used. The sum is the
         mesh's for every periodic structure, so its `backend` must be "auto" or "mesh".
     charges : Tensor, shape (n_atoms, n_channels), in e
     positions, cell, pbc, batch, num_graphs

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from types import ModuleType
 from typing import NamedTuple
 
-from .errors import HostError, explain
+from .errors import HostError, MissingLibraryError, explain
 
 
 class SupportedVersions(NamedTuple):
@@ -48,3 +50,29 @@ class SupportedVersions(NamedTuple):
         )
         if not oldest <= given < limit:
             raise HostError(explain(self.package, f"in the range {self}", version, self.remedy))
+
+
+def load_library(name: str, extra: str) -> ModuleType:
+    """Import a module of an optional library.
+
+    Parameters
+    ----------
+    name : str
+        Dotted name of the module.
+    extra : str
+        Extra of this package that installs the library.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    MissingLibraryError
+        If it cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        remedy = f'Install it: pip install "sog-longrange[{extra}]"'
+        raise MissingLibraryError(explain(name, "importable", str(error), remedy)) from error

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .channels import channel_pairs
 from .errors import InputError, explain
-from .kernels import Kernel
-from .optional import load_library
+from .hosts import load_library
+from .kernels.channels import channel_pairs
+from .kernels.kernel import Kernel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

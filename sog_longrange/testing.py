@@ -8,7 +8,7 @@ place of charges, and on any other code:
 >>> import torch
 >>> from sog_longrange import Ewald, LongRangeEnergy
 >>> from sog_longrange.testing import Structure, assert_invariant
->>> model = LongRangeEnergy(Ewald(smearing=1.5), backend="direct")
+>>> model = LongRangeEnergy(Ewald(smearing=1.5), backend="dense")
 >>> charges = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
 >>> positions = torch.tensor([[0.0, 0.1, 0.2], [2.0, 2.1, 1.8]], dtype=torch.float64)
 >>> cell = 4.0 * torch.eye(3, dtype=torch.float64)

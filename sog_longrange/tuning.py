@@ -11,10 +11,10 @@ from torch import Tensor
 from .energy import LongRangeEnergy
 from .errors import ConfigError, InputError, explain
 from .geometry import TAPER, reduced_cell, wave_number_onset
-from .kernels import FixedGaussians
-from .kspace.auto import Choice
-from .kspace.mesh import choose_meshes
-from .kspace.windows import window_width
+from .kernels.gaussians import FixedGaussians
+from .summation.cost_model import Choice
+from .summation.mesh import choose_meshes
+from .summation.windows import window_width
 from .validation import check_structures
 
 _TIGHTER = 1e-3

@@ -74,10 +74,10 @@ def perturbed(kernel, size):
 
 
 SUMS = {
-    "direct": {"backend": "direct"},
-    "mesh": {"backend": "mesh", "accelerator": "none"},
-    "numba": {"backend": "mesh", "accelerator": "numba"},
-    "finufft": {"backend": "finufft", "accelerator": "none"},
+    "dense": {"backend": "dense"},
+    "mesh": {"backend": "mesh", "engine": "none"},
+    "numba": {"backend": "mesh", "engine": "numba"},
+    "finufft": {"backend": "finufft", "engine": "none"},
 }
 """Options of `LongRangeEnergy` for each code that sums over modes."""
 

@@ -14,10 +14,10 @@ CORE = ROOT / "sog_longrange"
 ADAPTERS = ("sog_mace", "sog_nequip", "sog_pyg")
 HOSTS = ("mace", "nequip", "torch_geometric", "e3nn", "ase")
 ALLOWED_IN_CORE = {"torch", "numpy", "finufft", "cufinufft", *sys.stdlib_module_names}
-ACCELERATORS = {
-    "compiled.py": set(),
-    "numba_kernels.py": {"numba", "llvmlite"},
-    "triton_kernels.py": {"triton"},
+ENGINES = {
+    "numba_engine.py": set(),
+    "numba_loops.py": {"numba", "llvmlite"},
+    "triton_engine.py": {"triton"},
 }
 """Modules that are imported only where the libraries they may need are installed."""
 
@@ -34,30 +34,23 @@ LAYERS = {
     "errors": 0,
     "units": 0,
     "hosts": 1,
-    "optional": 1,
-    "validation": 2,
     "geometry": 1,
+    "validation": 2,
+    "frames": 3,
     "coincidence": 3,
-    "spectra": 2,
-    "channels": 1,
-    "kernels": 2,
-    "kspace": 3,
-    "plots": 3,
-    "charges": 3,
-    "coupled": 3,
-    "states": 4,
-    "interaction": 4,
-    "potential": 5,
-    "energy": 6,
-    "fixed": 7,
-    "tuning": 7,
-    "config": 7,
-    "module": 8,
-    "observables": 3,
-    "testing": 3,
-    "atoms": 4,
-    "frames": 2,
-    "summary": 9,
+    "kernels": 3,
+    "plots": 4,
+    "charges": 4,
+    "summation": 4,
+    "observables": 4,
+    "testing": 4,
+    "energy": 5,
+    "ase_support": 5,
+    "fixed_mesh": 6,
+    "tuning": 6,
+    "config": 6,
+    "long_range": 7,
+    "charge_summary": 8,
 }
 """A module of the core imports only from layers below its own, also what it needs for types."""
 
@@ -129,16 +122,16 @@ def test_the_core_imports_lower_layers_only():
 
 
 def test_imports_for_types_count_as_imports(monkeypatch):
-    code = "if TYPE_CHECKING:\n    from .energy import Output\n"
+    code = "if TYPE_CHECKING:\n    from sog_longrange.energy import LongRangeOutput\n"
     monkeypatch.setitem(globals(), "parse", lambda path: ast.parse(code))
-    path = CORE / "potential.py"
-    assert list(imports_from_above(path)) == ["sog_longrange.energy.Output"]
+    path = CORE / "charges" / "readout.py"
+    assert list(imports_from_above(path)) == ["sog_longrange.energy.LongRangeOutput"]
     assert list(imports(path, types=False)) == []
 
 
 def foreign_imports(path):
     names = {name[0] for name in imports(path, types=False)}
-    yield from names - {"sog_longrange"} - ALLOWED_IN_CORE - ACCELERATORS.get(path.name, set())
+    yield from names - {"sog_longrange"} - ALLOWED_IN_CORE - ENGINES.get(path.name, set())
 
 
 def test_the_core_needs_torch_and_numpy_only():
@@ -312,9 +305,9 @@ def run_python(code):
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys, sog_longrange
 for module in pkgutil.walk_packages(sog_longrange.__path__, "sog_longrange."):
-    if module.name.split(".")[-1] + ".py" not in ACCELERATORS:
+    if module.name.split(".")[-1] + ".py" not in ENGINES:
         importlib.import_module(module.name)
-""".replace("ACCELERATORS", repr(sorted(ACCELERATORS)))
+""".replace("ENGINES", repr(sorted(ENGINES)))
 
 
 def test_importing_every_module_prints_nothing_and_changes_no_default():

@@ -12,7 +12,7 @@ from mace.calculators import MACECalculator
 from torch import Tensor, nn
 
 from sog_longrange import HostError, InputError
-from sog_longrange.atoms import (
+from sog_longrange.ase_support import (
     EXTERNAL_FIELD,
     TOTAL_CHARGE,
     ChargesInASE,

@@ -11,7 +11,6 @@ from mace.modules.utils import get_outputs
 from torch import Tensor, nn
 
 from sog_longrange import (
-    DipolarOutput,
     HostError,
     InputError,
     SOGConfig,
@@ -257,7 +256,7 @@ class SOGMACE(nn.Module):
         if charge_state is not None:
             _add(out, *charge_state)
             out["charge_state_energy"] = charge_state.energy
-        if isinstance(long_range, DipolarOutput):
+        if long_range.dipoles is not None:
             out.update(latent_dipoles=long_range.dipoles, latent_field=long_range.field)
         _add_field(out, geometry)
         return out

@@ -9,7 +9,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from sog_longrange.atoms import EXTERNAL_FIELD, dipole_of_atoms
+from sog_longrange.ase_support import EXTERNAL_FIELD, dipole_of_atoms
 
 from .model import SOGMACE
 

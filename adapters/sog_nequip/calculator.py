@@ -16,7 +16,7 @@ from nequip.nn.compile import DictInputOutputWrapper
 from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 
 from sog_longrange import HostError, InputError
-from sog_longrange.atoms import (
+from sog_longrange.ase_support import (
     EXTERNAL_FIELD,
     ChargesInASE,
     add_periodic_field,

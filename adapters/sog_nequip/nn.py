@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from sog_longrange import (
     ChargeStateOutput,
     ConfigError,
-    DipolarOutput,
     FieldOutput,
     FixedMeshEnergy,
     HostError,
     InputError,
+    LongRangeOutput,
     SOGConfig,
     SOGLongRange,
     uniform_field,
 )
-from sog_longrange.atoms import PERPENDICULAR
-from sog_longrange.energy import Output
+from sog_longrange.ase_support import PERPENDICULAR
 from sog_longrange.errors import explain
 from sog_longrange.validation import is_traced
 
@@ -227,7 +226,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             self._check_gate()
         out, state, added = self._evaluate(data)
         data[LATENT_CHARGES_KEY] = out.charges
-        if isinstance(out, DipolarOutput):
+        if out.dipoles is not None:
             data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
         data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
         data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
@@ -242,7 +241,9 @@ class LongRange(GraphModuleMixin, nn.Module):
                 _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, more.atomic_energies[:, None])
         return data
 
-    def _evaluate(self, data: Data) -> tuple[Output, ChargeStateOutput | None, FieldOutput | None]:
+    def _evaluate(
+        self, data: Data
+    ) -> tuple[LongRangeOutput, ChargeStateOutput | None, FieldOutput | None]:
         """Results of charges, charge states and a field, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
         cell, total_charge, batch = (
@@ -275,12 +276,16 @@ class LongRange(GraphModuleMixin, nn.Module):
         if order is None:
             return out, state, added
         back = order.argsort()
-        energy, *of_atoms = out
         if state is not None:
             state = state._replace(atomic_energies=state.atomic_energies[back])
         if added is not None:
             added = added._replace(atomic_energies=added.atomic_energies[back])
-        return type(out)(energy, *[x[back] for x in of_atoms]), state, added
+        of_atoms: dict[str, Any] = {
+            name: None if x is None else x[back]
+            for name, x in out._asdict().items()
+            if name != "energy"
+        }
+        return out._replace(**of_atoms), state, added
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
@@ -467,7 +472,7 @@ def _order(batch: Tensor | None) -> Tensor | None:
     return batch.argsort(stable=True)
 
 
-def _without_energies(out: Output, contradicted: Tensor) -> Output:
+def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOutput:
     """NaN where the data contradict the boundary, because no graph can raise."""
     lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
     return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
@@ -483,7 +488,9 @@ def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
     return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
 
 
-def _in_field(data: Data, out: Output, positions: Tensor, *structures: Any) -> FieldOutput | None:
+def _in_field(
+    data: Data, out: LongRangeOutput, positions: Tensor, *structures: Any
+) -> FieldOutput | None:
     """Energies in an external field, if the data hold one."""
     field = data.get(EXTERNAL_FIELD_KEY)
     if field is None:
@@ -491,7 +498,7 @@ def _in_field(data: Data, out: Output, positions: Tensor, *structures: Any) -> F
     if is_traced():
         return _traced_field(out.charges[:, 0], positions, field.to(positions), *structures)
     charges, field = out.charges[:, 0], field.to(positions)
-    dipoles = out.dipoles[:, :, 0] if isinstance(out, DipolarOutput) else None
+    dipoles = out.dipoles[:, :, 0] if out.dipoles is not None else None
     return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
 
 

@@ -10,7 +10,7 @@ import torch
 from nequip.data import AtomicDataDict
 from torch import Tensor, nn
 
-from sog_longrange.summary import ChargeSummary
+from sog_longrange.charge_summary import ChargeSummary
 
 from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY
 from .parts import long_range_parts

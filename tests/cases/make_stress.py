@@ -11,7 +11,7 @@ from stress_cases import CASES, CHARGES, OPTIONS, STRUCTURES, strain_slope
 
 from sog_longrange import SOGConfig
 
-ENERGY = SOGConfig(**OPTIONS, backend="direct").build_energy().double()
+ENERGY = SOGConfig(**OPTIONS, backend="dense").build_energy().double()
 
 
 def energy(case):

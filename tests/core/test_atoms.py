@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sog_longrange import InputError, born_charges, dipole
-from sog_longrange.atoms import (
+from sog_longrange.ase_support import (
     ChargesInASE,
     add_periodic_field,
     born_charges_of_atoms,

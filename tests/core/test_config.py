@@ -13,7 +13,7 @@ from sog_longrange import (
     SumOfGaussians,
 )
 from sog_longrange.config import USED_BY
-from sog_longrange.kernels import PowerLaw, Yukawa
+from sog_longrange.kernels.initial import PowerLaw, Yukawa
 from sog_longrange.units import COULOMB_CONSTANT
 
 FIELDS = {field.name: field for field in dataclasses.fields(SOGConfig)}
@@ -82,7 +82,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name(key, nearest):
 
 @pytest.mark.parametrize("key", ["sgima", "", 3])
 def test_an_unknown_option_without_a_near_name_is_refused_with_all_names(key):
-    with pytest.raises(ConfigError, match=f"one of kernel, .*, accelerator, got {key!r}"):
+    with pytest.raises(ConfigError, match=f"one of kernel, .*, engine, got {key!r}"):
         SOGConfig.from_dict({key: 1.0})
 
 
@@ -332,7 +332,7 @@ def test_channels_that_cannot_be_coupled_so_are_refused_by_name(options, message
 def test_joined_laws_survive_dictionaries_and_are_compared():
     config = joined()
     assert SOGConfig.from_dict(config.to_dict()) == config
-    assert config.differences(joined(backend="direct")) == ""
+    assert config.differences(joined(backend="dense")) == ""
     other = joined(kernel="yukawa+power_law")
     expected = "kernel coulomb+power_law here, yukawa+power_law there"
     assert config.differences(other) == expected

@@ -39,7 +39,7 @@ from sog_longrange import (
     power_law,
     yukawa,
 )
-from sog_longrange.channels import channel_pairs
+from sog_longrange.kernels.channels import channel_pairs
 from sog_longrange.testing import assert_invariant, assert_twice_differentiable, join
 
 LAWS = (coulomb(), power_law(6.0, -20.0))
@@ -323,7 +323,7 @@ def test_every_invariance_holds(boundary):
     if boundary == "slab":
         structure = structure._replace(pbc=torch.tensor([True, True, False]))
     kernel = perturbed(CoupledGaussians(LAWS, coupling=0.5, **OPTIONS).double(), 0.3)
-    model = LongRangeEnergy(kernel, tolerance=1e-7, backend="direct")
+    model = LongRangeEnergy(kernel, tolerance=1e-7, backend="dense")
     assert_invariant(energy_of(model), structure, tolerance=1e-8)
 
 

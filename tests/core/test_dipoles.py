@@ -176,7 +176,7 @@ def test_a_dipole_is_the_limit_of_two_charges(boundary, name):
     kernel = coupled if name == "coupled" else all_kernels()[name]
     dipoles = random_dipoles(structure)
     how = {"tolerance": 1e-11, "remove_self": False}
-    split = LongRangeEnergy(kernel, **how, backend="direct")
+    split = LongRangeEnergy(kernel, **how, backend="dense")
     near, far = (
         float(split(*join([pairs_of_charges(structure, dipoles, d)])).energy.detach())
         for d in (0.02, 0.04)
@@ -205,8 +205,8 @@ def test_probes_feel_the_limit_of_two_charges(boundary):
 
 
 def test_large_open_structures_follow_the_law_of_small_ones(monkeypatch):
-    monkeypatch.setattr("sog_longrange.interaction.MOST_PAIRED", 19)
-    monkeypatch.setattr("sog_longrange.interaction.pairs_are_faster", lambda size: False)
+    monkeypatch.setattr("sog_longrange.summation.dispatch.MOST_PAIRED", 19)
+    monkeypatch.setattr("sog_longrange.summation.dispatch.pairs_are_faster", lambda size: False)
     structure = random_structure(6, 20, 1, edge=6.0, periodic=False)
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]
@@ -411,7 +411,7 @@ def test_what_cannot_be_evaluated_is_refused():
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]
     with pytest.raises(ConfigError, match="`backend` must be"):
-        evaluate(LongRangeEnergy(kernel, backend="direct"), structure, dipoles)
+        evaluate(LongRangeEnergy(kernel, backend="dense"), structure, dipoles)
     with pytest.raises(ConfigError, match="`dipoles` must be None where the energy is opaque"):
         evaluate(LongRangeEnergy(kernel, opaque=True), structure, dipoles)
     energy = LongRangeEnergy(kernel)

@@ -42,10 +42,10 @@ MODELS = {
     "gaussians": LongRangeEnergy(
         sum_of_gaussians(coulomb(), num_channels=2, num_gaussians=5),
         tolerance=1e-4,
-        backend="direct",
+        backend="dense",
     ),
-    "dispersion": LongRangeEnergy(all_kernels()["dispersion"], tolerance=1e-3, backend="direct"),
-    "ewald": LongRangeEnergy(Ewald(1.1), tolerance=1e-4, remove_self=False, backend="direct"),
+    "dispersion": LongRangeEnergy(all_kernels()["dispersion"], tolerance=1e-3, backend="dense"),
+    "ewald": LongRangeEnergy(Ewald(1.1), tolerance=1e-4, remove_self=False, backend="dense"),
 }
 every_model = pytest.mark.parametrize("energy", [energy_of(m) for m in MODELS.values()], ids=MODELS)
 
@@ -151,7 +151,7 @@ def test_energy_of_a_positive_kernel_is_never_negative_with_its_self_term(struct
 def test_the_whole_module_has_every_invariance(constraint, structure, seed):
     torch.manual_seed(seed)
     config = SOGConfig(
-        num_channels=2, charge_constraint=constraint, tolerance=1e-2, backend="direct"
+        num_channels=2, charge_constraint=constraint, tolerance=1e-2, backend="dense"
     )
     module = SOGLongRange([2], config).double()
     assert_invariant(energy_of(module), structure, seed=seed)

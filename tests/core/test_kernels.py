@@ -33,7 +33,8 @@ from sog_longrange import (
     power_law,
     yukawa,
 )
-from sog_longrange.kernels import boys_zero, zero_modes
+from sog_longrange.kernels.ewald import boys_zero
+from sog_longrange.kernels.kernel import zero_modes
 from sog_longrange.testing import assert_twice_differentiable, join
 from sog_longrange.units import COULOMB_CONSTANT
 

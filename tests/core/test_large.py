@@ -5,7 +5,7 @@ import torch
 from references import random_structure
 
 from sog_longrange import Ewald, LongRangeEnergy, SOGConfig, SOGLongRange, SumOfGaussians
-from sog_longrange.interaction import Interaction
+from sog_longrange.summation.dispatch import Interaction
 
 
 def ions(n_atoms, edge, seed=0):
@@ -17,7 +17,7 @@ def ions(n_atoms, edge, seed=0):
 
 
 def test_energies_of_many_float32_atoms_are_sums_of_atomic_energies():
-    model = LongRangeEnergy(SumOfGaussians(min_width=2.0), tolerance=1e-3, accelerator="numba")
+    model = LongRangeEnergy(SumOfGaussians(min_width=2.0), tolerance=1e-3, engine="numba")
     with torch.no_grad():
         out = model(*ions(100_000, 100.0))
     expected = out.atomic_energies.double().sum()
@@ -54,13 +54,13 @@ def test_the_ewald_kernel_is_never_padded():
 
 def test_dense_batches_of_unlike_cells_are_not_padded_to_each_other(monkeypatch):
     calls = []
-    direct = Interaction._direct
+    direct = Interaction._dense
 
     def counted(self, charges, part):
         calls.append(part.num_graphs)
         return direct(self, charges, part)
 
-    monkeypatch.setattr(Interaction, "_direct", counted)
+    monkeypatch.setattr(Interaction, "_dense", counted)
     cells = torch.stack(
         [torch.diag(torch.tensor(x)).double() for x in ([60.0, 3, 3], [3.0, 3, 60])]
     )
@@ -68,7 +68,7 @@ def test_dense_batches_of_unlike_cells_are_not_padded_to_each_other(monkeypatch)
     charges = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)
     batch = torch.tensor([0, 0, 1, 1])
     pbc = torch.ones(2, 3, dtype=torch.bool)
-    model = LongRangeEnergy(Ewald(), tolerance=1e-3, backend="direct")
+    model = LongRangeEnergy(Ewald(), tolerance=1e-3, backend="dense")
     out = model(charges, positions, cells, pbc, batch)
     assert calls == [2, 1, 1]
     for graph in (0, 1):
@@ -80,7 +80,7 @@ def test_dense_batches_of_unlike_cells_are_not_padded_to_each_other(monkeypatch)
 
 def test_models_from_before_there_were_backends_still_work():
     module = SOGLongRange([2], SOGConfig(num_channels=1))
-    for name in ("backend", "accelerator", "process_group", "opaque"):
+    for name in ("backend", "engine", "process_group", "opaque"):
         del module.energy.__dict__[name]
     module = pickle.loads(pickle.dumps(module))  # noqa: S301
     structure = random_structure(0, 4)
@@ -91,7 +91,7 @@ def test_models_from_before_there_were_backends_still_work():
 
 
 def test_states_do_not_depend_on_how_sums_are_computed():
-    saved = SOGLongRange([2], SOGConfig(backend="direct", accelerator="none")).state_dict()
+    saved = SOGLongRange([2], SOGConfig(backend="dense", engine="none")).state_dict()
     assert "backend" not in saved["_extra_state"]["config"]
     SOGLongRange([2], SOGConfig()).load_state_dict(saved)
 

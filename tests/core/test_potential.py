@@ -64,7 +64,7 @@ CASES = [
 @pytest.mark.parametrize("remove_self", [True, False])
 def test_values_are_those_of_the_direct_sums(boundary, name, remove_self):
     energy = LongRangeEnergy(
-        all_kernels()[name], tolerance=TOLERANCE, backend="direct", remove_self=remove_self
+        all_kernels()[name], tolerance=TOLERANCE, backend="dense", remove_self=remove_self
     )
     inputs = join(structures_of(boundary))
     potential, field = reference(energy, *inputs)
@@ -215,7 +215,7 @@ def test_what_cannot_be_summed_is_refused():
     with pytest.raises(BoundaryError, match="sum of Gaussians"):
         potential_and_field(LongRangeEnergy(Ewald()), *inputs)
     with pytest.raises(ConfigError, match="`backend` must be"):
-        potential_and_field(LongRangeEnergy(sum_of_gaussians(), backend="direct"), *inputs)
+        potential_and_field(LongRangeEnergy(sum_of_gaussians(), backend="dense"), *inputs)
     three = LongRangeEnergy(sum_of_gaussians(num_channels=3))
     with pytest.raises(InputError, match="of 3 channels"):
         potential_and_field(three, *inputs)

@@ -220,7 +220,7 @@ def test_a_new_module_is_that_without_charge_states(constraint):
     batch, total = make_batch(), tensor([1.0, 0.0, -1.0])
     out = make_module(charge_constraint=constraint)(*batch, total_charge=total)
     bare = make_module(charge_embedding=0, charge_constraint=constraint)
-    for found, expected in zip(out, bare(*batch, total_charge=total), strict=True):
+    for found, expected in zip(out[:4], bare(*batch, total_charge=total)[:4], strict=True):
         assert torch.equal(found, expected)
 
 
@@ -228,7 +228,7 @@ def test_a_closed_gate_leaves_nothing_of_a_new_module():
     module = make_module()
     module.warm_up(torch.optim.SGD(module.parameters(), lr=0.0))
     out = module(*make_batch(), total_charge=tensor(STATES))
-    assert not any(value.any() for value in out)
+    assert not any(value.any() for value in out[:4])
 
 
 def test_energies_hold_both_parts():

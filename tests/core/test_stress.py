@@ -8,7 +8,7 @@ import torch
 from stress_cases import CASES, CHARGES, FLAT, OPTIONS, STRUCTURES, committed_stress
 
 from sog_longrange import SOGConfig
-from sog_longrange.atoms import explain_no_volume, has_volume
+from sog_longrange.ase_support import explain_no_volume, has_volume
 from sog_longrange.geometry import apply_strain, own_volume, virial_to_stress
 
 BOX = torch.tensor([[4.0, 0.0, 0.0], [1.0, 5.0, 0.0], [-2.0, 0.5, 6.0]], dtype=torch.float64)

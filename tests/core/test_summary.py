@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sog_longrange import SOGConfig, SOGLongRange
-from sog_longrange.summary import ChargeSummary
+from sog_longrange.charge_summary import ChargeSummary
 
 SYMBOLS = {8: "O", 11: "Na", 17: "Cl"}
 SALT = torch.tensor([11, 17, 11, 17])

@@ -18,7 +18,7 @@ def energy(tolerance=1e-4, **options):
     return LongRangeEnergy(Ewald(1.0), tolerance=tolerance, **options)
 
 
-@pytest.mark.parametrize("backend", ["mesh", "direct"])
+@pytest.mark.parametrize("backend", ["mesh", "dense"])
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 def test_the_measured_error_is_of_the_size_of_the_tolerance(tolerance, backend):
     report = report_grid(energy(tolerance, backend=backend), *STRUCTURE)
@@ -71,7 +71,7 @@ def test_the_kernel_is_left_as_it_was():
     assert next(iter(kernel.parameters()), None) is None
 
 
-def test_given_laws_are_measured_in_float32_too():
+def test_given_kernels_are_measured_in_float32_too():
     laws = torch.tensor([[[1.0, 2.0], [0.3, 0.4]], [[0.3, 0.4], [2.0, 1.0]]], requires_grad=True)
     widths = torch.tensor([1.0, 2.0]).expand(2, 2, 2)
     charges, *rest = as_type(random_structure(0, 12, n_channels=2, edge=7.0), torch.float32)

@@ -49,19 +49,19 @@ def test_error_of_forces_stays_below_slack_times_tolerance(name, exponent):
     kernel = CUTOFF_KERNELS[name]
     for seed in range(6):
         structure = random_structure(seed, 12, edge=6.0)
-        exact = forces_of(LongRangeEnergy(kernel, tolerance=1e-14, backend="direct"), structure)
+        exact = forces_of(LongRangeEnergy(kernel, tolerance=1e-14, backend="dense"), structure)
         found = forces_of(
-            LongRangeEnergy(kernel, tolerance=10.0**-exponent, backend="direct"), structure
+            LongRangeEnergy(kernel, tolerance=10.0**-exponent, backend="dense"), structure
         )
         assert relative_error(found, exact) <= SLACK.get(name, 3.0) * 10.0**-exponent
 
 
 def test_a_coarser_tolerance_has_a_larger_error():
     structure = random_structure(0, 12, edge=6.0)
-    exact = forces_of(LongRangeEnergy(Ewald(1.0), tolerance=1e-14, backend="direct"), structure)
+    exact = forces_of(LongRangeEnergy(Ewald(1.0), tolerance=1e-14, backend="dense"), structure)
     errors = [
         relative_error(
-            forces_of(LongRangeEnergy(Ewald(1.0), tolerance=t, backend="direct"), structure), exact
+            forces_of(LongRangeEnergy(Ewald(1.0), tolerance=t, backend="dense"), structure), exact
         )
         for t in (1e-2, 1e-4, 1e-6, 1e-8)
     ]
@@ -76,7 +76,7 @@ def curvatures(n_points):
     positions = (scale[:, None, None] * structure.positions).reshape(-1, 3)
     cell = scale[:, None, None] * structure.cell
     batch = torch.arange(n_points).repeat_interleave(4)
-    model = LongRangeEnergy(Ewald(1.0), tolerance=0.05, backend="direct")
+    model = LongRangeEnergy(Ewald(1.0), tolerance=0.05, backend="dense")
     energy = model(charges, positions, cell, PERIODIC.expand(n_points, 3), batch).energy
     (slope,) = torch.autograd.grad(energy.sum(), scale, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), scale)
@@ -93,7 +93,7 @@ def test_second_derivative_in_the_cell_has_no_jump():
 
 
 def test_a_sharp_cutoff_would_jump(monkeypatch):
-    from sog_longrange.kspace import direct
+    from sog_longrange.summation import dense as direct
 
     monkeypatch.setattr(direct, "fade_out", lambda k2, onset: (k2 < onset**2).to(k2))
     coarse, fine = (largest_jump(curvatures(n)[0]) for n in (400, 1600))
@@ -203,7 +203,7 @@ def test_wrapped_phases_are_those_of_the_first_cell():
 def test_energy_converges_to_the_untruncated_sum(name):
     structure = random_structure(4, 6, edge=5.0)
     energies = [
-        energy_value(LongRangeEnergy(all_kernels()[name], tolerance=t, backend="direct"), structure)
+        energy_value(LongRangeEnergy(all_kernels()[name], tolerance=t, backend="dense"), structure)
         for t in (1e-8, 1e-14)
     ]
     assert energies[0] == pytest.approx(energies[1], rel=1e-7)

@@ -72,8 +72,8 @@ STRUCTURES = {
     ),
 }
 SUMS = {
-    "direct": {"backend": "direct", "tolerance": 1e-15},
-    "mesh": {"backend": "mesh", "accelerator": "none", "tolerance": 1e-15},
+    "dense": {"backend": "dense", "tolerance": 1e-15},
+    "mesh": {"backend": "mesh", "engine": "none", "tolerance": 1e-15},
 }
 
 

@@ -50,7 +50,7 @@ def put(value, *index):
 
 def energy(values, kernel=None, **options):
     kernel = sum_of_gaussians(coulomb()) if kernel is None else kernel
-    return LongRangeEnergy(kernel, tolerance=1e-2, backend="direct", **options)(**values)
+    return LongRangeEnergy(kernel, tolerance=1e-2, backend="dense", **options)(**values)
 
 
 def check_message(error, name, expected, got):
@@ -301,7 +301,7 @@ def test_too_many_structures_and_modes_are_refused_before_allocation():
     # Where the machine has less memory than that, it is the memory that is named.
     message = "200 periodic structures of up to 1 atoms with .* modes|memory .*got 338 GB"
     with pytest.raises(SizeError, match=message):
-        LongRangeEnergy(Ewald(0.4), backend="direct")(**values)
+        LongRangeEnergy(Ewald(0.4), backend="dense")(**values)
 
 
 def test_too_many_pairs_are_refused_before_allocation():

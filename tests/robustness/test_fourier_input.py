@@ -18,17 +18,17 @@ from torch.autograd import grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sog_longrange import ConfigError, Ewald, InputError, LongRangeEnergy, SizeError, SOGError
-from sog_longrange.kspace.accelerators import find_accelerator
-from sog_longrange.kspace.finufft import finufft_energy
-from sog_longrange.kspace.mesh import mesh_energy
+from sog_longrange.summation.engines.select import find_engine
+from sog_longrange.summation.finufft import finufft_energy
+from sog_longrange.summation.mesh import mesh_energy
 from sog_longrange.testing import join
 
 NAN, INF = float("nan"), float("inf")
 BACKENDS = {
     "auto": {},
-    "direct": {"backend": "direct"},
-    "mesh": {"backend": "mesh", "accelerator": "none"},
-    "numba": {"backend": "mesh", "accelerator": "numba"},
+    "dense": {"backend": "dense"},
+    "mesh": {"backend": "mesh", "engine": "none"},
+    "numba": {"backend": "mesh", "engine": "numba"},
     "finufft": {"backend": "finufft"},
 }
 every_backend = pytest.mark.parametrize("name", BACKENDS)
@@ -49,7 +49,9 @@ def no_native_code(monkeypatch):
     def reached(*args, **kwargs):
         pytest.fail("Native code was called.")
 
-    compiled = pytest.importorskip("sog_longrange.kspace.compiled", exc_type=ImportError)
+    compiled = pytest.importorskip(
+        "sog_longrange.summation.engines.numba_engine", exc_type=ImportError
+    )
     for function in ("mesh_loops", "sampler_loops", "sort_atoms"):
         monkeypatch.setattr(compiled, function, reached)
     library = pytest.importorskip("finufft", reason="FINUFFT is not installed.")
@@ -81,12 +83,12 @@ def test_compiled_backends_that_are_called_themselves_check_positions(value):
     pytest.importorskip("finufft", reason="FINUFFT is not installed.")
     charges, positions, cell, _, batch, _ = join([random_structure(0, 3)])
     positions[1, 2] = value
-    accelerator = find_accelerator("numba", positions.device)
+    engine = find_engine("numba", positions.device)
     arguments = (Ewald(1.0), charges, positions, cell, batch, 1e-2)
     with pytest.raises(InputError, match="`positions` must be finite"):
-        mesh_energy(*arguments, accelerator)
+        mesh_energy(*arguments, engine)
     with pytest.raises(InputError, match="`positions` must be finite"):
-        finufft_energy(*arguments, accelerator.sampler)
+        finufft_energy(*arguments, engine.sampler)
 
 
 @every_backend
@@ -202,7 +204,7 @@ def test_a_tolerance_out_of_range_is_refused(name, tolerance):
 def test_tolerances_at_the_ends_of_their_range_work(name, tolerance):
     structure = random_structure(0, 12, edge=8.0)
     kernel = Ewald(1.5)
-    exact = forces_of(LongRangeEnergy(kernel, tolerance=1e-15, backend="direct"), structure)
+    exact = forces_of(LongRangeEnergy(kernel, tolerance=1e-15, backend="dense"), structure)
     found = forces_of(model_of(name, kernel, tolerance), structure)
     assert relative_error(found, exact) <= max(3.0 * tolerance, 1e-11)
 

@@ -23,7 +23,7 @@ from mace.tools.torch_tools import default_dtype
 from tqdm import tqdm
 
 from sog_longrange import InputError, SOGError
-from sog_longrange.atoms import (
+from sog_longrange.ase_support import (
     CHARGES_SUM_TO_ZERO,
     TOTAL_CHARGE,
     add_periodic_field,

@@ -9,7 +9,7 @@ import torch
 from ase.data import chemical_symbols
 from mace.tools import torch_geometric
 
-from sog_longrange.summary import ChargeSummary
+from sog_longrange.charge_summary import ChargeSummary
 from sog_mace.model import SOGMACE
 
 SAMPLE = 64

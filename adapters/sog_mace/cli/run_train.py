@@ -53,7 +53,7 @@ HELP = {
     "latent_dipoles": "give atoms latent dipoles too, from the vectors (1o) of hidden_irreps",
     "tolerance": "relative accuracy of the reciprocal sum",
     "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
-    "accelerator": "compiled code for the mesh: auto, none, numba or triton",
+    "engine": "compiled code for the mesh: auto, none, numba or triton",
     "zero_mode": "keep k = 0 in all channels (default: each law decides for its own)",
     "remove_self": "remove the interaction of each charge with itself",
     "lr_factor": "learning rate of charges and charge states relative to --lr (stage two has one "

@@ -166,7 +166,7 @@ def test_what_cannot_be_done_is_refused(model):
     with pytest.raises(HostError, match="`latent_dipoles` must be False for a fixed mesh"):
         LongRange.sog_use_mesh(fixed)
     with pytest.raises(ConfigError, match="`backend` must be"):
-        build("nequip", sog=SOG | {"backend": "direct"})
+        build("nequip", sog=SOG | {"backend": "dense"})
 
 
 @pytest.mark.parametrize("make", [acetaldehyde, slab])

@@ -29,7 +29,7 @@ from references import dipole_derivative
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError, NotFiniteError
-from sog_longrange.atoms import dipole_of_atoms
+from sog_longrange.ase_support import dipole_of_atoms
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
 from sog_nequip.parts import long_range_parts

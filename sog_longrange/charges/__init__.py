@@ -1,0 +1,1 @@
+"""Latent charges of atoms: readout, constraint, charge states."""

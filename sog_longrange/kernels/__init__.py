@@ -1,0 +1,1 @@
+"""Interaction kernels: functions K(r) with their Fourier transforms."""

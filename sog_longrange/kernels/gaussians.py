@@ -1,0 +1,331 @@
+"""Sums of Gaussians K(r) = sum_l a_l exp(-r^2 / (2 s_l^2)), learnable or fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sog_longrange.errors import ConfigError, InputTypeError, explain
+
+from .initial import Start, coulomb
+
+
+def gaussian_fourier(k2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
+    """Fourier transform of a sum of Gaussians.
+
+    Parameters
+    ----------
+    k2 : Tensor, any shape
+        Squared wave numbers, in 1/Å^2.
+    amplitudes, widths : Tensor, shape (n_kernels, n_gaussians), in eV/e^2 and Å
+
+    Returns
+    -------
+    Tensor, shape (n_kernels, *k2.shape), in eV Å^3/e^2
+        sum_l a_l (2 pi)^(3/2) s_l^3 exp(-s_l^2 k^2 / 2).
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668 (the multiplier of the Fourier convolution).
+    """
+    weights = amplitudes * (2.0 * math.pi) ** 1.5 * widths**3
+    return _mix(weights, -0.5 * widths**2, k2)
+
+
+def gaussian_radial(r2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
+    """Sum of Gaussians in real space.
+
+    Parameters
+    ----------
+    r2 : Tensor, any shape
+        Squared distances, in Å^2.
+    amplitudes, widths : Tensor, shape (n_kernels, n_gaussians), in eV/e^2 and Å
+
+    Returns
+    -------
+    Tensor, shape (n_kernels, *r2.shape), in eV/e^2
+        sum_l a_l exp(-r^2 / (2 s_l^2)).
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668.
+    """
+    return _mix(amplitudes, -0.5 / widths**2, r2)
+
+
+def _mix(weights: Tensor, rates: Tensor, x: Tensor) -> Tensor:
+    if x.dtype != weights.dtype:
+        expected = f"{x.dtype} like `positions`"
+        raise InputTypeError(explain("kernel", expected, str(weights.dtype), "Use `kernel.to()`."))
+    values = torch.exp(rates[:, :, None] * x.reshape(-1))
+    return torch.einsum("cl,clx->cx", weights, values).reshape(len(weights), *x.shape)
+
+
+class SumOfGaussians(nn.Module):
+    """Learnable kernel K(r) = sum_l a_l exp(-r^2 / (2 s_l^2)).
+
+    The kernel starts as a physical law, written as log-spaced Gaussians. Widths
+    stay above `min_width` all through training, so a k cutoff chosen from it stays
+    valid. Amplitudes keep the sign of the start, and the value of the kernel at
+    `gauge_radius` is pinned: without the pin, (a, q) -> (c^2 a, q/c) would change
+    nothing and charges would have no scale. That distance, 4 `min_width`, is one that
+    small cells see too: Gaussians wider than a third of the cell do nothing in it.
+
+    Parameters
+    ----------
+    start : PowerLaw or Yukawa, or a sequence of them
+        Law to begin with: :func:`coulomb`, :func:`power_law` or :func:`yukawa`. A sequence
+        gives each channel its own, such as the charge and the dispersion of an atom.
+    num_channels : int
+        Number of channels with a kernel of their own; 1 is shared by all channels. With a
+        sequence of starts it is their number.
+    num_gaussians : int
+        Number of Gaussians, at least 2.
+    min_width, max_width : float
+        Lower bound of every width and the widest Gaussian of the start, in Å.
+    learn_amplitudes, learn_widths : bool
+        Whether training may change them.
+    zero_mode : bool, optional
+        Whether k = 0 is kept, in all channels. By default each law decides for its own: k = 0
+        is kept by those that are integrable over all space (Yukawa, exponents above 3) and
+        dropped by the others. Without it, an integrable law lacks the term of Khat(0) times the
+        squared total charge over 2 V; with it, the total charge of a Coulomb channel costs
+        a large energy.
+
+    Raises
+    ------
+    ConfigError
+        If an option is out of range, a start's amplitudes overflow or vanish, or several starts
+        are not as many as the channels.
+
+    Notes
+    -----
+    The narrowest Gaussian of the start is 1.2 `min_width` wide. For 1/r, forces follow the
+    law to 6e-4 from 4 `min_width` to 0.15 `max_width`; what wider Gaussians would add to
+    the energy there is a constant, which cancels in neutral structures.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; the discretised Gaussian integral of r^-p is the
+    trapezoidal rule in ln s, whose relative ripple for 1/r is about
+    2 sqrt(2) exp(-pi^2 / (2 ln b)) at a ratio b of neighbouring widths.
+    """
+
+    start: Start | tuple[Start, ...]
+    start_amplitudes: Tensor
+    pinned_value: Tensor
+
+    def __init__(
+        self,
+        start: Start | Sequence[Start] | None = None,
+        *,
+        num_channels: int = 1,
+        num_gaussians: int = 12,
+        min_width: float = 1.0,
+        max_width: float = 100.0,
+        learn_amplitudes: bool = True,
+        learn_widths: bool = True,
+        zero_mode: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check_gaussians(num_channels, num_gaussians, min_width, max_width)
+        start = coulomb() if start is None else start
+        if isinstance(start, Sequence):
+            _check_starts(start, num_channels)
+            start = start[0] if len(start) == 1 else tuple(start)
+        self.start = start
+        self.num_channels = num_channels
+        self.min_width = float(min_width)
+        keeps = _zero_mode_of(self.starts) if zero_mode is None else zero_mode
+        self.zero_mode: bool | tuple[bool, ...] = keeps
+        widths = _log_spaced(1.2 * min_width, max_width, num_gaussians)
+        log_ratio = math.log(widths[1] / widths[0])
+        amplitudes = torch.stack([x.amplitudes(widths, log_ratio) for x in self.starts])
+        self.gauge_radius = 4.0 * self.min_width
+        self._set_start(amplitudes, widths, learn_amplitudes, learn_widths)
+
+    def _set_start(self, amplitudes: Tensor, widths: Tensor, *learn: bool) -> None:
+        dtype = torch.get_default_dtype()
+        shape = (self.num_channels, -1)
+        r2 = torch.tensor(self.gauge_radius**2, dtype=torch.float64)
+        pinned = gaussian_radial(r2, amplitudes, widths.expand_as(amplitudes)).to(dtype)
+        for start, value in zip(self.starts, pinned.tolist(), strict=True):
+            if not torch.finfo(dtype).tiny <= abs(value) < math.inf:
+                expected = f"representable at {self.gauge_radius:.4g} Å"
+                raise ConfigError(explain("start", expected, f"{value} for {start}"))
+        # The inverse of s = min_width + softplus(raw), without overflow.
+        excess = widths - self.min_width
+        raw_widths = (excess + torch.log(-torch.expm1(-excess))).expand(shape).to(dtype)
+        log_amplitudes = torch.zeros_like(raw_widths)
+        # One start is saved without an axis of channels, and broadcasts over them.
+        own = slice(None) if len(self.starts) > 1 else 0
+        self.register_buffer("start_amplitudes", amplitudes.to(dtype)[own])
+        self.register_buffer("pinned_value", pinned[own])
+        self.log_amplitudes = nn.Parameter(log_amplitudes, requires_grad=learn[0])
+        self.raw_widths = nn.Parameter(raw_widths.clone(), requires_grad=learn[1])
+
+    @property
+    def starts(self) -> tuple[Start, ...]:
+        """The start of each channel, or the one of all channels."""
+        return self.start if isinstance(self.start, tuple) else (self.start,)
+
+    @property
+    def widths(self) -> Tensor:
+        """Widths s_l, shape (num_channels, num_gaussians), in Å."""
+        return self.min_width + functional.softplus(self.raw_widths)
+
+    @property
+    def amplitudes(self) -> Tensor:
+        """Amplitudes a_l in the pinned gauge, shape (num_channels, num_gaussians), in eV/e^2."""
+        return self.snapshot().amplitudes
+
+    @property
+    def gaussians(self) -> tuple[Tensor, Tensor]:
+        """Amplitudes and widths, shape (n_kernels, n_gaussians), in eV/e^2 and Å."""
+        return self.snapshot().gaussians
+
+    def fourier(self, k2: Tensor) -> Tensor:
+        """Khat(k); see :func:`gaussian_fourier`."""
+        return self.snapshot().fourier(k2)
+
+    def radial(self, r2: Tensor) -> Tensor:
+        """K(r); see :func:`gaussian_radial`."""
+        return self.snapshot().radial(r2)
+
+    def snapshot(self) -> FixedGaussians:
+        """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
+        widths = self.widths
+        return FixedGaussians(self._pinned(widths), widths, self.min_width, self.zero_mode)
+
+    def _pinned(self, widths: Tensor) -> Tensor:
+        """Amplitudes of each channel's law for which its value at `gauge_radius` is as pinned."""
+        free = self.start_amplitudes * torch.exp(self.log_amplitudes)
+        value = (free * torch.exp(-0.5 * (self.gauge_radius / widths) ** 2)).sum(-1)
+        return free * (self.pinned_value / value)[:, None]
+
+    def _own_kernels(self, r2: Tensor) -> Tensor:
+        """K(r) of the channels, each with itself."""
+        return self.radial(r2)
+
+    def start_error(self, r_min: float, r_max: float, channel: int | None = None) -> float:
+        """Largest relative deviation of the kernel, as it is now, from its start's law.
+
+        Parameters
+        ----------
+        r_min, r_max : float
+            Range of distances, in Å.
+        channel : int, optional
+            Which channel, against its own law; by default the worst of all.
+
+        Returns
+        -------
+        float
+            max |K(r) / law(r) - 1| over 2000 log-spaced distances.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such channel.
+        """
+        if channel is not None and not 0 <= channel < self.num_channels:
+            expected = f"from 0 to {self.num_channels - 1}"
+            raise ConfigError(explain("channel", expected, str(channel)))
+        with torch.no_grad():
+            r = _log_spaced(r_min, r_max, 2000).to(self.raw_widths)
+            laws = torch.stack([start.law(r) for start in self.starts])
+            errors = (self._own_kernels(r**2) / laws - 1.0).abs().amax(-1)
+            return float(errors.max() if channel is None else errors[channel])
+
+    def extra_repr(self) -> str:
+        """Summary shown by ``print(module)``."""
+        gaussians = self.raw_widths.shape[1]
+        return (
+            f"start={self.start}, num_channels={self.num_channels}, num_gaussians={gaussians}, "
+            f"min_width={self.min_width}, zero_mode={self.zero_mode}"
+        )
+
+
+class FixedGaussians:
+    """Sum of Gaussians with given amplitudes and widths.
+
+    Parameters
+    ----------
+    amplitudes, widths : Tensor, shape (n_kernels, num_gaussians), in eV/e^2 and Å
+    min_width : float
+        Width in Å that every width exceeds; not checked.
+    zero_mode : bool or sequence of bool
+        Whether k = 0 is kept: by all laws or by each.
+    num_channels : int, optional
+        Number of channels; by default that of the laws. There are as many laws, or one for
+        each pair of channels, as in :func:`~sog_longrange.kernels.channels.channel_pairs`.
+    """
+
+    def __init__(
+        self,
+        amplitudes: Tensor,
+        widths: Tensor,
+        min_width: float,
+        zero_mode: bool | Sequence[bool],
+        num_channels: int | None = None,
+    ) -> None:
+        self.amplitudes = amplitudes
+        self.widths = widths
+        self.num_channels = amplitudes.shape[0] if num_channels is None else num_channels
+        self.min_width = min_width
+        self.zero_mode = zero_mode if isinstance(zero_mode, bool) else tuple(zero_mode)
+
+    @property
+    def gaussians(self) -> tuple[Tensor, Tensor]:
+        """Amplitudes and widths, shape (n_kernels, n_gaussians), in eV/e^2 and Å."""
+        return self.amplitudes, self.widths
+
+    def fourier(self, k2: Tensor) -> Tensor:
+        """Khat(k); see :func:`gaussian_fourier`."""
+        return gaussian_fourier(k2, self.amplitudes, self.widths)
+
+    def radial(self, r2: Tensor) -> Tensor:
+        """K(r); see :func:`gaussian_radial`."""
+        return gaussian_radial(r2, self.amplitudes, self.widths)
+
+    def snapshot(self) -> FixedGaussians:
+        """Return the kernel itself."""
+        return self
+
+    def double(self) -> FixedGaussians:
+        """Return the kernel in float64, cut off from what it was computed from."""
+        values = (self.amplitudes.detach().double(), self.widths.detach().double())
+        return FixedGaussians(*values, self.min_width, self.zero_mode, self.num_channels)
+
+
+def _log_spaced(low: float, high: float, count: int) -> Tensor:
+    ends = torch.tensor([low, high], dtype=torch.float64).log()
+    return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64).exp()
+
+
+def _check_starts(starts: Sequence[Start], num_channels: int) -> None:
+    if len(starts) == 0:
+        raise ConfigError(explain("start", "a law or at least one in a sequence", repr(starts)))
+    if len(starts) != num_channels:
+        expected = f"{len(starts)}, one for each start"
+        raise ConfigError(explain("num_channels", expected, str(num_channels)))
+
+
+def _zero_mode_of(starts: Sequence[Start]) -> bool | tuple[bool, ...]:
+    keeps = tuple(start.zero_mode for start in starts)
+    return keeps if any(keeps) and not all(keeps) else keeps[0]
+
+
+def _check_gaussians(channels: int, gaussians: int, min_width: float, max_width: float) -> None:
+    if channels < 1:
+        raise ConfigError(explain("num_channels", "at least 1", str(channels)))
+    if gaussians < 2:
+        raise ConfigError(explain("num_gaussians", "at least 2", str(gaussians)))
+    if not (min_width > 0.0 and math.isfinite(min_width)):
+        raise ConfigError(explain("min_width", "positive and finite", str(min_width)))
+    if not (max_width > 1.2 * min_width and math.isfinite(max_width)):
+        expected = f"finite and above 1.2 min_width = {1.2 * min_width:.4g}"
+        raise ConfigError(explain("max_width", expected, str(max_width)))

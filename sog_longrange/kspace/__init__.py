@@ -1,1 +1,0 @@
-"""Backends that evaluate the long-range energy, behind one differentiable function."""

@@ -1,0 +1,423 @@
+"""The whole long-range part of a model: readouts, kernel, energy and gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .charges.charge_states import ChargeStateOutput, ChargeStates
+from .charges.constraint import project_total_charge
+from .charges.readout import LatentCharges, LatentDipoles
+from .coincidence import explain_not_finite
+from .config import HOW, SOGConfig
+from .energy import LongRangeEnergy, LongRangeOutput
+from .errors import ConfigError, InputError, NotFiniteError, explain
+from .fixed_mesh import FixedMeshEnergy
+from .validation import (
+    Structures,
+    check_shape,
+    check_structures,
+    check_tensor,
+    check_total_charge,
+    is_traced,
+)
+
+FORMAT: int = 2
+"""Version of what :class:`SOGLongRange` stores in a state dict."""
+
+
+class SOGLongRange(nn.Module):
+    """Long-range energy from the invariant features of a short-range model.
+
+    The charges start random and small, never zero: the energy is quadratic in them,
+    so zero would be a saddle. To start a training exactly at a given short-range
+    model, call :meth:`warm_up`: the energy is then multiplied by a gate that rises
+    from 0 to 1 over the first steps. The energy of charge states starts at zero and has no gate.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Number of invariant features of each layer of the host model.
+    config : SOGConfig, optional
+        Options; the defaults if left out.
+    readout : LatentCharges, optional
+        Instead of a new one of these sizes.
+    num_vectors : int
+        Number of vectors of each atom that the host model has; at least 1 for
+        ``latent_dipoles=True`` and without use otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If there shall be latent dipoles and there are no vectors, or a size is out of range.
+
+    References
+    ----------
+    Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
+    """
+
+    gate: Tensor
+    states: ChargeStates | None
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        config: SOGConfig | None = None,
+        readout: LatentCharges | None = None,
+        num_vectors: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = SOGConfig() if config is None else config
+        c = self.config
+        if readout is None:
+            readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+        self.readout = readout
+        if c.latent_dipoles:
+            if num_vectors < 1:
+                expected = "False for a model without vectors (features of l = 1)"
+                raise ConfigError(explain("latent_dipoles", expected, "True"))
+            sizes = (num_vectors, c.num_channels, readout.layer_sizes[-1], c.hidden_size)
+            self.dipole_readout = LatentDipoles(*sizes)
+        self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
+        size = c.charge_embedding
+        states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
+        self.register_module("states", states)
+        self.register_buffer("gate", torch.ones(()))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled module, also of a version that had no charge states."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._modules.setdefault("states", None)
+
+    def fix_mesh(self, largest_cell: Tensor) -> None:
+        """Evaluate single periodic structures on a mesh of fixed shape from now on.
+
+        For export to C++, where nothing can depend on the cell; not for training.
+
+        Parameters
+        ----------
+        largest_cell : Tensor, shape (3, 3), in Å
+            See :class:`FixedMeshEnergy`.
+
+        Raises
+        ------
+        ConfigError
+            If the mesh is fixed already, or there are latent dipoles.
+        InputError, SizeError
+            As :class:`FixedMeshEnergy`.
+        """
+        if isinstance(self.energy, FixedMeshEnergy):
+            raise ConfigError(explain("energy", "without a fixed mesh", repr(self.energy)))
+        if self.config.latent_dipoles:
+            raise ConfigError(explain("latent_dipoles", "False for a fixed mesh", "True"))
+        self.energy = FixedMeshEnergy(self.energy, largest_cell)
+
+    def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
+        """Begin without the long-range energy and fade it in as the optimizer steps.
+
+        The gate is part of the state dict, so a restarted training goes on where it
+        stopped: call this first, then load the state. The gate is not learned: a
+        learned factor would fall to either sign, and a negative one turns attraction of
+        opposite charges into repulsion for good.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Optimizer whose steps count.
+        steps : int
+            Number of steps until the gate is fully open, at least 1.
+
+        Raises
+        ------
+        ConfigError
+            If `steps` is not positive.
+        """
+        self.fade_in(optimizer, steps)
+        self.gate.zero_()
+
+    def fade_in(self, optimizer: Optimizer, steps: int) -> None:
+        """Open the gate further with each step of the optimizer, from where it stands.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Optimizer whose steps count.
+        steps : int
+            Number of steps from a closed to an open gate, at least 1.
+
+        Raises
+        ------
+        ConfigError
+            If `steps` is not positive.
+        """
+        if steps < 1:
+            raise ConfigError(explain("steps", "at least 1", str(steps)))
+
+        def open_gate(*_: object) -> None:
+            # Counted in whole steps: a running sum of 1 / steps would miss 1.
+            done = (self.gate * steps).round()
+            self.gate.copy_((done + 1.0) / steps).clamp_(max=1.0)
+
+        optimizer.register_step_post_hook(open_gate)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the options, which the state dict keeps beside the weights."""
+        config = self.config.to_dict()
+        return {"format": FORMAT, "config": {k: v for k, v in config.items() if k not in HOW}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuse weights that were trained with other options.
+
+        Parameters
+        ----------
+        state : dict
+            From :meth:`get_extra_state`.
+
+        Raises
+        ------
+        ConfigError
+            If the options differ or the format is newer than this version knows.
+        """
+        if state["format"] > FORMAT:
+            remedy = "Update sog-longrange."
+            raise ConfigError(explain("format", f"at most {FORMAT}", str(state["format"]), remedy))
+        # How the numbers are computed may need a library that is not installed here.
+        stored = {key: value for key, value in state["config"].items() if key not in HOW}
+        if state["format"] < 2 and _means_otherwise(state["config"]):
+            raise ConfigError(
+                "The state is of a version that constrained all channels of joined laws, also "
+                "those of dispersion, which are free now. Train the model again."
+            )
+        theirs = SOGConfig.from_dict(stored)
+        ours = self.config
+        if ours.charge_constraint == "auto":
+            # The data of that training have decided.
+            ours = ours.with_constraint(theirs.charge_constraint, theirs.fractional_charge)
+        differences = ours.differences(theirs)
+        if differences:
+            raise ConfigError(f"The state was trained with other options: {differences}.")
+        self.config = ours
+
+    def forward(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch: Tensor | None = None,
+        num_graphs: int | None = None,
+        total_charge: Tensor | None = None,
+        vectors: Tensor | None = None,
+    ) -> LongRangeOutput:
+        """Evaluate what the host model adds to its energy.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, sum(layer_sizes))
+            Invariant features, layer after layer, in the dtype of the readout.
+        positions, cell, pbc, batch, num_graphs
+            As in :meth:`LongRangeEnergy.forward`, in the dtype of the kernel.
+        total_charge : Tensor, shape (n_graphs,), in e, optional
+            Required if, and used only if, `charge_constraint` is "total" or `charge_embedding`
+            is on. Whole numbers, unless `fractional_charge` is set. With "auto" only zeros may
+            be given.
+        vectors : Tensor, shape (n_atoms, 3, num_vectors), optional
+            Cartesian equivariant vectors, layer after layer, in the dtype of the readout.
+            Required if, and used only if, `latent_dipoles` is set.
+
+        Returns
+        -------
+        LongRangeOutput
+            Energy and charges of the gated model: while the gate is below 1, charges, dipoles,
+            potential and field are scaled by its square root, so that they give the gated
+            energy. With `charge_embedding` the energies hold that of the charge states, too.
+
+        Raises
+        ------
+        InputError, InputTypeError, BoundaryError, SizeError
+            As :meth:`LongRangeEnergy.forward`; also if a total charge or vectors are missing.
+        NotFiniteError
+            If features or vectors, or what is made of them, are not finite. It names two atoms
+            at one place, if there are any.
+        """
+        structures = (cell, pbc, batch, num_graphs)
+        out, state = self.parts(features, positions, *structures, total_charge, vectors)
+        if state is None:
+            return out
+        energy, atomic_energies = out.energy + state.energy, out.atomic_energies + state[1]
+        return out._replace(energy=energy, atomic_energies=atomic_energies)
+
+    def parts(
+        self,
+        features: Tensor,
+        positions: Tensor,
+        cell: Tensor | None = None,
+        pbc: Tensor | None = None,
+        batch: Tensor | None = None,
+        num_graphs: int | None = None,
+        total_charge: Tensor | None = None,
+        vectors: Tensor | None = None,
+    ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
+        """Evaluate the interaction of the charges and the charge states, each for itself.
+
+        Parameters
+        ----------
+        features, positions, cell, pbc, batch, num_graphs, total_charge, vectors
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        LongRangeOutput
+            The gated interaction of the latent charges.
+        ChargeStateOutput or None
+            What the total charges cost, without a gate; None without `charge_embedding`.
+
+        Raises
+        ------
+        InputError, InputTypeError, BoundaryError, SizeError
+            As :meth:`forward`.
+        """
+        structures = check_structures(
+            positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
+        )
+        total = self._wanted_charge(structures, total_charge)
+        try:
+            return self._evaluate(features, structures, total, vectors)
+        except NotFiniteError as error:
+            raise explain_not_finite(error, structures) from error
+
+    def _evaluate(
+        self, features: Tensor, structures: Structures, total: Tensor, vectors: Tensor | None
+    ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
+        """Evaluate both parts for arguments that are checked, up to features and vectors."""
+        features = self._embed(features, structures, total)
+        charges = self._charges(features, structures, total)
+        dipoles = None
+        if self.config.latent_dipoles:
+            dipoles = self.latent_dipoles(features, structures, vectors)
+        out: LongRangeOutput = self.energy.evaluate(charges, structures, dipoles)
+        state = None if self.states is None else self.states(features, total, structures.batch)
+        return self._gated(out), state
+
+    def _gated(self, out: LongRangeOutput) -> LongRangeOutput:
+        scale = self.gate.sqrt()
+        energies = self.gate * out.energy, self.gate * out.atomic_energies
+        field, dipoles = (None if x is None else scale * x for x in (out.field, out.dipoles))
+        return LongRangeOutput(
+            *energies, scale * out.potential, scale * out.charges, field, dipoles
+        )
+
+    def latent_charges(
+        self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
+    ) -> Tensor:
+        """Latent charges of structures that are validated already, without the gate.
+
+        Parameters
+        ----------
+        features : Tensor, shape (n_atoms, sum(layer_sizes))
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+        total_charge : Tensor, shape (n_graphs,), in e, optional
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, num_channels), in e
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the features do not fit or a total charge is missing.
+        """
+        total = self._wanted_charge(structures, total_charge)
+        try:
+            return self._charges(self._embed(features, structures, total), structures, total)
+        except NotFiniteError as error:
+            raise explain_not_finite(error, structures) from error
+
+    def _wanted_charge(self, structures: Structures, total_charge: Tensor | None) -> Tensor:
+        """Total charge of each structure; zeros where the options need none."""
+        _check_one_rank(self.energy, self.config)
+        if not self.config.needs_total_charge:
+            self._check_neutral(total_charge)
+            return structures.positions.new_zeros(structures.num_graphs)
+        if total_charge is None:
+            expected = 'given for charge_embedding or charge_constraint="total"'
+            raise InputError(explain("total_charge", expected, "None"))
+        fractional = self.config.fractional_charge
+        return check_total_charge(total_charge, structures, fractional=fractional)
+
+    def _check_neutral(self, total_charge: Tensor | None) -> None:
+        """Refuse to take charged structures as neutral only because nothing was chosen."""
+        if self.config.charge_constraint != "auto" or total_charge is None or is_traced():
+            return
+        if self.config.constrained_channels and bool(total_charge.any()):
+            expected = "zero for every structure with charge_constraint='auto'"
+            got = str([round(charge, 3) for charge in total_charge.tolist()])
+            remedy = "Choose charge_constraint='total', or 'neutral' or 'none' to ignore it."
+            raise InputError(explain("total_charge", expected, got, remedy))
+
+    def _embed(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
+        """Features as they should be, with the total charge in them if that is wanted."""
+        # Of a tensor in a graph, len() would fix the number of atoms.
+        n_atoms, width = structures.positions.shape[0], sum(self.readout.layer_sizes)
+        check_tensor("features", features)
+        check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
+        if self.states is None:
+            return features
+        embedded: Tensor = self.states.embedding(features, total, structures.batch)
+        return embedded
+
+    def _charges(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
+        """Charges of features, as the constraint wants them."""
+        charges: Tensor = self.readout(features).to(structures.positions.dtype)
+        channels = self.config.constrained_channels
+        if not channels:
+            return charges
+        wanted = total if self.config.takes_total_charge else torch.zeros_like(total)
+        return project_total_charge(charges, wanted, structures.batch, channels)
+
+    def latent_dipoles(
+        self, features: Tensor, structures: Structures, vectors: Tensor | None
+    ) -> Tensor:
+        """Latent dipoles of structures that are validated already, without the gate.
+
+        Parameters
+        ----------
+        features, vectors
+            As in :meth:`forward`; the features are checked already.
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
+
+        Returns
+        -------
+        Tensor, shape (n_atoms, 3, num_channels), in e Å
+
+        Raises
+        ------
+        InputError, InputTypeError
+            If the vectors do not fit or are missing.
+        """
+        if vectors is None:
+            raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
+        dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
+        return dipoles
+
+
+def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
+    """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank."""
+    if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
+        return
+    if config.constrained_channels or config.charge_embedding > 0:
+        expected = 'None unless charge_constraint="none" and charge_embedding=0'
+        remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
+        raise ConfigError(explain("process_group", expected, "a process group", remedy))
+
+
+def _means_otherwise(config: dict[str, Any]) -> bool:
+    """Tell whether options of format 1 stand for another model today."""
+    return len(set(config["kernel"].split("+"))) > 1 and config["charge_constraint"] != "none"

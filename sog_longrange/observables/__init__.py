@@ -1,0 +1,1 @@
+"""What latent charges say about experiments."""

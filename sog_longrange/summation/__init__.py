@@ -1,0 +1,1 @@
+"""Sums over atoms, periodic images and wave vectors."""

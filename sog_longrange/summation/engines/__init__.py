@@ -1,0 +1,1 @@
+"""Code that runs the inner loops of meshes."""

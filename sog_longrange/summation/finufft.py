@@ -1,0 +1,304 @@
+"""Adjoint sums by the FINUFFT library, cuFINUFFT on CUDA: any accuracy down to 1e-12."""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from collections import deque
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sog_longrange.errors import ConfigError, explain
+from sog_longrange.geometry import box_shapes
+from sog_longrange.kernels.kernel import Kernel
+
+from .fourier import FlatBackend, flat_energy, hessian_product
+from .kernel_table import ModeBoxes, Sampler, blocks, running_sum
+
+_MAX_IDLE = 32
+_ONE_THREAD = 4096
+_FLOOR = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def finufft_energy(
+    kernel: Kernel,
+    charges: Tensor,
+    positions: Tensor,
+    cell: Tensor,
+    batch: Tensor,
+    tolerance: float,
+    sampler: type[Sampler],
+) -> tuple[Tensor, Tensor]:
+    """Reciprocal-space energy of periodic structures by FINUFFT, self-interaction included.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    charges : Tensor, shape (n_atoms, n_channels), in e
+    positions : Tensor, shape (n_atoms, 3), in Å
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+    batch : Tensor, shape (n_atoms,), sorted
+    tolerance : float
+        Sets the k cutoff as in the direct sum; the library works to a tenth of it.
+    sampler : type of Sampler
+        What evaluates the kernel on the modes.
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), in eV
+        1/(2V) sum_k Khat(k) |S(k)|^2.
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+
+    Raises
+    ------
+    ConfigError
+        If the library is not installed.
+    SizeError
+        If the modes fit into no memory.
+
+    References
+    ----------
+    Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
+    """
+
+    def plan(lengths: list[list[float]], cutoff: float) -> tuple[FinufftBackend, ModeBoxes]:
+        shapes = box_shapes(lengths, cutoff)
+        axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
+        modes = torch.cat(axes)
+        boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
+        return FinufftBackend(boxes, batch, 0.1 * tolerance), boxes
+
+    return flat_energy(kernel, charges, positions, cell, tolerance, sampler, plan)
+
+
+class FinufftBackend(FlatBackend):
+    """Adjoint sums by plans of FINUFFT, one for each structure.
+
+    Two real fields travel in one complex transform.
+
+    Parameters
+    ----------
+    boxes : ModeBoxes
+        Centred boxes of odd lengths.
+    batch : Tensor, shape (n_atoms,), sorted
+    accuracy : float
+        Relative accuracy asked of the library; rounding bounds it from below.
+    """
+
+    def __init__(self, boxes: ModeBoxes, batch: Tensor, accuracy: float) -> None:
+        super().__init__(boxes.starts, batch)
+        self.boxes = boxes
+        self.accuracy = accuracy
+        self._axes = boxes.axes(boxes.modes)
+        self._modes = blocks(self.mode_starts)
+        counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
+        self._atoms = blocks(running_sum(counts))
+
+    def set_phases(self, phases: Tensor) -> None:
+        """Take the phases of all atoms, shape (n_atoms, 3)."""
+        self.transforms = [
+            None if atoms.start == atoms.stop else _Transform(phases[atoms], shape, self.accuracy)
+            for atoms, shape in zip(self._atoms, self.boxes.shapes, strict=True)
+        ]
+
+    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
+        """Structure factor sum_j (q_j + d_j.grad) exp(-i m.theta_j)."""
+        channels = charges.shape[1]
+        fields = charges[:, None] if dipoles is None else torch.cat((charges[:, None], dipoles), 1)
+        out = _complex(fields.new_zeros(channels, self.mode_starts[-1]))
+        for g, transform in self._present():
+            spectra = transform.spread(fields[self._atoms[g]].flatten(1).T)
+            spectra = spectra.view(fields.shape[1], channels, *self.boxes.shapes[g])
+            total = spectra[0]
+            for axis, field in zip(self._axes[g], spectra[1:], strict=False):
+                total = total - 1j * axis * field
+            out[:, self._modes[g]] = total.flatten(1)
+        return out
+
+    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential and its phase gradient at the atoms."""
+
+        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
+            return [psi, *(1j * axis * psi for axis in m)]
+
+        values = self._gather(spectrum, fields, 4)
+        return values[:, 0], values[:, 1:]
+
+    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
+        """Second phase derivatives of the potential, times a direction."""
+        pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
+            return [-(m[a] * m[b]) * psi for a, b in pairs]
+
+        return hessian_product(self._gather(spectrum, fields, 6).unbind(1), direction)
+
+    def _gather(
+        self,
+        spectrum: Tensor,
+        fields: Callable[[Tensor, tuple[Tensor, ...]], list[Tensor]],
+        count: int,
+    ) -> Tensor:
+        channels = len(spectrum)
+        out = spectrum.real.new_empty(len(self.batch), count, channels)
+        for g, transform in self._present():
+            psi = spectrum[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
+            spectra = torch.cat(fields(psi, self._axes[g]))
+            out[self._atoms[g]] = transform.gather(spectra).T.unflatten(1, (count, channels))
+        return out
+
+    def _present(self) -> list[tuple[int, _Transform]]:
+        return [(g, t) for g, t in enumerate(self.transforms) if t is not None]
+
+
+class _Transform:
+    """Transforms of real fields between the atoms of one structure and its modes."""
+
+    def __init__(self, phases: Tensor, shape: tuple[int, int, int], accuracy: float) -> None:
+        accuracy = max(accuracy, _FLOOR[phases.dtype])
+        few = len(phases) < _ONE_THREAD
+        threads = 1 if few else torch.get_num_threads()
+        key = PlanKey(shape, accuracy, phases.dtype, phases.device, threads)
+        self.plans = _POOL.borrow(key)
+        weakref.finalize(self, _POOL.give_back, key, self.plans)
+        self.plans.set_points(phases)
+
+    def spread(self, fields: Tensor) -> Tensor:
+        """Spectra (n, *shape) of real fields (n, n_atoms)."""
+        spectra = []
+        for pair in fields.split(2):
+            packed = torch.complex(pair[0], pair[1] if len(pair) > 1 else torch.zeros_like(pair[0]))
+            both = self.plans.type_1(packed.contiguous())
+            mirror = both.flip(0, 1, 2).conj()
+            spectra.append(0.5 * (both + mirror))
+            if len(pair) > 1:
+                spectra.append(-0.5j * (both - mirror))
+        return torch.stack(spectra)
+
+    def gather(self, spectra: Tensor) -> Tensor:
+        """Real fields (n, n_atoms) of spectra (n, *shape) with the symmetry of real fields."""
+        fields: list[Tensor] = []
+        for pair in spectra.split(2):
+            packed = pair[0] + 1j * pair[1] if len(pair) > 1 else pair[0]
+            both = self.plans.type_2(packed.contiguous())
+            fields.extend((both.real, both.imag)[: len(pair)])
+        return torch.stack(fields)
+
+
+class PlanKey(NamedTuple):
+    """What a plan is made for."""
+
+    shape: tuple[int, int, int]
+    accuracy: float
+    dtype: torch.dtype
+    device: torch.device
+    threads: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments that all plans share."""
+        name = "complex64" if self.dtype == torch.float32 else "complex128"
+        return {"eps": self.accuracy, "dtype": name}
+
+
+class _CPUPlans:
+    """A sorted plan that serves both directions."""
+
+    def __init__(self, key: PlanKey) -> None:
+        options = {**key.options, "isign": -1, "nthreads": key.threads, "showwarn": 0}
+        # The small upsampling halves the FFT but reaches only nine digits.
+        options["upsampfac"] = 1.25 if key.accuracy > 1e-8 else 2.0
+        self.plan = _library("finufft").Plan(1, key.shape, **options)
+
+    def set_points(self, phases: Tensor) -> None:
+        # The library reads the points until the next call: they must stay alive.
+        self.points = phases.T.contiguous().numpy()
+        self.plan.setpts(*self.points)
+
+    def type_1(self, strengths: Tensor) -> Tensor:
+        return torch.from_numpy(self.plan.execute(strengths.numpy()))
+
+    def type_2(self, modes: Tensor) -> Tensor:
+        return torch.from_numpy(self.plan.execute_adjoint(modes.resolve_conj().numpy()))
+
+
+class _CUDAPlans:
+    """One plan for each direction, on the device and stream of the tensors."""
+
+    def __init__(self, key: PlanKey) -> None:
+        options = {**key.options, "gpu_device_id": key.device.index or 0}
+        plan = _library("cufinufft").Plan
+        self.device = key.device
+        self.forward = plan(1, key.shape, isign=-1, **options)
+        self.backward = plan(2, key.shape, isign=1, **options)
+        self.shape = key.shape
+
+    def set_points(self, phases: Tensor) -> None:
+        self.points = phases.T.contiguous()
+        torch.cuda.current_stream(self.device).synchronize()
+        self.forward.setpts(*self.points)
+        self.backward.setpts(*self.points)
+
+    def type_1(self, strengths: Tensor) -> Tensor:
+        out = strengths.new_empty(self.shape)
+        return self._execute(self.forward, strengths, out)
+
+    def type_2(self, modes: Tensor) -> Tensor:
+        out = modes.new_empty(self.points.shape[1])
+        return self._execute(self.backward, modes.resolve_conj(), out)
+
+    def _execute(self, plan: Any, source: Tensor, out: Tensor) -> Tensor:
+        # The plans have the default stream, which need not be PyTorch's.
+        torch.cuda.current_stream(self.device).synchronize()
+        plan.execute(source, out=out)
+        torch.cuda.synchronize(self.device)
+        return out
+
+
+class _Pool:
+    """Plans that nobody uses, the latest few; planning costs more than a small transform.
+
+    Plans come back when their transform is collected, perhaps in the middle of `borrow`:
+    they wait in a queue, which needs no lock, until somebody borrows.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[tuple[PlanKey, Any]] = []
+        self.returned: deque[tuple[PlanKey, Any]] = deque()
+        self.lock = Lock()
+
+    def borrow(self, key: PlanKey) -> Any:
+        with self.lock:
+            while self.returned:
+                self.idle.append(self.returned.popleft())
+            del self.idle[: max(0, len(self.idle) - _MAX_IDLE)]
+            for place, (own, plans) in enumerate(self.idle):
+                if own == key:
+                    del self.idle[place]
+                    return plans
+        return _CUDAPlans(key) if key.device.type == "cuda" else _CPUPlans(key)
+
+    def give_back(self, key: PlanKey, plans: Any) -> None:
+        plans.points = None
+        self.returned.append((key, plans))
+
+
+_POOL = _Pool()
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        remedy = f"Install it: pip install {name}"
+        raise ConfigError(
+            explain("backend", f"one whose library {name} is installed", '"finufft"', remedy)
+        ) from error
+
+
+def _complex(real: Tensor) -> Tensor:
+    return torch.complex(real, torch.zeros_like(real))

@@ -1,0 +1,486 @@
+"""Radial functions sampled on many modes, at a cost that does not depend on the function.
+
+The kernel is evaluated at Chebyshev points of short intervals of k^2, a few for each
+factor of two, and every mode reads a polynomial. The interval is the leading bits of the
+floating-point number k^2, so no logarithm is needed. The map from samples to modes is
+linear, and its derivatives in the samples and in the reciprocal cell are written out here,
+to second order, so that no array of all modes is ever kept for autograd.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd import Function
+
+from sog_longrange.geometry import TAPER, fade_out
+from sog_longrange.kernels.kernel import Kernel, zero_modes
+
+from .autograd import apply_function, refuse_third_derivatives
+
+_MANTISSA = {torch.float32: 23, torch.float64: 52}
+_BIAS = {torch.float32: 127, torch.float64: 1023}
+_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+_CHUNK = 2**18
+
+
+class Intervals(NamedTuple):
+    """Intervals of k^2 with a polynomial on each.
+
+    Row 0 of a table of coefficients stands for k = 0 and the last row for all k beyond the
+    last interval, where the function is zero.
+
+    Attributes
+    ----------
+    base : int
+        Leading bits of the number where the first interval begins.
+    bits : int
+        Each factor of two in k^2 has 2^bits intervals.
+    rows : int
+        Number of rows, those of k = 0 and of the far end included.
+    dtype : torch.dtype
+    """
+
+    base: int
+    bits: int
+    rows: int
+    dtype: torch.dtype
+
+    @property
+    def shift(self) -> int:
+        """Number of trailing bits, which say where in its interval a number lies."""
+        return _MANTISSA[self.dtype] - self.bits
+
+    @property
+    def degree(self) -> int:
+        """Degree of the polynomials: exact to a few rounding errors."""
+        return 4 if self.dtype == torch.float32 else 7
+
+
+class ModeBoxes(NamedTuple):
+    """Boxes of integer modes, one for each structure, one after another.
+
+    Attributes
+    ----------
+    shapes : tuple of 3-tuples of int
+        Number of modes of each box along each axis.
+    modes : Tensor, shape (sum of all axis lengths,)
+        Mode numbers: three axes of the first box, three of the second, ...
+    factors : Tensor, shape of `modes`
+        The value at a mode is multiplied by the factors of its three axes.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    modes: Tensor
+    factors: Tensor
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each box begins in a flat table, and where the last one ends."""
+        return running_sum([math.prod(shape) for shape in self.shapes])
+
+    def axes(self, values: Tensor) -> list[tuple[Tensor, ...]]:
+        """`modes` or `factors` of the three axes of each box, in shapes that broadcast to it."""
+        axes = iter(values.split([n for shape in self.shapes for n in shape]))
+        boxes = zip(axes, axes, axes, strict=True)
+        return [(x[:, None, None], y[:, None], z) for x, y, z in boxes]
+
+
+def running_sum(sizes: list[int]) -> list[int]:
+    """Places where consecutive blocks begin, and where the last one ends.
+
+    Parameters
+    ----------
+    sizes : list of int
+
+    Returns
+    -------
+    list of int
+        One more than there are blocks.
+    """
+    total, sums = 0, [0]
+    for size in sizes:
+        total += size
+        sums.append(total)
+    return sums
+
+
+def blocks(starts: list[int]) -> list[slice]:
+    """Consecutive blocks as slices.
+
+    Parameters
+    ----------
+    starts : list of int
+        From :func:`running_sum`.
+
+    Returns
+    -------
+    list of slice
+    """
+    return [slice(*ends) for ends in pairwise(starts)]
+
+
+class Sampler(Protocol):
+    """What evaluates the polynomials on the modes; no argument ever requires a gradient.
+
+    Both methods belong to Phi = sum_m G_m w_m (f_u(k2) + f'_c(k2) s) with
+    s = d(k2)/d(reciprocal) . direction, which has both the table and its gradient in it:
+    without c and direction f' is left out, and with them dPhi/du is nobody's business.
+
+    Parameters
+    ----------
+    intervals : Intervals
+    boxes : ModeBoxes
+    """
+
+    def __init__(self, intervals: Intervals, boxes: ModeBoxes) -> None: ...
+
+    def values(
+        self,
+        u: Tensor,
+        reciprocal: Tensor,
+        c: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Tensor:
+        """dPhi/dG, shape (n_channels, n_modes)."""
+        ...
+
+    def gradients(
+        self,
+        grad: Tensor,
+        u: Tensor,
+        reciprocal: Tensor,
+        c: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """dPhi/du, or dPhi/dc where c is given, and dPhi/d(reciprocal)."""
+        ...
+
+
+def choose_intervals(longest: float, onset: float, dtype: torch.dtype) -> Intervals:
+    """Intervals that hold every k from the shortest of a cell to the cutoff.
+
+    Parameters
+    ----------
+    longest : float
+        Length of the longest lattice vector, in Å.
+    onset : float
+        Wave number at which the fade begins, in 1/Å.
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Intervals
+    """
+    bits = 5 if dtype == torch.float32 else 6
+    low = int(math.floor(math.log2((2.0 * math.pi / longest) ** 2) - 1e-3))
+    high = int(math.ceil(math.log2((TAPER * onset) ** 2) + 1e-3))
+    count = max(1, high - low) * 2**bits
+    return Intervals((low + _BIAS[dtype]) << bits, bits, count + 2, dtype)
+
+
+def sample_kernel(
+    kernel: Kernel, intervals: Intervals, onset: float, device: torch.device
+) -> Tensor:
+    """Polynomial coefficients of the kernel, faded out at the cutoff.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    intervals : Intervals
+    onset : float
+        Wave number at which the fade begins, in 1/Å.
+    device : torch.device
+
+    Returns
+    -------
+    Tensor, shape (n_kernels, rows, degree + 1), in eV Å^3/e^2
+        Of rising powers of the distance t from the middle of the interval, in its widths.
+    """
+    points, to_coefficients, fade = _sample_points(intervals, onset, device)
+    values = kernel.fourier(points) * fade
+    inner = values.unflatten(1, (-1, intervals.degree + 1)) @ to_coefficients
+    coefficients = torch.nn.functional.pad(inner, (0, 0, 1, 1))
+    keeps = zero_modes(kernel)
+    if any(keeps):
+        means = kernel.fourier(points.new_zeros(1))[:, 0]
+        coefficients[:, 0, 0] = means if all(keeps) else means * means.new_tensor(keeps)
+    return coefficients
+
+
+@lru_cache(maxsize=64)
+def _sample_points(
+    intervals: Intervals, onset: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of evaluation, the matrix from values to coefficients, and the fade."""
+    d, dtype = intervals.degree, intervals.dtype
+    t = -0.5 * np.cos(np.pi * (np.arange(d + 1) + 0.5) / (d + 1))
+    matrix = np.linalg.inv(np.vander(t, increasing=True)).T
+    edges = interval_edges(intervals)
+    low, width = edges[:-1], np.diff(edges)
+    # Kept for later calls, which may be for training, whatever mode this one is in.
+    with torch.inference_mode(False):
+        points = torch.from_numpy((low[:, None] + width[:, None] * (t + 0.5)).ravel())
+        results = (points, torch.from_numpy(matrix.copy()), fade_out(points, onset))
+        first, second, third = (x.to(device, dtype) for x in results)
+        return first, second, third
+
+
+def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
+    """List the ends of all intervals.
+
+    Parameters
+    ----------
+    intervals : Intervals
+
+    Returns
+    -------
+    array, shape (rows - 1,), in 1/Å^2
+    """
+    number = intervals.base + np.arange(intervals.rows - 1)
+    exponent, mantissa = np.divmod(number, 2**intervals.bits)
+    exponent -= _BIAS[intervals.dtype]
+    edges: NDArray[np.float64] = np.ldexp(1.0 + mantissa / 2.0**intervals.bits, exponent)
+    return edges
+
+
+def kernel_on_modes(
+    kernel: Kernel,
+    boxes: ModeBoxes,
+    reciprocal: Tensor,
+    onset: float,
+    longest: float,
+    sampler: type[Sampler],
+) -> Tensor:
+    """Khat(k) on all modes, faded out at the cutoff, times the factors of their axes.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    boxes : ModeBoxes
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+    onset : float
+        Wave number at which the fade begins, in 1/Å.
+    longest : float
+        Length of the longest lattice vector, in Å.
+    sampler : type of Sampler
+
+    Returns
+    -------
+    Tensor, shape (n_kernels, n_modes), in eV Å^3/e^2
+        Twice differentiable in the kernel's parameters and the reciprocal cell.
+    """
+    intervals = choose_intervals(longest, onset, reciprocal.dtype)
+    coefficients = sample_kernel(kernel, intervals, onset, reciprocal.device)
+    return radial_table(coefficients, reciprocal, sampler(intervals, boxes))
+
+
+def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> Tensor:
+    """Values of the sampled function on all modes, times the factors of their axes.
+
+    Parameters
+    ----------
+    coefficients : Tensor, shape (n_kernels, rows, degree + 1)
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+    sampler : Sampler
+
+    Returns
+    -------
+    Tensor, shape (n_kernels, n_modes)
+        Twice differentiable in the coefficients and the reciprocal cell.
+    """
+    table: Tensor = apply_function(_Sampled, coefficients, reciprocal, sampler)
+    return table
+
+
+class _Sampled(Function):
+    @staticmethod
+    def forward(ctx: Any, coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> Tensor:
+        ctx.save_for_backward(coefficients, reciprocal)
+        ctx.sampler = sampler
+        return sampler.values(coefficients, reciprocal)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = apply_function(_SampledGradient, grad, *ctx.saved_tensors, ctx.sampler)
+        return (*gradients, None)
+
+
+class _SampledGradient(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, coefficients: Tensor, reciprocal: Tensor, sampler: Sampler
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(grad, coefficients, reciprocal)
+        ctx.sampler = sampler
+        return sampler.gradients(grad.contiguous(), coefficients, reciprocal)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor, direction: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        gradients = apply_function(_SampledCurvature, u, direction, *saved, ctx.sampler)
+        return (*gradients, None)
+
+
+class _SampledCurvature(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        direction: Tensor,
+        grad: Tensor,
+        coefficients: Tensor,
+        reciprocal: Tensor,
+        sampler: Sampler,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        point = (u.contiguous(), reciprocal, coefficients, direction)
+        return sampler.values(*point), *sampler.gradients(grad.contiguous(), *point)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        refuse_third_derivatives()
+
+
+class TorchSampler:
+    """Reference sampler in pure torch, in chunks of planes.
+
+    Parameters
+    ----------
+    intervals : Intervals
+    boxes : ModeBoxes
+    """
+
+    def __init__(self, intervals: Intervals, boxes: ModeBoxes) -> None:
+        self.intervals = intervals
+        self.boxes = boxes
+
+    def values(
+        self,
+        u: Tensor,
+        reciprocal: Tensor,
+        c: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> Tensor:
+        """Implement :meth:`Sampler.values`."""
+        out = u.new_empty(len(u), self.boxes.starts[-1])
+        for part in self._parts(reciprocal, direction):
+            value = part.evaluate(u, 0)
+            if c is not None:
+                value = value + part.evaluate(c, 1) * part.along()
+            out[:, part.place] = (value * part.factor).flatten(1)
+        return out
+
+    def gradients(
+        self,
+        grad: Tensor,
+        u: Tensor,
+        reciprocal: Tensor,
+        c: Tensor | None = None,
+        direction: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Implement :meth:`Sampler.gradients`."""
+        by_coefficients = u.new_zeros(u.shape, dtype=torch.float64)
+        by_cell = torch.zeros_like(reciprocal, dtype=torch.float64)
+        for part in self._parts(reciprocal, direction):
+            weight = part.factor * grad[:, part.place].view(-1, *part.factor.shape)
+            slope = part.evaluate(u, 1)
+            if c is None:
+                part.scatter(by_coefficients, weight, 0)
+            else:
+                s = part.along()
+                part.scatter(by_coefficients, weight * s, 1)
+                slope = slope + part.evaluate(c, 2) * s
+                by_cell[part.graph] += part.moment(weight * part.evaluate(c, 1), part.turned)
+            by_cell[part.graph] += part.moment(weight * slope, part.k)
+        return by_coefficients.to(u), by_cell.to(u)
+
+    def _parts(self, reciprocal: Tensor, direction: Tensor | None) -> Iterator[_Part]:
+        boxes = self.boxes
+        modes, factors = boxes.axes(boxes.modes), boxes.axes(boxes.factors)
+        for graph, (shape, start) in enumerate(zip(boxes.shapes, boxes.starts, strict=False)):
+            plane = shape[1] * shape[2]
+            step = max(1, _CHUNK // plane)
+            for first in range(0, shape[0], step):
+                last = min(first + step, shape[0])
+                place = slice(start + first * plane, start + last * plane)
+                planes = slice(first, last)
+                yield _Part(self.intervals, graph, place, modes[graph], factors[graph], planes).at(
+                    reciprocal[graph], None if direction is None else direction[graph]
+                )
+
+
+class _Part:
+    """Some planes of the box of one structure."""
+
+    def __init__(
+        self,
+        intervals: Intervals,
+        graph: int,
+        place: slice,
+        modes: tuple[Tensor, ...],
+        factors: tuple[Tensor, ...],
+        planes: slice,
+    ) -> None:
+        self.intervals = intervals
+        self.graph = graph
+        self.place = place
+        (x, y, z), (a, b, c) = modes, factors
+        self.modes = (x[planes], y, z)
+        self.factor = a[planes] * (b * c)
+
+    def at(self, reciprocal: Tensor, direction: Tensor | None) -> _Part:
+        self.k = self._vectors(reciprocal)
+        self.turned = self.k if direction is None else self._vectors(direction)
+        k2 = self.k.square().sum(0)
+        number = k2.view(_INTEGER[self.intervals.dtype])
+        shift = self.intervals.shift
+        row = (number >> shift) - (self.intervals.base - 1)
+        self.row = row.clamp(0, self.intervals.rows - 1).flatten()
+        self.t = (number & ((1 << shift) - 1)).to(k2) * 2.0**-shift - 0.5
+        # An interval is 2^-bits of the power of two below it.
+        power = ((number >> _MANTISSA[k2.dtype]) << _MANTISSA[k2.dtype]).view(k2.dtype)
+        self.inverse = torch.where(k2 > 0, 2.0**self.intervals.bits / power, torch.zeros_like(k2))
+        return self
+
+    def _vectors(self, rows: Tensor) -> Tensor:
+        x, y, z = self.modes
+        b1, b2, b3 = rows[:, :, None, None, None].unbind(0)
+        return x * b1 + y * b2 + z * b3
+
+    def along(self) -> Tensor:
+        """Change of k^2 along the direction."""
+        return 2.0 * (self.k * self.turned).sum(0)
+
+    def evaluate(self, coefficients: Tensor, order: int) -> Tensor:
+        """Return a derivative of the polynomials in k^2, on every mode."""
+        degree = self.intervals.degree
+        value = torch.zeros((), dtype=self.t.dtype, device=self.t.device)
+        for power in range(degree, order - 1, -1):
+            scale = math.perm(power, order)
+            c = coefficients[:, :, power].index_select(1, self.row)
+            value = value * self.t + scale * c.view(-1, *self.t.shape)
+        return value * self.inverse**order
+
+    def scatter(self, out: Tensor, weight: Tensor, order: int) -> None:
+        """Add what each coefficient's derivative of the given order is worth."""
+        term = (weight * self.inverse**order).flatten(1)
+        t = self.t.flatten()
+        for power in range(order, self.intervals.degree + 1):
+            for channel, row in enumerate(term):
+                # A histogram is many times faster than index_add_.
+                sums = torch.bincount(self.row, row.double(), out.shape[1])
+                out[channel, :, power] += math.perm(power, order) * sums
+            term = term * t
+
+    def moment(self, weight: Tensor, vectors: Tensor) -> Tensor:
+        """sum_m 2 weight_m m_i v_c as a 3x3 matrix."""
+        weighted = 2.0 * weight.sum(0) * vectors
+        return torch.stack([(mode * weighted).sum((1, 2, 3)) for mode in self.modes]).double()

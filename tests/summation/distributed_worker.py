@@ -1,0 +1,106 @@
+"""One process of `test_distributed.py`: python distributed_worker.py FOLDER RANK."""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from references import perturbed, random_structure, sum_of_gaussians
+from torch.autograd import grad
+
+from sog_longrange import LongRangeEnergy, coulomb
+from sog_longrange.summation.distributed import accumulate, replicate
+from sog_longrange.testing import join
+
+LAST = 2
+"""Rank of the last of three processes; a group of the first two exists as well."""
+
+
+def make_batch():
+    """A right-handed structure of five atoms and a left-handed one of four."""
+    return join([random_structure(2, 5, 2, edge=5.0), random_structure(3, 4, 2, edge=5.0)])
+
+
+def make_model(engine, remove_self, group):
+    kernel = sum_of_gaussians(coulomb(), num_channels=2, num_gaussians=2, max_width=2.5)
+    options = {"backend": "mesh", "engine": engine, "process_group": group}
+    kernel = perturbed(kernel, 0.2)
+    return LongRangeEnergy(kernel, tolerance=1e-3, remove_self=remove_self, **options)
+
+
+def evaluate(model, atoms):
+    """All that one rank finds for its atoms, by name."""
+    charges, positions, cell, pbc, batch, num_graphs = make_batch()
+    charges, positions, batch = charges[atoms], positions[atoms], batch[atoms]
+    strain = torch.zeros_like(cell)
+    leaves = {"charges": charges, "positions": positions, "cell": cell, "strain": strain}
+    leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+    leaves |= dict(model.kernel.named_parameters())
+
+    own_strain = replicate(strain, model.process_group)[batch]
+    strained = positions + torch.einsum("na,nab->nb", positions, own_strain)
+    output = model(charges, strained, cell + cell @ strain, pbc, batch, num_graphs)
+    per_graph = output.energy.new_zeros(num_graphs).index_add(0, batch, output.atomic_energies)
+    found = {
+        "energy": output.energy,
+        "potential": output.potential,
+        "atomic_energies": output.atomic_energies,
+        "sums_of_atomic_energies": accumulate(per_graph, model.process_group),
+    }
+    # Weights, because gradients must not mix up the structures.
+    scalar = (output.energy * torch.tensor([1.0, -0.7]).to(cell)).sum()
+    found |= gradients("energy", scalar, leaves, create_graph=True)
+    for name, loss in losses(found).items():
+        found |= gradients(name, loss, leaves, retain_graph=True)
+    return {name: value.detach() for name, value in found.items()}
+
+
+def gradients(name, scalar, leaves, **options):
+    values = grad(scalar, tuple(leaves.values()), **options)
+    return {f"{name}/{leaf}": value for leaf, value in zip(leaves, values, strict=True)}
+
+
+def losses(found):
+    """Squared errors against arbitrary references; replicated ones first, then local ones."""
+    values = {
+        "energy_loss": (found["energy"] - 0.3).square().sum(),
+        "virial_loss": (found["energy/strain"] + 0.2).square().sum(),
+        "amplitude_loss": (found["energy/log_amplitudes"] - 0.1).square().sum(),
+        "width_loss": (found["energy/raw_widths"] - 0.1).square().sum(),
+        "force_loss": (found["energy/positions"] + 0.1).square().sum(),
+        "charge_loss": (found["energy/charges"] - 0.4).square().sum(),
+        "potential_loss": (found["potential"] + 0.3).square().sum(),
+        "atomic_loss": (found["atomic_energies"] - 0.2).square().sum(),
+    }
+    parts = ("energy_loss", "virial_loss", "force_loss")
+    return values | {"training_loss": sum(values[part] for part in parts)}
+
+
+def run(cases, rank, groups):
+    """Results of a rank by case; without owners, the last rank has all atoms to itself."""
+    results = {}
+    for case, owners in cases.items():
+        _, *options = case
+        if owners is None and rank == LAST:
+            every_atom = torch.ones(len(make_batch()[0]), dtype=torch.bool)
+            results[case] = evaluate(make_model(*options, None), every_atom)
+        elif owners is not None and rank <= max(owners):
+            group = groups[max(owners)]
+            results[case] = evaluate(make_model(*options, group), torch.tensor(owners) == rank)
+    return results
+
+
+def main(folder, rank):
+    torch.set_num_threads(1)
+    cases = torch.load(folder / "cases.pt")
+    store = dist.FileStore(str(folder / "store"), LAST + 1)
+    options = {"rank": rank, "world_size": LAST + 1, "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", store=store, **options)
+    groups = {1: dist.new_group([0, 1]), LAST: dist.group.WORLD}
+    torch.save(run(cases, rank, groups), folder / f"rank_{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
