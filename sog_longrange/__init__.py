@@ -5,7 +5,7 @@ from .charges.charge_states import ChargeEmbedding, ChargeStateOutput, ChargeSta
 from .charges.constraint import project_total_charge
 from .charges.readout import LatentCharges, LatentDipoles
 from .config import SOGConfig
-from .energy import LongRangeEnergy, LongRangeOutput, potential_and_field
+from .energy import LongRangeEnergy, LongRangeOutput, PotentialOutput, potential_and_field
 from .errors import (
     BoundaryError,
     ConfigError,
@@ -29,7 +29,6 @@ from .observables.born_charges import BornCharges, born_charges
 from .observables.external_field import FieldOutput, field_energy, uniform_field
 from .observables.infrared import InfraredSpectrum, infrared_spectrum
 from .observables.multipoles import centre, dipole, polarisation, quadrupole
-from .summation.potential import PotentialOutput
 from .tuning import GridReport, find_tolerance, report_grid
 
 __all__ = [

@@ -14,10 +14,11 @@ from .kernels.ewald import Ewald
 from .kernels.gaussians import FixedGaussians
 from .kernels.kernel import Kernel, check_channels, zero_modes
 from .summation.cost_model import Choice, check_backend
-from .summation.dispatch import Interaction
+from .summation.dispatch import choices, evaluate
 from .summation.engines.select import check_engine
-from .summation.operators import Inputs, define_operators
-from .summation.potential import PotentialOutput, Sources, sum_sources
+from .summation.interaction import Interaction, Potentials
+from .summation.multipoles import Multipoles
+from .summation.operators import FIELD, Inputs, define_operators, has_field
 from .validation import (
     Structures,
     check_charges,
@@ -52,6 +53,22 @@ class LongRangeOutput(NamedTuple):
     charges: Tensor
     field: Tensor | None = None
     dipoles: Tensor | None = None
+
+
+class PotentialOutput(NamedTuple):
+    """Potential and field of charges and dipoles at the atoms.
+
+    Attributes
+    ----------
+    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+        phi_i = sum_j K(r_ij) q_j, over all periodic images; of dipoles mu_j too, which are the
+        limit of charges Q and -Q at r_j + mu_j / 2Q and r_j - mu_j / 2Q.
+    field : Tensor, shape (n_atoms, 3, n_channels), in eV/(e Å)
+        -d phi / d r at the atom, all charges and dipoles held where they are.
+    """
+
+    potential: Tensor
+    field: Tensor
 
 
 class LongRangeEnergy(nn.Module):
@@ -146,12 +163,6 @@ class LongRangeEnergy(nn.Module):
             raise ConfigError(explain("opaque", "False with a process group", "True"))
         self.opaque = opaque
 
-    # Models that were pickled before there was a choice have none of these.
-    backend: str = "auto"
-    engine: str = "auto"
-    process_group: ProcessGroup | None = None
-    opaque: bool = False
-
     @property
     def traced(self) -> bool:
         """Whether evaluations go through an operator, in which nothing is looked at yet."""
@@ -229,47 +240,63 @@ class LongRangeEnergy(nn.Module):
         InputError, InputTypeError, ConfigError, BoundaryError, SizeError
             As :meth:`forward`.
         """
-        if dipoles is not None:
-            return self._evaluate_dipoles(charges, dipoles, structures)
+        energy, potential, field = self.potentials(charges, structures, dipoles)
+        atomic_energies = 0.5 * Multipoles(charges, dipoles).work(potential, field)
+        return LongRangeOutput(energy, atomic_energies, potential, charges, field, dipoles)
+
+    def potentials(
+        self,
+        charges: Tensor,
+        structures: Structures,
+        dipoles: Tensor | None = None,
+        *,
+        field: bool = False,
+    ) -> Potentials:
+        """Evaluate energy, potential and field in structures that are validated already.
+
+        Parameters
+        ----------
+        charges, structures, dipoles
+            As in :meth:`evaluate`.
+        field : bool
+            Whether the field of charges is wanted, too; that of dipoles is always there.
+
+        Returns
+        -------
+        Potentials
+
+        Raises
+        ------
+        InputError, InputTypeError, ConfigError, BoundaryError, SizeError
+            As :meth:`forward`.
+        """
         check_charges(charges, structures, values=not self.traced)
         check_channels(self.kernel, charges)
+        if dipoles is not None:
+            check_dipoles(dipoles, charges, values=not self.traced)
+        sources = Multipoles(charges, dipoles)
         if self.traced:
-            energy, potential = self._operate(charges, structures)
-        else:
-            energy, potential = self.interaction().evaluate(charges, structures)
-            _check_result("energy", energy, self.kernel)
-        atomic_energies = 0.5 * (charges * potential).sum(-1)
-        return LongRangeOutput(energy, atomic_energies, potential, charges)
+            return Potentials(*self._operate(sources, structures, field=field))
+        out = evaluate(self.interaction(), sources, structures, field=field)
+        out = out._replace(energy=out.energy.to(charges))
+        name = "potential" if field else "energy"
+        _check_result(name, getattr(out, name), self.kernel)
+        return out
 
-    def _evaluate_dipoles(
-        self, charges: Tensor, dipoles: Tensor, structures: Structures
-    ) -> LongRangeOutput:
-        if self.traced:
-            expected = "None where the energy is opaque or traced"
-            remedy = "Dipoles are evaluated in plain PyTorch only."
-            raise ConfigError(explain("dipoles", expected, "a tensor", remedy))
-        check_charges(charges, structures)
-        check_channels(self.kernel, charges)
-        check_dipoles(dipoles, charges)
-        sources = Sources(charges, dipoles)
-        potential, field, energy = sum_sources(self.interaction(), sources, structures)
-        energy = energy.to(charges)
-        _check_result("energy", energy, self.kernel)
-        energies = 0.5 * sources.work(potential, field)
-        return LongRangeOutput(energy, energies, potential, charges, field, dipoles)
-
-    def _operate(self, charges: Tensor, structures: Structures) -> tuple[Tensor, Tensor]:
+    def _operate(
+        self, sources: Multipoles, structures: Structures, *, field: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Evaluate as one node of a graph; numbers are checked when it runs."""
-        kernel = self.kernel.snapshot()
-        if isinstance(kernel, FixedGaussians):
-            amplitudes, widths = kernel.amplitudes, kernel.widths
-        else:
-            amplitudes = widths = charges.new_empty(1, 0)
+        charges, dipoles = sources
+        given = charges.new_empty(charges.shape[0], 0, charges.shape[1])
+        given = given if dipoles is None else dipoles
+        gaussians = self.kernel.gaussians or (charges.new_empty(1, 0), charges.new_empty(1, 0))
         positions, cell, pbc, batch, _ = structures
-        energy, potential, _ = _OPERATOR(
-            charges, positions, cell, amplitudes, widths, pbc, batch, self._options
+        options = self._options + (FIELD if field else "")
+        energy, potential, found, _ = _OPERATOR(
+            charges, given, positions, cell, *gaussians, pbc, batch, options
         )
-        return energy, potential
+        return energy, potential, None if dipoles is None and not field else found
 
     @property
     def _options(self) -> str:
@@ -300,7 +327,7 @@ class LongRangeEnergy(nn.Module):
         dict of int to Choice
             One for each structure that is periodic.
         """
-        return self.interaction().choices(charges.shape[1], structures)
+        return choices(self.interaction(), Multipoles(charges), structures)
 
     def interaction(self) -> Interaction:
         """Return what the sums need: a snapshot of the kernel, and how they are done."""
@@ -366,14 +393,10 @@ def potential_and_field(
     >>> round(float(out.potential[0]), 6), round(float(out.field[0, 0]), 6)
     (-1.799956, 0.224994)
     """
-    structures = check_structures(positions, cell, pbc, batch, num_graphs)
-    check_charges(charges, structures)
-    check_channels(energy.kernel, charges)
-    if dipoles is not None:
-        check_dipoles(dipoles, charges)
-    felt = sum_sources(energy.interaction(), Sources(charges, dipoles), structures)
-    _check_result("potential", felt.potential, energy.kernel)
-    return PotentialOutput(felt.potential, felt.field)
+    values = not energy.traced
+    structures = check_structures(positions, cell, pbc, batch, num_graphs, values=values)
+    _, potential, field = energy.potentials(charges, structures, dipoles, field=True)
+    return PotentialOutput(potential, torch.zeros_like(charges) if field is None else field)
 
 
 def _check_result(name: str, values: Tensor, kernel: Kernel) -> None:
@@ -388,17 +411,21 @@ def _check_result(name: str, values: Tensor, kernel: Kernel) -> None:
         raise InputError(explain("charges", expected, "an overflow"))
 
 
-def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate what an operator was called with."""
-    options = json.loads(inputs.options)
+    field = has_field(inputs.options)
+    options = json.loads(inputs.options.removesuffix(FIELD))
     if "smearing" in options["kernel"]:
         kernel: Kernel = Ewald(**options["kernel"])
     else:
         kernel = FixedGaussians(inputs.amplitudes, inputs.widths, **options["kernel"])
     energy = LongRangeEnergy(kernel, **options["energy"])
     tensors = (inputs.positions, inputs.cell, inputs.pbc, inputs.batch)
-    out = energy.evaluate(inputs.charges, check_structures(*tensors, len(inputs.cell)))
-    return out.energy, out.potential
+    dipoles = inputs.dipoles if inputs.dipoles.shape[1] else None
+    structures = check_structures(*tensors, len(inputs.cell))
+    out = energy.potentials(inputs.charges, structures, dipoles, field=field)
+    found = inputs.dipoles if out.field is None else out.field
+    return out.energy.to(inputs.charges), out.potential, found
 
 
 _OPERATOR = define_operators(_evaluate)

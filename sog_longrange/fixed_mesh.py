@@ -1,34 +1,31 @@
-"""The long-range energy on a mesh of fixed shape, in plain tensor operations.
+"""The long-range energy on a grid of fixed shape, in plain tensor operations.
 
 Exporters that run without Python (AOTInductor, `torch.export`) can neither call an opaque
-operator nor follow a mesh that depends on the cell. Here the mesh is sized once, from the
-largest cell that will come, and everything else is what autograd differentiates by itself.
+operator nor follow a grid that depends on the cell. Here the grid is sized once, from the
+largest cell that will come, and every sum is one that they trace.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
-from .geometry import (
-    TAPER,
-    Modes,
-    cell_volume,
-    reciprocal_cell,
-    squared_wave_numbers,
-    wave_number_onset,
-    wrapped_phases,
-)
-from .kernels.channels import apply_kernels
+from .geometry import Modes, cell_volume, reciprocal_cell, squared_wave_numbers, wrapped_phases
 from .kernels.kernel import check_channels
-from .summation.dense import faded_fourier
-from .summation.engines.torch_engine import TorchStencil
-from .summation.mesh import Meshes, choose_meshes, mode_boxes
-from .summation.windows import window_width
+from .summation.engines.engine import Engine
+from .summation.engines.torch_engine import TorchSpreader
+from .summation.grids import choose_grids, mode_boxes
+from .summation.interaction import Interaction, Potentials
+from .summation.kernel_table import TorchSampler, tapered_fourier
+from .summation.mesh import MeshBackend
+from .summation.modes import sum_over_modes
+from .summation.multipoles import Multipoles
+from .summation.self_term import with_self_term
 from .validation import Structures, check_finite, check_no_overflow, check_shape
 
 _MARGIN = 1.0 + 1e-6
@@ -51,6 +48,9 @@ class FixedMeshEnergy(nn.Module):
         Rows are the longest lattice vectors that will be evaluated. Allow for the
         fluctuations of a simulation at constant pressure.
 
+    order : int
+        Highest order of the sources: 1 with dipoles.
+
     Raises
     ------
     InputError
@@ -67,24 +67,28 @@ class FixedMeshEnergy(nn.Module):
     modes: Tensor
     factors: Tensor
 
-    def __init__(self, energy: LongRangeEnergy, largest_cell: Tensor) -> None:
+    def __init__(self, energy: LongRangeEnergy, largest_cell: Tensor, order: int = 0) -> None:
         super().__init__()
         check_shape("largest_cell", largest_cell, (3, 3), "(3, 3)")
         check_finite("largest_cell", largest_cell)
         if energy.process_group is not None:
             raise ConfigError(explain("energy", "without a process group", "one with"))
         self.kernel = energy.kernel
+        self.tolerance = energy.tolerance
         self.remove_self = energy.remove_self
-        self.onset = wave_number_onset(self.kernel.min_width, energy.tolerance)
+        self.order = order
+        resolution = energy.interaction().resolution(order)
+        self.taper_start = resolution.taper_start
         lengths = torch.linalg.vector_norm(largest_cell.double(), dim=-1)
-        width = window_width(energy.tolerance)
-        self.meshes = choose_meshes([lengths.tolist()], TAPER * self.onset, width)
+        self.grids = choose_grids([lengths.tolist()], resolution.cutoff, resolution.window)
         self.register_buffer("largest_lengths", lengths, persistent=False)
-        boxes = mode_boxes(self.meshes, lengths)
+        boxes = mode_boxes(self.grids, lengths)
         self.register_buffer("modes", boxes.modes, persistent=False)
         self.register_buffer("factors", boxes.factors, persistent=False)
 
-    def forward(self, charges: Tensor, positions: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, charges: Tensor, positions: Tensor, cell: Tensor, dipoles: Tensor | None = None
+    ) -> LongRangeOutput:
         """Evaluate one structure.
 
         Parameters
@@ -92,32 +96,50 @@ class FixedMeshEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         positions : Tensor, shape (n_atoms, 3), in Å
         cell : Tensor, shape (3, 3), in Å
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
+            Only where `order` is 1.
 
         Returns
         -------
-        atomic_energies : Tensor, shape (n_atoms,), in eV
-            1/2 q_i phi_i; their sum is the energy and differentiable to any order.
-        potential : Tensor, shape (n_atoms, n_channels), in eV/e
+        LongRangeOutput
+            Differentiable to any order in charges, dipoles and positions.
+
+        Raises
+        ------
+        ConfigError
+            If there are dipoles and the grid is that of charges.
         """
         check_channels(self.kernel, charges)
-        reciprocal = reciprocal_cell(cell[None])
+        sources = Multipoles(charges, dipoles)
+        if sources.order > self.order:
+            raise ConfigError(explain("dipoles", "None on a grid of order 0", "a tensor"))
+        out = self._sum(sources, positions, cell[None])
+        lengths = torch.linalg.vector_norm(cell.detach().to(self.largest_lengths), dim=-1)
+        fits = (lengths <= _MARGIN * self.largest_lengths).all()
+        energy, potential, field = (
+            None if x is None else torch.where(fits, x, torch.full_like(x, math.nan)) for x in out
+        )
+        if energy is None or potential is None:
+            raise ValueError("A sum has an energy and a potential.")
+        atomic_energies = 0.5 * sources.work(potential, field)
+        return LongRangeOutput(
+            energy.to(charges), atomic_energies, potential, charges, field, dipoles
+        )
+
+    def _sum(self, sources: Multipoles, positions: Tensor, cell: Tensor) -> Potentials:
+        kernel = self.kernel.snapshot()
+        how = (self.tolerance, self.remove_self, "mesh", "none", None)
+        interaction = Interaction(kernel, *how)
+        reciprocal, volume = reciprocal_cell(cell), cell_volume(cell)
         batch = torch.zeros_like(positions[:, 0], dtype=torch.int64)
         phases = wrapped_phases(positions, reciprocal, batch)
         check_no_overflow("positions", phases)  # of no graph
-        stencil = _Stencil(self.meshes, phases, batch)
-        shape = self.meshes.shapes[0]
-        density = stencil.scatter(charges).view(-1, *shape)
-        spectrum = torch.fft.rfftn(density, dim=(1, 2, 3))
-        spectrum = apply_kernels(self._table(reciprocal), spectrum, 0)
-        nodes = torch.fft.irfftn(spectrum, s=shape, dim=(1, 2, 3), norm="forward")
-        potential = stencil.collect(nodes.flatten(1)) / cell_volume(cell[None])
-        if self.remove_self:
-            origin = self.kernel.radial(charges.new_zeros(1))
-            potential = potential - apply_kernels(origin.T, charges, 1)
-        lengths = torch.linalg.vector_norm(cell.detach().to(self.largest_lengths), dim=-1)
-        fits = (lengths <= _MARGIN * self.largest_lengths).all()
-        potential = torch.where(fits, potential, torch.full_like(potential, math.nan))
-        return 0.5 * (charges * potential).sum(-1), potential
+        backend = MeshBackend(self.grids, batch, _TRACED)
+        table = self._table(reciprocal) / volume
+        out = sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=False)
+        pbc = torch.ones_like(cell[:, 0], dtype=torch.bool)
+        structures = Structures(positions, cell, pbc, batch, 1)
+        return with_self_term(interaction, sources, structures, [True], out)
 
     @property
     def traced(self) -> bool:
@@ -134,8 +156,7 @@ class FixedMeshEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
             One structure, taken as periodic along all axes.
-        dipoles : None
-            There are none on a fixed mesh yet.
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
 
         Returns
         -------
@@ -146,44 +167,31 @@ class FixedMeshEnergy(nn.Module):
         InputError
             If there is more than one structure.
         """
-        if dipoles is not None:
-            raise ConfigError(explain("dipoles", "None on a fixed mesh", "a tensor"))
         check_shape("cell", structures.cell, (1, 3, 3), "(1, 3, 3), of one structure")
-        atomic_energies, potential = self(charges, structures.positions, structures.cell[0])
-        energy = atomic_energies.sum()[None]
-        return LongRangeOutput(energy, atomic_energies, potential, charges)
+        out: LongRangeOutput = self(charges, structures.positions, structures.cell[0], dipoles)
+        return out
 
     def _table(self, reciprocal: Tensor) -> Tensor:
-        """Kernel on the modes of the mesh, times what undoes the window."""
-        sizes = list(self.meshes.half_shapes[0])
+        """Kernel on the modes of the grid, times what undoes the window."""
+        sizes = list(self.grids.half_shapes[0])
         x, y, z = self.modes.to(reciprocal).split(sizes)
         a, b, c = self.factors.to(reciprocal).split(sizes)
         k2 = squared_wave_numbers(Modes((x, y, z), torch.ones_like(x)), reciprocal)[0]
         factors = a[:, None, None] * b[:, None] * c
-        table: Tensor = faded_fourier(self.kernel, k2, self.onset) * factors
-        return table
+        table: Tensor = tapered_fourier(self.kernel, k2, self.taper_start) * factors
+        return table.flatten(1)
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
         lengths = ", ".join(f"{length:.4g}" for length in self.largest_lengths.tolist())
-        return f"mesh={self.meshes.shapes[0]}, largest_lengths=({lengths}) Å"
+        return f"grid={self.grids.shapes[0]}, largest_lengths=({lengths}) Å"
 
 
-class _Stencil(TorchStencil):
-    """Stencil of all atoms at once, differentiated by autograd."""
+class _TracedSpreader(TorchSpreader):
+    """Sums over all atoms at once, whose number a graph does not know."""
 
-    def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None:
-        super().__init__(meshes, phases, batch)
-        first, t = self._first_nodes(slice(None))
-        x, y, z = self._weights(slice(None), t, 0)[0].unbind(1)
-        self.weights = x[:, :, None, None] * (y[:, :, None] * z[:, None])[:, None]
-        self.place = self._nodes(slice(None), first)
+    def _chunks(self) -> Iterator[slice]:
+        yield slice(None)
 
-    def scatter(self, charges: Tensor) -> Tensor:
-        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
-        values = (charges.T[:, :, None, None, None] * self.weights).flatten(1)
-        return nodes.scatter_add(1, self.place.flatten().expand_as(values), values)
 
-    def collect(self, nodes: Tensor) -> Tensor:
-        values = nodes[:, self.place.flatten()].view(len(nodes), *self.place.shape)
-        return (values * self.weights).sum((2, 3, 4)).T
+_TRACED = Engine("traced", _TracedSpreader, TorchSampler)

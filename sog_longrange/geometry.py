@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import SizeError
 
 TAPER: float = 1.05
-"""Ratio of the k cutoff to the wave number from which the kernel is faded out."""
+"""Ratio of the k cutoff to the wave number from which the kernel is tapered."""
 
 SINGULAR_CELL: float = 1e-8
 """Smallest |det(cell)| / (|a| |b| |c|) of a cell that has a volume and is not called singular.
@@ -54,26 +54,8 @@ class Modes(NamedTuple):
         return tuple(len(axis) for axis in self.axes)  # type: ignore[return-value]
 
 
-def wave_number_onset(min_width: float, tolerance: float) -> float:
-    """Wave number from which a Gaussian of width `min_width` is below `tolerance`.
-
-    Parameters
-    ----------
-    min_width : float
-        Smallest width of the kernel, in Å.
-    tolerance : float
-        Relative size of what may be left out.
-
-    Returns
-    -------
-    float
-        k with exp(-min_width^2 k^2 / 2) = tolerance, in 1/Å.
-    """
-    return math.sqrt(-2.0 * math.log(tolerance)) / min_width
-
-
-def fade_out(k2: Tensor, onset: float) -> Tensor:
-    """Twice differentiable fade from 1 at k = onset to 0 at k = TAPER * onset.
+def taper(k2: Tensor, start: float) -> Tensor:
+    """Twice differentiable taper from 1 at k = start to 0 at k = TAPER * start.
 
     With it the energy is a smooth function of the cell although modes enter and
     leave the sum, and the set of modes does not depend on the cell basis.
@@ -82,16 +64,16 @@ def fade_out(k2: Tensor, onset: float) -> Tensor:
     ----------
     k2 : Tensor
         Squared wave numbers, in 1/Å^2.
-    onset : float
-        Wave number at which the fade begins, in 1/Å.
+    start : float
+        Wave number at which the taper begins, in 1/Å.
 
     Returns
     -------
     Tensor, shape of `k2`
     """
-    x = ((k2 / onset**2 - 1.0) / (TAPER**2 - 1.0)).clamp(0.0, 1.0)
-    fade: Tensor = 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
-    return fade
+    x = ((k2 / start**2 - 1.0) / (TAPER**2 - 1.0)).clamp(0.0, 1.0)
+    factor: Tensor = 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
+    return factor
 
 
 def reciprocal_cell(cell: Tensor) -> Tensor:

@@ -106,15 +106,14 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         ConfigError
-            If the mesh is fixed already, or there are latent dipoles.
+            If the mesh is fixed already.
         InputError, SizeError
             As :class:`FixedMeshEnergy`.
         """
         if isinstance(self.energy, FixedMeshEnergy):
             raise ConfigError(explain("energy", "without a fixed mesh", repr(self.energy)))
-        if self.config.latent_dipoles:
-            raise ConfigError(explain("latent_dipoles", "False for a fixed mesh", "True"))
-        self.energy = FixedMeshEnergy(self.energy, largest_cell)
+        order = 1 if self.config.latent_dipoles else 0
+        self.energy = FixedMeshEnergy(self.energy, largest_cell, order)
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
         """Begin without the long-range energy and fade it in as the optimizer steps.

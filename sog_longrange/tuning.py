@@ -10,11 +10,10 @@ from torch import Tensor
 
 from .energy import LongRangeEnergy
 from .errors import ConfigError, InputError, explain
-from .geometry import TAPER, reduced_cell, wave_number_onset
+from .geometry import reduced_cell
 from .kernels.gaussians import FixedGaussians
 from .summation.cost_model import Choice
-from .summation.mesh import choose_meshes
-from .summation.windows import window_width
+from .summation.grids import choose_grids
 from .validation import check_structures
 
 _TIGHTER = 1e-3
@@ -102,16 +101,15 @@ def report_grid(
     energy_error = ((found[0] - exact[0]).abs() / counts).max()
     # Forces that vanish by symmetry have no relative error.
     force_error = (found[1] - exact[1]).norm() / exact[1].norm().clamp(min=_NO_FORCE)
-    cutoff = TAPER * wave_number_onset(energy.kernel.min_width, energy.tolerance)
+    resolution = energy.interaction().resolution(0)
     choices = energy.choices(charges, structures)
     compact = reduced_cell(structures.cell.double(), structures.pbc.all(-1).tolist())
     lengths = torch.linalg.vector_norm(compact, dim=-1).tolist()
-    width = window_width(energy.tolerance)
+    grid = (resolution.cutoff, resolution.window)
     return GridReport(
         energy.tolerance,
-        cutoff,
-        width,
-        {graph: choose_meshes([lengths[graph]], cutoff, width).shapes[0] for graph in choices},
+        *grid,
+        {graph: choose_grids([lengths[graph]], *grid).shapes[0] for graph in choices},
         choices,
         float(force_error),
         float(energy_error),

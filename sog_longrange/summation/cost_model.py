@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 
 from sog_longrange.errors import ConfigError, PerformanceWarning, SizeError, explain
-from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES, TAPER, largest_mode, wave_number_onset
+from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES, largest_mode
 
-from .windows import window_width
+from .resolution import Resolution
 
 BACKENDS = ("auto", "dense", "mesh", "finufft")
 
@@ -47,9 +47,7 @@ class Size(NamedTuple):
     n_atoms, n_channels : int
     lengths : sequence of 3 floats
         Lengths of the lattice vectors, in Å.
-    min_width : float
-        Of the kernel, in Å.
-    tolerance : float
+    resolution : Resolution
     dtype : torch.dtype
     compiled : bool
         Whether compiled code runs the inner loops of the mesh.
@@ -60,8 +58,7 @@ class Size(NamedTuple):
     n_atoms: int
     n_channels: int
     lengths: Sequence[float]
-    min_width: float
-    tolerance: float
+    resolution: Resolution
     dtype: torch.dtype
     compiled: bool
     device: str = "cpu"
@@ -69,7 +66,7 @@ class Size(NamedTuple):
     @property
     def half_widths(self) -> tuple[int, ...]:
         """Largest mode number along each axis."""
-        return _half_widths(tuple(self.lengths), self.min_width, self.tolerance)
+        return _half_widths(tuple(self.lengths), self.resolution.cutoff)
 
     @property
     def half_modes(self) -> int:
@@ -85,7 +82,7 @@ class Size(NamedTuple):
     @property
     def window(self) -> int:
         """Width of the mesh's window."""
-        return window_width(self.tolerance)
+        return self.resolution.window
 
     @property
     def nodes(self) -> int:
@@ -252,8 +249,7 @@ def _readable(memory: float) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _half_widths(lengths: tuple[float, ...], min_width: float, tolerance: float) -> tuple[int, ...]:
-    cutoff = TAPER * wave_number_onset(min_width, tolerance)
+def _half_widths(lengths: tuple[float, ...], cutoff: float) -> tuple[int, ...]:
     return tuple(largest_mode(a, cutoff) for a in lengths)
 
 
@@ -308,7 +304,7 @@ def _dense_cost(size: Size) -> float:
 
 def _mesh_cost(size: Size) -> float:
     # Below this the window runs out of digits.
-    if size.nodes > MAX_NODES or size.tolerance < 1e-13:
+    if size.nodes > MAX_NODES or size.resolution.accuracy < 1e-14:
         return math.inf
     factor = 1.0 if size.dtype == torch.float32 else 1.7
     touched = size.n_atoms * size.n_channels * size.window**3
@@ -324,7 +320,7 @@ def _finufft_cost(size: Size) -> float:
     if not _has_finufft(size.device) or 8 * size.half_modes > MAX_NODES:
         return math.inf
     factor = 1.0 if size.dtype == torch.float32 else 1.7
-    digits = -math.log10(size.tolerance)
+    digits = -math.log10(10.0 * size.resolution.accuracy)
     touched = size.n_atoms * size.n_channels * (digits + 2) ** 3
     modes = size.half_modes * size.n_channels
     return factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * modes)

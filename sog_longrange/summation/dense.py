@@ -2,86 +2,101 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from sog_longrange.errors import SizeError
 from sog_longrange.geometry import (
     MAX_ELEMENTS,
-    TAPER,
     Modes,
     cell_volume,
     choose_modes,
-    fade_out,
     reciprocal_cell,
     squared_wave_numbers,
-    wave_number_onset,
     wrapped_phases,
 )
-from sog_longrange.kernels.kernel import Kernel, zero_modes
-from sog_longrange.validation import check_no_overflow
+from sog_longrange.kernels.kernel import Kernel
+from sog_longrange.validation import Structures, check_no_overflow
 
-from .autograd import quadratic_energy
-from .fourier import SECOND_ORDERS, FourierBackend, hessian_product
+from .interaction import Interaction, Potentials
+from .kernel_table import tapered_fourier
+from .modes import ModesBackend, sum_over_modes
+from .multipoles import Multipoles, monomials, order_of
+from .parts import no_potentials, put, select
+from .resolution import Resolution
+
+_WASTE = 4.0
 
 
-def dense_energy(
-    kernel: Kernel,
-    charges: Tensor,
-    positions: Tensor,
-    cell: Tensor,
-    batch: Tensor,
-    tolerance: float,
-) -> tuple[Tensor, Tensor]:
-    """Reciprocal-space energy of periodic structures, self-interaction included.
+def dense_sum(
+    interaction: Interaction, sources: Multipoles, part: Structures, *, field: bool = False
+) -> Potentials:
+    """Sum over periodic images, mode by mode, self-interaction included.
 
     Parameters
     ----------
-    kernel : Kernel
-    charges : Tensor, shape (n_atoms, n_channels), in e
-    positions : Tensor, shape (n_atoms, 3), in Å
-    cell : Tensor, shape (n_graphs, 3, 3), in Å
-    batch : Tensor, shape (n_atoms,), sorted
-    tolerance : float
-        Relative size of the Gaussian factor at which the sum ends.
+    interaction : Interaction
+    sources : Multipoles
+    part : Structures
+        Periodic along all axes, with reduced cells.
+    field : bool
+        Whether the field of charges is wanted, too.
 
     Returns
     -------
-    energy : Tensor, shape (n_graphs,), in eV
-        1/(2V) sum_k Khat(k) |S(k)|^2, S(k) = sum_j q_j exp(-i k.r_j).
-    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+    Potentials
+        Of the energy 1/(2V) sum_k Khat(k) |S(k)|^2, S(k) = sum_j q_j exp(-i k.r_j).
 
     Raises
     ------
     SizeError
         If the modes or their products with the atoms fit into no memory.
+    InputError
+        If positions are so large that they overflow.
 
     References
     ----------
     Ji, Liang, Xu, arXiv:2502.04668.
     """
-    onset = wave_number_onset(kernel.min_width, tolerance)
-    modes = choose_modes(cell, TAPER * onset)
-    backend = DenseBackend(modes, batch, cell.shape[0])
-    reciprocal = reciprocal_cell(cell)
-    table = kernel_table(kernel, modes, reciprocal, cell, onset)
-    phases = wrapped_phases(positions, reciprocal, batch)
+    if part.num_graphs > 1 and _waste_of_padding(part) > _WASTE:
+        out = no_potentials(part, sources.charges, field=field or sources.order > 0)
+        for mask in torch.eye(part.num_graphs, dtype=torch.bool, device=part.batch.device):
+            graph, atoms, single = select(part, mask)
+            own = dense_sum(interaction, sources.at(atoms), single, field=field)
+            out = put(out, graph, atoms, own)
+        return out
+    resolution = interaction.resolution(sources.order)
+    modes = choose_modes(part.cell, resolution.cutoff)
+    backend = DenseBackend(modes, part.batch, part.num_graphs)
+    reciprocal = reciprocal_cell(part.cell)
+    table = kernel_per_volume(interaction.kernel, modes, reciprocal, part.cell, resolution)
+    phases = wrapped_phases(part.positions, reciprocal, part.batch)
     check_no_overflow("positions", phases)
-    return quadratic_energy(backend, phases, charges, table)
+    return sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=field)
 
 
-def kernel_table(
-    kernel: Kernel, modes: Modes, reciprocal: Tensor, cell: Tensor, onset: float
+def _waste_of_padding(part: Structures) -> float:
+    """Work of a dense batch, padded to its largest atom count and cell, over that of its parts."""
+    lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1) + 1.0
+    counts = torch.bincount(part.batch, minlength=part.num_graphs).clamp(min=1)
+    own = (counts * lengths.prod(-1)).sum()
+    padded = part.num_graphs * counts.max() * lengths.amax(0).prod()
+    return float(padded / own)
+
+
+def kernel_per_volume(
+    kernel: Kernel, modes: Modes, reciprocal: Tensor, cell: Tensor, resolution: Resolution
 ) -> Tensor:
-    """Khat(k) / V on the half box of modes, faded out at the cutoff.
+    """Khat(k) / V on the half box of modes, tapered to zero at the cutoff.
 
     Parameters
     ----------
     kernel : Kernel
     modes : Modes
     reciprocal, cell : Tensor, shape (n_graphs, 3, 3)
-    onset : float
-        Wave number at which the fade begins, in 1/Å.
+    resolution : Resolution
 
     Returns
     -------
@@ -91,37 +106,10 @@ def kernel_table(
     k2 = squared_wave_numbers(modes, reciprocal)
     volume = cell_volume(cell)[:, None, None, None]
     factor = modes.weights[:, None, None] / volume
-    return (faded_fourier(kernel, k2, onset) * factor).transpose(0, 1)
+    return (tapered_fourier(kernel, k2, resolution.taper_start) * factor).transpose(0, 1)
 
 
-def faded_fourier(kernel: Kernel, k2: Tensor, onset: float) -> Tensor:
-    """Khat(k), faded out at the cutoff and zero at k = 0 for laws that drop it.
-
-    Parameters
-    ----------
-    kernel : Kernel
-    k2 : Tensor, any shape
-        Squared wave numbers, in 1/Å^2.
-    onset : float
-        Wave number at which the fade begins, in 1/Å.
-
-    Returns
-    -------
-    Tensor, shape (n_kernels, *k2.shape), in eV Å^3/e^2
-    """
-    fade = fade_out(k2, onset)
-    keeps = zero_modes(kernel)
-    if all(keeps):
-        return kernel.fourier(k2) * fade
-    # Made of whole tensors, because a graph for export takes no lists of numbers.
-    origin = k2 == 0.0
-    dropped = torch.stack([torch.zeros_like(origin) if keep else origin for keep in keeps])
-    # Where no law keeps k = 0, it may be infinite there.
-    values = kernel.fourier(torch.where(dropped.all(0), torch.ones_like(k2), k2))
-    return values * torch.where(dropped, torch.zeros_like(fade), fade)
-
-
-class DenseBackend(FourierBackend):
+class DenseBackend(ModesBackend):
     """Adjoint sums by matrix products of per-axis phase factors.
 
     exp(i m.theta) is a product of three factors, one for each axis; structures are
@@ -149,7 +137,7 @@ class DenseBackend(FourierBackend):
         _check_size(num_graphs, self.width, modes)
 
     def set_phases(self, phases: Tensor) -> None:
-        """Build the factors (i m)^o exp(i m theta), o = 0, 1, of each axis."""
+        """Build the factors exp(i m theta) of each axis."""
         padded = self._pad(phases)
         self.factors = [
             torch.polar(torch.ones_like(angle), angle)
@@ -158,43 +146,36 @@ class DenseBackend(FourierBackend):
         y, z = self.factors[1], self.factors[2]
         self.plane = (y[..., :, None] * z[..., None, :]).flatten(-2)
 
-    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
-        """Structure factor sum_j (q_j + d_j.grad) exp(-i m.theta_j)."""
+    def spread(self, sources: Tensor) -> Tensor:
+        """Structure factor sum_j sum_a W_ja d^a exp(-i m.theta_j)."""
         # All sums use exp(+i m.theta); the conjugate is taken once, at the end.
-        if dipoles is None:
-            return self._project(self._pad(charges)).conj()
-        d = self._pad(dipoles)
-        i_m = [1j * axis for axis in self.modes.axes]
-        spectrum = self._project(self._pad(charges), d[:, :, 0])
-        spectrum = spectrum + i_m[1][:, None] * self._project(d[:, :, 1])
-        spectrum = spectrum + i_m[2] * self._project(d[:, :, 2])
-        return spectrum.conj()
+        weights, (_, y, z) = self._pad(sources), self.modes.axes
+        first, *others = (
+            self._project(weights, columns) * ((1j * y) ** b)[:, None] * (1j * z) ** c
+            if b or c
+            else self._project(weights, columns)
+            for (b, c), columns in _by_plane(sources.shape[1])
+        )
+        return sum(others, first).conj()
 
-    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """Potential and its phase gradient at the atoms."""
-        d = self._derivatives(spectrum, 1)
-        return d[:, 0, 0, 0], torch.stack((d[:, 1, 0, 0], d[:, 0, 1, 0], d[:, 0, 0, 1]), 1)
-
-    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
-        """Second phase derivatives of the potential, times a direction."""
-        d = self._derivatives(spectrum, 2)
-        return hessian_product([d[:, a, b, c] for a, b, c in SECOND_ORDERS], direction)
+    def interpolate(self, field: Tensor, order: int) -> Tensor:
+        """Phase derivatives of the potential at the atoms."""
+        d = self._derivatives(field, order)
+        return torch.stack([d[:, a, b, c] for a, b, c in monomials(order)], 1)
 
     def per_table(self, per_graph: Tensor) -> Tensor:
         """One number per structure, broadcast over its modes."""
         return per_graph[:, None, None, None, None]
 
-    def _project(self, charges: Tensor, slopes: Tensor | None = None) -> Tensor:
-        """sum_j (q_j + i m_1 d_j) exp(i m.theta_j) of padded (B, W, P); (B, P, n_1, n_2, n_3)."""
-        values = charges[..., None].to(self.plane.dtype)
-        if slopes is not None:
-            values = torch.complex(
-                charges[..., None].expand(*slopes.shape, self.modes.shape[0]),
-                slopes[..., None] * self.modes.axes[0],
-            )
+    def _project(self, weights: Tensor, columns: list[int]) -> Tensor:
+        """sum_j sum_a (i m_1)^a W_ja exp(i m.theta_j) of some columns of padded sources."""
+        values = weights[:, :, columns[0]][..., None].to(self.plane.dtype)
+        for power, column in enumerate(columns[1:], start=1):
+            slopes = weights[:, :, column][..., None]
+            values = values + slopes * (1j * self.modes.axes[0]) ** power
         left = values * self.factors[0][:, :, None]
         product = left.flatten(2).transpose(1, 2) @ self.plane
-        return product.view(self.num_graphs, charges.shape[-1], *self.modes.shape)
+        return product.view(self.num_graphs, weights.shape[-1], *self.modes.shape)
 
     def _derivatives(self, spectrum: Tensor, order: int) -> Tensor:
         """Mixed phase derivatives of the potential; (n_atoms, o_x, o_y, o_z, P)."""
@@ -219,6 +200,15 @@ class DenseBackend(FourierBackend):
         padded = per_atom.new_zeros(self.num_graphs * self.width, *per_atom.shape[1:])
         padded[self.slots] = per_atom
         return padded.view(self.num_graphs, self.width, *per_atom.shape[1:])
+
+
+@lru_cache(maxsize=16)
+def _by_plane(count: int) -> list[tuple[tuple[int, int], list[int]]]:
+    """Powers along y and z, and the places of their sources by rising power along x."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, (_, b, c) in enumerate(monomials(order_of(count))):
+        groups.setdefault((b, c), []).append(place)
+    return list(groups.items())
 
 
 def _check_size(num_graphs: int, width: int, modes: Modes) -> None:

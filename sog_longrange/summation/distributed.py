@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from .autograd import apply_function
+from .multipoles import apply_function
 
 
 def accumulate(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:

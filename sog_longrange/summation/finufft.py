@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import weakref
 from collections import deque
-from collections.abc import Callable
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -14,44 +13,36 @@ from torch import Tensor
 
 from sog_longrange.errors import ConfigError, explain
 from sog_longrange.geometry import box_shapes
-from sog_longrange.kernels.kernel import Kernel
+from sog_longrange.validation import Structures
 
-from .fourier import FlatBackend, flat_energy, hessian_product
-from .kernel_table import ModeBoxes, Sampler, blocks, running_sum
+from .interaction import Interaction, Potentials
+from .kernel_table import ModeBoxes, blocks, running_sum
+from .modes import FlatBackend, periodic_sum
+from .multipoles import Multipoles, monomials, order_of
 
 _MAX_IDLE = 32
 _ONE_THREAD = 4096
 _FLOOR = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
-def finufft_energy(
-    kernel: Kernel,
-    charges: Tensor,
-    positions: Tensor,
-    cell: Tensor,
-    batch: Tensor,
-    tolerance: float,
-    sampler: type[Sampler],
-) -> tuple[Tensor, Tensor]:
-    """Reciprocal-space energy of periodic structures by FINUFFT, self-interaction included.
+def finufft_sum(
+    interaction: Interaction, sources: Multipoles, part: Structures, *, field: bool = False
+) -> Potentials:
+    """Sum over periodic images by FINUFFT, self-interaction included.
 
     Parameters
     ----------
-    kernel : Kernel
-    charges : Tensor, shape (n_atoms, n_channels), in e
-    positions : Tensor, shape (n_atoms, 3), in Å
-    cell : Tensor, shape (n_graphs, 3, 3), in Å
-    batch : Tensor, shape (n_atoms,), sorted
-    tolerance : float
-        Sets the k cutoff as in the direct sum; the library works to a tenth of it.
-    sampler : type of Sampler
-        What evaluates the kernel on the modes.
+    interaction : Interaction
+    sources : Multipoles
+    part : Structures
+        Periodic along all axes, with reduced cells.
+    field : bool
+        Whether the field of charges is wanted, too.
 
     Returns
     -------
-    energy : Tensor, shape (n_graphs,), in eV
-        1/(2V) sum_k Khat(k) |S(k)|^2.
-    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+    Potentials
+        Of the energy 1/(2V) sum_k Khat(k) |S(k)|^2.
 
     Raises
     ------
@@ -59,20 +50,21 @@ def finufft_energy(
         If the library is not installed.
     SizeError
         If the modes fit into no memory.
+    InputError
+        If positions are so large that they overflow.
 
     References
     ----------
     Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
     """
-
-    def plan(lengths: list[list[float]], cutoff: float) -> tuple[FinufftBackend, ModeBoxes]:
-        shapes = box_shapes(lengths, cutoff)
-        axes = [torch.arange(-(n // 2), n // 2 + 1).to(cell) for shape in shapes for n in shape]
-        modes = torch.cat(axes)
-        boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
-        return FinufftBackend(boxes, batch, 0.1 * tolerance), boxes
-
-    return flat_energy(kernel, charges, positions, cell, tolerance, sampler, plan)
+    resolution = interaction.resolution(sources.order)
+    lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1).tolist()
+    shapes = box_shapes(lengths, resolution.cutoff)
+    axes = [torch.arange(-(n // 2), n // 2 + 1).to(part.cell) for shape in shapes for n in shape]
+    modes = torch.cat(axes)
+    boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
+    backend = FinufftBackend(boxes, part.batch, resolution.accuracy)
+    return periodic_sum(interaction, sources, part, backend, boxes, lengths, field=field)
 
 
 class FinufftBackend(FlatBackend):
@@ -105,51 +97,37 @@ class FinufftBackend(FlatBackend):
             for atoms, shape in zip(self._atoms, self.boxes.shapes, strict=True)
         ]
 
-    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
-        """Structure factor sum_j (q_j + d_j.grad) exp(-i m.theta_j)."""
-        channels = charges.shape[1]
-        fields = charges[:, None] if dipoles is None else torch.cat((charges[:, None], dipoles), 1)
-        out = _complex(fields.new_zeros(channels, self.mode_starts[-1]))
+    def spread(self, sources: Tensor) -> Tensor:
+        """Structure factor sum_j sum_a W_ja d^a exp(-i m.theta_j)."""
+        _, count, channels = sources.shape
+        out = _complex(sources.new_zeros(channels, self.mode_starts[-1]))
         for g, transform in self._present():
-            spectra = transform.spread(fields[self._atoms[g]].flatten(1).T)
-            spectra = spectra.view(fields.shape[1], channels, *self.boxes.shapes[g])
-            total = spectra[0]
-            for axis, field in zip(self._axes[g], spectra[1:], strict=False):
-                total = total - 1j * axis * field
+            spectra = transform.spread(sources[self._atoms[g]].flatten(1).T)
+            spectra = spectra.view(count, channels, *self.boxes.shapes[g])
+            factors = self._factors(g, order_of(count), -1j)
+            total = sum((f * x for f, x in zip(factors[1:], spectra[1:], strict=True)), spectra[0])
             out[:, self._modes[g]] = total.flatten(1)
         return out
 
-    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """Potential and its phase gradient at the atoms."""
-
-        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
-            return [psi, *(1j * axis * psi for axis in m)]
-
-        values = self._gather(spectrum, fields, 4)
-        return values[:, 0], values[:, 1:]
-
-    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
-        """Second phase derivatives of the potential, times a direction."""
-        pairs = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
-
-        def fields(psi: Tensor, m: tuple[Tensor, ...]) -> list[Tensor]:
-            return [-(m[a] * m[b]) * psi for a, b in pairs]
-
-        return hessian_product(self._gather(spectrum, fields, 6).unbind(1), direction)
-
-    def _gather(
-        self,
-        spectrum: Tensor,
-        fields: Callable[[Tensor, tuple[Tensor, ...]], list[Tensor]],
-        count: int,
-    ) -> Tensor:
-        channels = len(spectrum)
-        out = spectrum.real.new_empty(len(self.batch), count, channels)
+    def interpolate(self, field: Tensor, order: int) -> Tensor:
+        """Phase derivatives of the potential at the atoms."""
+        channels, count = len(field), len(monomials(order))
+        out = field.real.new_empty(len(self.batch), count, channels)
         for g, transform in self._present():
-            psi = spectrum[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
-            spectra = torch.cat(fields(psi, self._axes[g]))
-            out[self._atoms[g]] = transform.gather(spectra).T.unflatten(1, (count, channels))
+            psi = field[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
+            spectra = torch.cat([factor * psi for factor in self._factors(g, order, 1j)])
+            values = transform.interpolate(spectra).T
+            out[self._atoms[g]] = values.unflatten(1, (count, channels))
         return out
+
+    def _factors(self, graph: int, order: int, unit: complex) -> list[Tensor]:
+        """Return what derivatives multiply the modes of a structure by."""
+        x, y, z = self._axes[graph]
+        one = torch.ones_like(x)
+        return [
+            one if a + b + c == 0 else unit ** (a + b + c) * (x**a * y**b * z**c)
+            for a, b, c in monomials(order)
+        ]
 
     def _present(self) -> list[tuple[int, _Transform]]:
         return [(g, t) for g, t in enumerate(self.transforms) if t is not None]
@@ -179,7 +157,7 @@ class _Transform:
                 spectra.append(-0.5j * (both - mirror))
         return torch.stack(spectra)
 
-    def gather(self, spectra: Tensor) -> Tensor:
+    def interpolate(self, spectra: Tensor) -> Tensor:
         """Real fields (n, n_atoms) of spectra (n, *shape) with the symmetry of real fields."""
         fields: list[Tensor] = []
         for pair in spectra.split(2):

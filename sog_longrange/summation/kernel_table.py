@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 
-from sog_longrange.geometry import TAPER, fade_out
+from sog_longrange.errors import DerivativeError
+from sog_longrange.geometry import taper
 from sog_longrange.kernels.kernel import Kernel, zero_modes
 
-from .autograd import apply_function, refuse_third_derivatives
+from .multipoles import apply_function
+from .resolution import Resolution
 
 _MANTISSA = {torch.float32: 23, torch.float64: 52}
 _BIAS = {torch.float32: 127, torch.float64: 1023}
@@ -165,15 +167,42 @@ class Sampler(Protocol):
         ...
 
 
-def choose_intervals(longest: float, onset: float, dtype: torch.dtype) -> Intervals:
+def tapered_fourier(kernel: Kernel, k2: Tensor, taper_start: float) -> Tensor:
+    """Khat(k), tapered to zero at the cutoff, and zero at k = 0 where that is dropped.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    k2 : Tensor, any shape
+        Squared wave numbers, in 1/Å^2.
+    taper_start : float
+        Wave number at which the taper begins, in 1/Å.
+
+    Returns
+    -------
+    Tensor, shape (n_kernels, *k2.shape), in eV Å^3/e^2
+    """
+    factor = taper(k2, taper_start)
+    keeps = zero_modes(kernel)
+    if all(keeps):
+        return kernel.fourier(k2) * factor
+    # Made of whole tensors, because a graph for export takes no lists of numbers.
+    origin = k2 == 0.0
+    dropped = torch.stack([torch.zeros_like(origin) if keep else origin for keep in keeps])
+    # Where no kernel keeps k = 0, it may be infinite there.
+    values = kernel.fourier(torch.where(dropped.all(0), torch.ones_like(k2), k2))
+    return values * torch.where(dropped, torch.zeros_like(factor), factor)
+
+
+def choose_intervals(longest: float, cutoff: float, dtype: torch.dtype) -> Intervals:
     """Intervals that hold every k from the shortest of a cell to the cutoff.
 
     Parameters
     ----------
     longest : float
         Length of the longest lattice vector, in Å.
-    onset : float
-        Wave number at which the fade begins, in 1/Å.
+    cutoff : float
+        Largest wave number, in 1/Å.
     dtype : torch.dtype
 
     Returns
@@ -182,22 +211,22 @@ def choose_intervals(longest: float, onset: float, dtype: torch.dtype) -> Interv
     """
     bits = 5 if dtype == torch.float32 else 6
     low = int(math.floor(math.log2((2.0 * math.pi / longest) ** 2) - 1e-3))
-    high = int(math.ceil(math.log2((TAPER * onset) ** 2) + 1e-3))
+    high = int(math.ceil(math.log2(cutoff**2) + 1e-3))
     count = max(1, high - low) * 2**bits
     return Intervals((low + _BIAS[dtype]) << bits, bits, count + 2, dtype)
 
 
 def sample_kernel(
-    kernel: Kernel, intervals: Intervals, onset: float, device: torch.device
+    kernel: Kernel, intervals: Intervals, taper_start: float, device: torch.device
 ) -> Tensor:
-    """Polynomial coefficients of the kernel, faded out at the cutoff.
+    """Polynomial coefficients of the kernel, tapered to zero at the cutoff.
 
     Parameters
     ----------
     kernel : Kernel
     intervals : Intervals
-    onset : float
-        Wave number at which the fade begins, in 1/Å.
+    taper_start : float
+        Wave number at which the taper begins, in 1/Å.
     device : torch.device
 
     Returns
@@ -205,8 +234,8 @@ def sample_kernel(
     Tensor, shape (n_kernels, rows, degree + 1), in eV Å^3/e^2
         Of rising powers of the distance t from the middle of the interval, in its widths.
     """
-    points, to_coefficients, fade = _sample_points(intervals, onset, device)
-    values = kernel.fourier(points) * fade
+    points, to_coefficients, factor = _sample_points(intervals, taper_start, device)
+    values = kernel.fourier(points) * factor
     inner = values.unflatten(1, (-1, intervals.degree + 1)) @ to_coefficients
     coefficients = torch.nn.functional.pad(inner, (0, 0, 1, 1))
     keeps = zero_modes(kernel)
@@ -218,9 +247,9 @@ def sample_kernel(
 
 @lru_cache(maxsize=64)
 def _sample_points(
-    intervals: Intervals, onset: float, device: torch.device
+    intervals: Intervals, taper_start: float, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points of evaluation, the matrix from values to coefficients, and the fade."""
+    """Points of evaluation, the matrix from values to coefficients, and the taper."""
     d, dtype = intervals.degree, intervals.dtype
     t = -0.5 * np.cos(np.pi * (np.arange(d + 1) + 0.5) / (d + 1))
     matrix = np.linalg.inv(np.vander(t, increasing=True)).T
@@ -229,7 +258,7 @@ def _sample_points(
     # Kept for later calls, which may be for training, whatever mode this one is in.
     with torch.inference_mode(False):
         points = torch.from_numpy((low[:, None] + width[:, None] * (t + 0.5)).ravel())
-        results = (points, torch.from_numpy(matrix.copy()), fade_out(points, onset))
+        results = (points, torch.from_numpy(matrix.copy()), taper(points, taper_start))
         first, second, third = (x.to(device, dtype) for x in results)
         return first, second, third
 
@@ -256,19 +285,18 @@ def kernel_on_modes(
     kernel: Kernel,
     boxes: ModeBoxes,
     reciprocal: Tensor,
-    onset: float,
+    resolution: Resolution,
     longest: float,
     sampler: type[Sampler],
 ) -> Tensor:
-    """Khat(k) on all modes, faded out at the cutoff, times the factors of their axes.
+    """Khat(k) on all modes, tapered to zero at the cutoff, times the factors of their axes.
 
     Parameters
     ----------
     kernel : Kernel
     boxes : ModeBoxes
     reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
-    onset : float
-        Wave number at which the fade begins, in 1/Å.
+    resolution : Resolution
     longest : float
         Length of the longest lattice vector, in Å.
     sampler : type of Sampler
@@ -278,8 +306,9 @@ def kernel_on_modes(
     Tensor, shape (n_kernels, n_modes), in eV Å^3/e^2
         Twice differentiable in the kernel's parameters and the reciprocal cell.
     """
-    intervals = choose_intervals(longest, onset, reciprocal.dtype)
-    coefficients = sample_kernel(kernel, intervals, onset, reciprocal.device)
+    intervals = choose_intervals(longest, resolution.cutoff, reciprocal.dtype)
+    start, device = resolution.taper_start, reciprocal.device
+    coefficients = sample_kernel(kernel, intervals, start, device)
     return radial_table(coefficients, reciprocal, sampler(intervals, boxes))
 
 
@@ -346,7 +375,9 @@ class _SampledCurvature(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
-        refuse_third_derivatives()
+        raise DerivativeError(
+            "Third derivatives in the cell and in the parameters of a kernel are not available."
+        )
 
 
 class TorchSampler:

@@ -3,8 +3,8 @@
 Grids depend on the cell, which no tracer follows. So under `torch.compile` and `make_fx`
 the whole evaluation is one node of the graph:
 
-    sog_longrange::evaluate          energy, potential dE/dq and gradient dE/dr
-    sog_longrange::backward          gradients of weighted sums of these three
+    sog_longrange::evaluate          energy, potential dE/dq, field -dE/dmu and gradient dE/dr
+    sog_longrange::backward          gradients of weighted sums of these four
     sog_longrange::double_backward   gradients of those, which training on stress needs
 
 All run the same eager code. Bodies of operators are called below autograd, and perhaps in
@@ -22,14 +22,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+N_DIFFERENTIABLE = 6
+FIELD = "+field"
+"""What options end with that ask for the field of charges."""
+
 
 class Inputs(NamedTuple):
-    """What an evaluation depends on; gradients exist for the first five.
+    """What an evaluation depends on; gradients exist for the first six.
 
     Attributes
     ----------
-    charges, positions, cell : Tensor
-        As in :meth:`~sog_longrange.LongRangeEnergy.forward`; cell is (n_graphs, 3, 3).
+    charges, dipoles, positions, cell : Tensor
+        As in :meth:`~sog_longrange.LongRangeEnergy.forward`; cell is (n_graphs, 3, 3), dipoles
+        are (n_atoms, 0, n_channels) where there are none.
     amplitudes, widths : Tensor, shape (num_channels, num_gaussians)
         Of the kernel; empty for a kernel without parameters.
     pbc : Tensor, shape (n_graphs, 3), bool
@@ -39,6 +44,7 @@ class Inputs(NamedTuple):
     """
 
     charges: Tensor
+    dipoles: Tensor
     positions: Tensor
     cell: Tensor
     amplitudes: Tensor
@@ -50,12 +56,12 @@ class Inputs(NamedTuple):
     @property
     def differentiable(self) -> list[Tensor]:
         """The entries that gradients exist for."""
-        return [self.charges, self.positions, self.cell, self.amplitudes, self.widths]
+        return list(self[:N_DIFFERENTIABLE])
 
 
-N_DIFFERENTIABLE = 5
-Evaluate = Callable[[Inputs], tuple[Tensor, Tensor]]
-Operator = Callable[..., tuple[Tensor, Tensor, Tensor]]
+N_INPUTS = 8
+Evaluate = Callable[[Inputs], tuple[Tensor, Tensor, Tensor]]
+Operator = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def define_operators(evaluate: Evaluate) -> Operator:
@@ -64,14 +70,15 @@ def define_operators(evaluate: Evaluate) -> Operator:
     Parameters
     ----------
     evaluate : callable
-        Takes `Inputs` and returns energy and potential, twice and once differentiable.
+        Takes `Inputs` and returns energy, potential and field, the latter (n_atoms, 0,
+        n_channels) where none is wanted; twice differentiable.
 
     Returns
     -------
     callable
         The operator `sog_longrange::evaluate`, which takes the entries of `Inputs` and
-        returns energy (n_graphs,), potential (n_atoms, n_channels) and gradient dE/dr
-        (n_atoms, 3).
+        returns energy (n_graphs,), potential (n_atoms, n_channels), field (n_atoms, 3 or 0,
+        n_channels) and gradient dE/dr (n_atoms, 3).
     """
     double = _define_double_backward(evaluate)
     backward = _define_backward(evaluate, double)
@@ -83,6 +90,7 @@ def _define_evaluate(evaluate: Evaluate, backward: Any) -> Any:
     @torch.library.custom_op("sog_longrange::evaluate", mutates_args=())
     def operator(
         charges: Tensor,
+        dipoles: Tensor,
         positions: Tensor,
         cell: Tensor,
         amplitudes: Tensor,
@@ -90,29 +98,33 @@ def _define_evaluate(evaluate: Evaluate, backward: Any) -> Any:
         pbc: Tensor,
         batch: Tensor,
         options: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
-        return _aside(lambda: _forward(evaluate, _leaves(inputs, (1,))), charges)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        inputs = Inputs(charges, dipoles, positions, cell, amplitudes, widths, pbc, batch, options)
+        return _aside(lambda: _forward(evaluate, _leaves(inputs, (2,))), charges)
 
     @operator.register_fake
     def _(
-        charges: Tensor, positions: Tensor, cell: Tensor, *rest: object
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        energy = charges.new_empty(cell.shape[0])
-        return energy, charges.new_empty(charges.shape), positions.new_empty(positions.shape)
+        charges: Tensor, dipoles: Tensor, positions: Tensor, cell: Tensor, *rest: object
+    ) -> tuple[Tensor, ...]:
+        outputs = _outputs(charges, dipoles, positions, cell, str(rest[-1]))
+        return tuple(x.new_empty(x.shape) for x in outputs)
 
     def differentiate(
         ctx: Any,
         by_energy: Tensor | None,
         by_potential: Tensor | None,
+        by_field: Tensor | None,
         by_gradient: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
-        *tensors, potential, gradient = ctx.saved_tensors
-        only_energy = by_potential is None and by_gradient is None
-        if by_energy is not None and only_energy and not any(ctx.needs_input_grad[2:5]):
-            weight = by_energy[tensors[6]][:, None]
-            return weight * potential, weight * gradient, *[None] * 6
-        gradients = backward(*tensors, ctx.options, by_energy, by_potential, by_gradient)
+        *tensors, potential, field, gradient = ctx.saved_tensors
+        dipoles, batch = tensors[1], tensors[7]
+        others = (by_potential, by_field, by_gradient)
+        only_energy = all(x is None for x in others)
+        if by_energy is not None and only_energy and not any(ctx.needs_input_grad[3:6]):
+            weight = by_energy[batch][:, None]
+            by_dipoles = -weight[..., None] * field if dipoles.shape[1] else None
+            return weight * potential, by_dipoles, weight * gradient, *[None] * 6
+        gradients = backward(*tensors, ctx.options, by_energy, *others)
         return *gradients, None, None, None
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -128,6 +140,7 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
     @torch.library.custom_op("sog_longrange::backward", mutates_args=())
     def operator(
         charges: Tensor,
+        dipoles: Tensor,
         positions: Tensor,
         cell: Tensor,
         amplitudes: Tensor,
@@ -137,10 +150,11 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
         options: str,
         by_energy: Tensor | None,
         by_potential: Tensor | None,
+        by_field: Tensor | None,
         by_gradient: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
-        weights = (by_energy, by_potential, by_gradient)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs = Inputs(charges, dipoles, positions, cell, amplitudes, widths, pbc, batch, options)
+        weights = (by_energy, by_potential, by_field, by_gradient)
         return _aside(lambda: _backward(evaluate, _leaves(inputs), _copies(weights)), charges)
 
     @operator.register_fake
@@ -149,8 +163,8 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
 
     def differentiate(ctx: Any, *by_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        weights = [None if x is None else x for x in tensors[7:]]
-        gradients = double(*tensors[:7], ctx.options, *weights, *by_gradients)
+        weights = tensors[N_INPUTS:]
+        gradients = double(*tensors[:N_INPUTS], ctx.options, *weights, *by_gradients)
         inputs, by_weights = gradients[:N_DIFFERENTIABLE], gradients[N_DIFFERENTIABLE:]
         by_weights = [
             None if weight is None else grad
@@ -160,8 +174,8 @@ def _define_backward(evaluate: Evaluate, double: Any) -> Any:
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
-        ctx.options = inputs[7]
-        ctx.save_for_backward(*inputs[:7], *inputs[8:])
+        ctx.options = inputs[N_INPUTS]
+        ctx.save_for_backward(*inputs[:N_INPUTS], *inputs[N_INPUTS + 1 :])
 
     operator.register_autograd(differentiate, setup_context=remember)
     return operator
@@ -171,6 +185,7 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
     @torch.library.custom_op("sog_longrange::double_backward", mutates_args=())
     def operator(
         charges: Tensor,
+        dipoles: Tensor,
         positions: Tensor,
         cell: Tensor,
         amplitudes: Tensor,
@@ -180,16 +195,19 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
         options: str,
         by_energy: Tensor | None,
         by_potential: Tensor | None,
+        by_field: Tensor | None,
         by_gradient: Tensor | None,
         for_charges: Tensor | None,
+        for_dipoles: Tensor | None,
         for_positions: Tensor | None,
         for_cell: Tensor | None,
         for_amplitudes: Tensor | None,
         for_widths: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        inputs = Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, options)
-        weights = (by_energy, by_potential, by_gradient)
-        cotangents = (for_charges, for_positions, for_cell, for_amplitudes, for_widths)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        inputs = Inputs(charges, dipoles, positions, cell, amplitudes, widths, pbc, batch, options)
+        weights = (by_energy, by_potential, by_field, by_gradient)
+        of_atoms = (for_charges, for_dipoles, for_positions)
+        cotangents = (*of_atoms, for_cell, for_amplitudes, for_widths)
 
         def job() -> tuple[Any, ...]:
             return _double_backward(evaluate, _leaves(inputs), weights, _copies(cotangents))
@@ -198,17 +216,34 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
-        charges, positions, cell = arguments[:3]
-        outputs = (charges.new_empty(cell.shape[0]), charges, positions)
+        outputs = _outputs(*arguments[:4], arguments[N_INPUTS])
         return tuple(x.new_empty(x.shape) for x in (*arguments[:N_DIFFERENTIABLE], *outputs))
 
     return operator
 
 
+def _outputs(
+    charges: Tensor, dipoles: Tensor, positions: Tensor, cell: Tensor, options: str
+) -> tuple[Tensor, ...]:
+    """Tensors of the shapes of energy, potential, field and gradient."""
+    field = charges[:, None].expand(-1, 3, -1) if has_field(options) else dipoles
+    return charges.new_empty(cell.shape[0]), charges, field, positions
+
+
+def has_field(options: str) -> bool:
+    """Tell whether options ask for the field of charges.
+
+    Parameters
+    ----------
+    options : str
+    """
+    return options.endswith(FIELD)
+
+
 def _forward(evaluate: Evaluate, inputs: Inputs, create_graph: bool = False) -> tuple[Any, ...]:
-    energy, potential = evaluate(inputs)
+    energy, potential, field = evaluate(inputs)
     (gradient,) = _gradients(energy.sum(), [inputs.positions], create_graph)
-    return energy, potential, gradient
+    return energy, potential, field, gradient
 
 
 def _backward(
@@ -228,7 +263,7 @@ def _double_backward(
     weights: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Any, ...]:
-    like = (inputs.charges.new_zeros(len(inputs.cell)), inputs.charges, inputs.positions)
+    like = _outputs(*inputs[:4], inputs.options)
     own = [
         (torch.zeros_like(x) if w is None else w).detach().clone().requires_grad_(w is not None)
         for x, w in zip(like, weights, strict=True)
@@ -262,9 +297,7 @@ def _leaves(inputs: Inputs, which: Sequence[int] = range(N_DIFFERENTIABLE)) -> I
     leaves = [x.detach().clone() for x in inputs.differentiable]
     for i in which:
         leaves[i].requires_grad_()
-    charges, positions, cell, amplitudes, widths = leaves
-    pbc, batch = inputs.pbc.clone(), inputs.batch.clone()
-    return Inputs(charges, positions, cell, amplitudes, widths, pbc, batch, inputs.options)
+    return Inputs(*leaves, inputs.pbc.clone(), inputs.batch.clone(), inputs.options)
 
 
 def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

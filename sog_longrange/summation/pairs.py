@@ -1,36 +1,43 @@
-"""Exact sum over the pairs of atoms of open structures."""
+"""Exact sum over the pairs of atoms of non-periodic structures."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
 from sog_longrange.geometry import pair_indices
-from sog_longrange.kernels.channels import apply_kernels, correlate_channels
+from sog_longrange.kernels.channels import apply_kernels
 from sog_longrange.kernels.kernel import Kernel
+from sog_longrange.validation import Structures
 
-from .autograd import quadratic_energy
+from .interaction import Interaction, Potentials
+from .multipoles import Multipoles
+
+_Series = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def pairs_energy(
-    kernel: Kernel, charges: Tensor, positions: Tensor, batch: Tensor, num_graphs: int
-) -> tuple[Tensor, Tensor]:
-    """Energy of open structures by the exact pair sum, without self-interaction.
+def pairs_sum(
+    interaction: Interaction, sources: Multipoles, part: Structures, *, field: bool = False
+) -> Potentials:
+    """Sum over all pairs of atoms, without self-interaction.
 
     Parameters
     ----------
-    kernel : Kernel
-    charges : Tensor, shape (n_atoms, n_channels), in e
-    positions : Tensor, shape (n_atoms, 3), in Å
-    batch : Tensor, shape (n_atoms,), sorted
-    num_graphs : int
+    interaction : Interaction
+    sources : Multipoles
+    part : Structures
+        Non-periodic.
+    field : bool
+        Whether the field of charges is wanted, too.
 
     Returns
     -------
-    energy : Tensor, shape (n_graphs,), in eV
-        sum_(i<j) q_i q_j K(|r_i - r_j|).
-    potential : Tensor, shape (n_atoms, n_channels), in eV/e
+    Potentials
+        Of the energy sum_(i<j) q_i q_j K(|r_i - r_j|), and of dipoles, which are the limit of
+        two opposite charges, accordingly.
 
     Raises
     ------
@@ -39,11 +46,26 @@ def pairs_energy(
     SizeError
         If there are more pairs than any memory holds.
     """
-    first, second = pair_indices(torch.bincount(batch, minlength=num_graphs))
-    _, distances2 = pair_vectors(positions, first, second)
-    table = kernel.radial(distances2).T
-    backend = PairsBackend(first, second, batch, num_graphs)
-    return quadratic_energy(backend, positions[:, :0], charges, table)
+    counts = torch.bincount(part.batch, minlength=part.num_graphs)
+    first, second = pair_indices(counts)
+    vectors, distances2 = pair_vectors(part.positions, first, second)
+    order = max(sources.order + 1, 1) if field or sources.order > 0 else 0
+    series = kernel_series(interaction.kernel, distances2, order)
+    here, there = sources.at(first), sources.at(second)
+    to_first = _from_partner(series, vectors, there)
+    to_second = _from_partner(series, -vectors, here)
+    work = here.work(*to_first).double()
+    energy = work.new_zeros(part.num_graphs).index_add(0, part.batch[first], work)
+    sums = [
+        None
+        if one is None or other is None
+        else one.new_zeros(len(part.positions), *one.shape[1:])
+        .index_add(0, first, one)
+        .index_add(0, second, other)
+        for one, other in zip(to_first, to_second, strict=True)
+    ]
+    potential = torch.zeros_like(sources.charges) if sums[0] is None else sums[0]
+    return Potentials(energy, potential, sums[1])
 
 
 def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,54 +97,53 @@ def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tens
     return vectors, distances2
 
 
-class PairsBackend:
-    """The quadratic form of a pair table; all geometry is in the table, none in phases.
+def kernel_series(kernel: Kernel, r2: Tensor, order: int) -> list[Tensor]:
+    """Kernel and its derivatives in r^2 up to an order.
 
     Parameters
     ----------
-    first, second : Tensor, shape (n_pairs,)
-        Atoms of each pair.
-    batch : Tensor, shape (n_atoms,)
-    num_graphs : int
+    kernel : Kernel
+    r2 : Tensor, shape (n,), in Å^2
+    order : int
+
+    Returns
+    -------
+    list of Tensor, shape (n, n_kernels), in eV/e^2 and 1/Å^2
     """
 
-    def __init__(self, first: Tensor, second: Tensor, batch: Tensor, num_graphs: int) -> None:
-        self.first = first
-        self.second = second
-        self.batch = batch
-        self.num_graphs = num_graphs
+    def radial(x: Tensor) -> tuple[Tensor, ...]:
+        return (kernel.radial(x),)
 
-    def set_phases(self, phases: Tensor) -> None:
-        """Nothing to do: there are no phases."""
+    series: _Series = radial
+    for _ in range(order):
+        series = _with_slope(series)
+    return [value.T for value in series(r2)]
 
-    def spread(self, charges: Tensor, dipoles: Tensor | None = None) -> Tensor:
-        """Charges are their own spectrum."""
-        return charges
 
-    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Potential sum_j T_ij q_j."""
-        potential = torch.zeros_like(spectrum)
-        potential.index_add_(0, self.first, apply_kernels(table, spectrum[self.second], 1))
-        return potential.index_add_(0, self.second, apply_kernels(table, spectrum[self.first], 1))
+def _with_slope(series: _Series) -> _Series:
+    """Add the next derivative to a value and its derivatives."""
 
-    def field(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum: atoms gather from it directly."""
-        return spectrum
+    def longer(x: Tensor) -> tuple[Tensor, ...]:
+        # Forward mode: reverse mode would need the graph also where nothing is differentiated.
+        values, slopes, *_ = torch.func.jvp(series, (x,), (torch.ones_like(x),))
+        return (*values, slopes[-1])
 
-    def gather(self, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-        """Potential, and a gradient in no phases."""
-        return spectrum, spectrum.new_zeros(len(spectrum), 0, spectrum.shape[1])
+    return longer
 
-    def gather_hessian(self, spectrum: Tensor, direction: Tensor) -> Tensor:
-        """Second derivative in no phases."""
-        return spectrum.new_zeros(len(spectrum), 0, spectrum.shape[1])
 
-    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """q_i u_j + u_i q_j of every pair, for each law of the kernel."""
-        laws = table.shape[1]
-        product = correlate_channels(first[self.first], second[self.second], laws, 1)
-        return product + correlate_channels(second[self.first], first[self.second], laws, 1)
-
-    def per_table(self, per_graph: Tensor) -> Tensor:
-        """One number per structure, broadcast over its pairs."""
-        return per_graph[self.batch[self.first]][:, None]
+def _from_partner(
+    series: list[Tensor], vectors: Tensor, partner: Multipoles
+) -> tuple[Tensor, Tensor | None]:
+    """Potential (n_pairs, P) and field (n_pairs, 3, P) at a vector from each source."""
+    charges, dipoles = partner
+    potential = apply_kernels(series[0], charges, 1)
+    if len(series) == 1:
+        return potential, None
+    v, slope = vectors[..., None], 2.0 * series[1]
+    radial = -apply_kernels(slope, charges, 1)
+    if dipoles is None:
+        return potential, radial[:, None] * v
+    along = (dipoles * v).sum(1)
+    potential = potential - apply_kernels(slope, along, 1)
+    radial = radial + 4.0 * apply_kernels(series[2], along, 1)
+    return potential, radial[:, None] * v + apply_kernels(slope[:, None], dipoles, 2)

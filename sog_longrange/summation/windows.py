@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -55,21 +54,6 @@ class Window(NamedTuple):
         for _ in range(order):
             c = np.pad(c[:, 1:] * np.arange(1, c.shape[1]), ((0, 0), (0, 1)))
         return c
-
-
-def window_width(tolerance: float) -> int:
-    """Width of the window whose error in forces stays below a few times the tolerance.
-
-    Parameters
-    ----------
-    tolerance : float
-
-    Returns
-    -------
-    int
-        About three nodes and 1.2 for each digit, at least 7 and at most `MAX_WINDOW`.
-    """
-    return min(MAX_WINDOW, max(7, math.ceil(-1.2 * math.log10(tolerance) - 0.5) + 3))
 
 
 @lru_cache(maxsize=32)

@@ -1,4 +1,4 @@
-"""Spreading, gathering and sampling compiled by numba, on all the cores that PyTorch uses."""
+"""Spreading, interpolation and kernel tables by numba, on all the cores that PyTorch uses."""
 
 from __future__ import annotations
 
@@ -12,72 +12,77 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.kernel_table import Intervals, ModeBoxes
-from sog_longrange.summation.mesh import Engine, Meshes
+from sog_longrange.summation.multipoles import monomials, order_of
 from sog_longrange.summation.windows import make_window
 
-from .numba_loops import SamplerLoops, mesh_loops, padded_width, sampler_loops, sort_atoms
+from .engine import Engine
+from .numba_spread import MAX_ORDER, interpolation_loop, padded_width, sort_atoms, spread_loop
+from .numba_table import SamplerLoops, sampler_loops
+from .torch_engine import TorchSpreader
 
 _WORTH_A_THREAD = 2**17
 
 
-class NumbaStencil:
-    """Stencils as compiled loops over sorted atoms.
+class NumbaSpreader:
+    """Sums between atoms and grids as compiled loops over sorted atoms.
 
     Parameters
     ----------
-    meshes : Meshes
+    grids : Grids
     phases : Tensor, shape (n_atoms, 3), in [0, 2 pi]
     batch : Tensor, shape (n_atoms,)
     """
 
-    def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None:
-        self.meshes = meshes
+    def __init__(self, grids: Grids, phases: Tensor, batch: Tensor) -> None:
+        self.grids = grids
+        self.tensors = (phases, batch)
         self.phases = phases.contiguous().numpy()
         self.batch = batch.contiguous().numpy()
-        self.sizes = np.array(meshes.shapes, np.int64)
-        self.starts = np.array(meshes.starts, np.int64)
-        self.order, self.slabs = sort_atoms(self.phases, self.batch, self.sizes, meshes.width)
-        dtype = self.phases.dtype.name
-        self.loops = mesh_loops(meshes.width, dtype)
-        self.coefficients = _padded_coefficients(meshes.width, dtype)
+        self.sizes = np.array(grids.shapes, np.int64)
+        self.starts = np.array(grids.starts, np.int64)
+        self.order, self.slabs = sort_atoms(self.phases, self.batch, self.sizes, grids.width)
+        self.dtype = self.phases.dtype.name
+        self.coefficients = _padded_coefficients(grids.width, self.dtype)
 
-    def spread(self, charges: Tensor, dipoles: Tensor | None) -> Tensor:
-        """Implement :meth:`Stencil.spread`."""
-        nodes = charges.new_zeros(charges.shape[1], self.meshes.starts[-1])
-        loop = self.loops.spread if dipoles is None else self.loops.spread_dipoles
-        q = charges.contiguous().numpy()
-        d = np.empty((0, 3, 0), q.dtype) if dipoles is None else dipoles.contiguous().numpy()
-        out = nodes.numpy()
-        # Slabs of one parity share no node; those of the other wait for them.
+    def spread(self, sources: Tensor) -> Tensor:
+        """Implement :meth:`Spreader.spread`."""
+        order = order_of(sources.shape[1])
+        if order > MAX_ORDER:
+            return TorchSpreader(self.grids, *self.tensors).spread(sources)
+        points = sources.new_zeros(sources.shape[2], self.grids.starts[-1])
+        loop = spread_loop(self.grids.width, self.dtype, order)
+        shared = (self.phases, sources.contiguous().numpy(), *self._geometry(), points.numpy())
+        # Slabs of one parity share no grid point; those of the other wait for them.
         for parity in (0, 1):
             tasks = np.stack((self.slabs[:-1][parity::2], self.slabs[1:][parity::2]), 1)
-            shares = _split(tasks, tasks[:, 1] - tasks[:, 0], self._threads(q.shape[1]))
-            _run(
-                loop,
-                [
-                    (self.order, share, self.phases, q, d, *self._geometry(), out)
-                    for share in shares
-                ],
-            )
-        return nodes
+            shares = _split(tasks, tasks[:, 1] - tasks[:, 0], self._threads(len(points)))
+            _run(loop, [(self.order, share, *shared) for share in shares])
+        return points
 
-    def gather(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Implement :meth:`Stencil.gather`."""
-        n_atoms, channels = len(self.phases), len(nodes)
-        value, slope = nodes.new_empty(n_atoms, channels), nodes.new_empty(n_atoms, 3, channels)
-        self._gather(self.loops.gather, nodes, value.numpy(), slope.numpy())
-        return value, slope
+    def interpolate(self, field: Tensor, order: int) -> Tensor:
+        """Implement :meth:`Spreader.interpolate`."""
+        if order > MAX_ORDER:
+            return TorchSpreader(self.grids, *self.tensors).interpolate(field, order)
+        out = field.new_empty(len(self.phases), len(monomials(order)), len(field))
+        self._interpolate(field, order, out.numpy(), weighted=False)
+        return out
 
-    def gather_hessian(self, nodes: Tensor, direction: Tensor) -> Tensor:
-        """Implement :meth:`Stencil.gather_hessian`."""
-        product = nodes.new_empty(len(self.phases), 3, len(nodes))
-        v = direction.contiguous().numpy()
-        self._gather(self.loops.gather_hessian, nodes, v, product.numpy())
-        return product
+    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
+        """Implement :meth:`Spreader.interpolate_gradient`."""
+        order = order_of(weights.shape[1]) + 1
+        if order > MAX_ORDER:
+            reference = TorchSpreader(self.grids, *self.tensors)
+            return reference.interpolate_gradient(field, weights)
+        out = field.new_zeros(len(self.phases), 3)
+        own = weights.contiguous().numpy()
+        self._interpolate(field, order, own, out.numpy(), weighted=True)
+        return out
 
-    def _gather(self, loop: Callable[..., None], nodes: Tensor, *target: np.ndarray) -> None:
-        source = nodes.contiguous().numpy()
+    def _interpolate(self, field: Tensor, order: int, *target: np.ndarray, weighted: bool) -> None:
+        loop = interpolation_loop(self.grids.width, self.dtype, order, weighted=weighted)
+        source = field.contiguous().numpy()
         n_atoms, threads = len(self.phases), self._threads(len(source))
         ends = [n_atoms * i // threads for i in range(threads + 1)]
         ranges = zip(ends[:-1], ends[1:], strict=True)
@@ -88,7 +93,7 @@ class NumbaStencil:
         return self.batch, self.sizes, self.starts, self.coefficients
 
     def _threads(self, channels: int) -> int:
-        return _threads(len(self.phases) * channels * self.meshes.width**3)
+        return _threads(len(self.phases) * channels * self.grids.width**3)
 
 
 class NumbaSampler:
@@ -202,4 +207,4 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, threads - 1), "sog-longrange")
 
 
-NUMBA = Engine("numba", NumbaStencil, NumbaSampler)
+NUMBA = Engine("numba", NumbaSpreader, NumbaSampler)

@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 
 from sog_longrange.errors import ConfigError, PerformanceWarning, explain
-from sog_longrange.summation.mesh import Engine
 
+from .engine import Engine
 from .torch_engine import PURE_TORCH
 
 ENGINES = ("auto", "none", "numba", "triton")

@@ -1,0 +1,112 @@
+"""Grids of structures, large enough for all modes of the kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sog_longrange.geometry import box_shapes
+
+from .kernel_table import ModeBoxes, running_sum
+from .windows import influence
+
+
+class Grids(NamedTuple):
+    """Grids of a batch of structures, one after another in flat arrays.
+
+    Attributes
+    ----------
+    shapes : tuple of 3-tuples of int
+        Number of points of each structure's grid along its three lattice vectors.
+    width : int
+        Number of points along each axis that an atom touches.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    width: int
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each grid begins in a flat array, and where the last one ends."""
+        return running_sum([math.prod(shape) for shape in self.shapes])
+
+    @property
+    def half_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Shapes of the spectra: a real density needs half of the last axis."""
+        return tuple((a, b, c // 2 + 1) for a, b, c in self.shapes)
+
+
+def choose_grids(lengths: list[list[float]], cutoff: float, width: int) -> Grids:
+    """Smallest grids with fast transforms that hold every |k| <= cutoff.
+
+    Parameters
+    ----------
+    lengths : list of 3 floats for each structure
+        Lengths of the lattice vectors, in Å.
+    cutoff : float
+        Largest wave number, in 1/Å.
+    width : int
+        Of the window, in grid points.
+
+    Returns
+    -------
+    Grids
+
+    Raises
+    ------
+    SizeError
+        If the grids have more points than any memory holds.
+    """
+    shapes = [
+        tuple(fast_length(max(n, width + 1)) for n in row) for row in box_shapes(lengths, cutoff)
+    ]
+    return Grids(tuple(shapes), width)  # type: ignore[arg-type]
+
+
+def fast_length(n: int) -> int:
+    """Smallest length of at least n whose prime factors are 2, 3, 5 and 7.
+
+    Parameters
+    ----------
+    n : int
+
+    Returns
+    -------
+    int
+    """
+    while True:
+        rest = n
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
+
+
+def mode_boxes(grids: Grids, like: Tensor) -> ModeBoxes:
+    """Modes of the grids' spectra, with the factors that undo the window.
+
+    Parameters
+    ----------
+    grids : Grids
+    like : Tensor
+        Its dtype and device are used.
+
+    Returns
+    -------
+    ModeBoxes
+    """
+    modes, factors = [], []
+    for shape, half in zip(grids.shapes, grids.half_shapes, strict=True):
+        for full, n in zip(shape, half, strict=True):
+            modes.append(np.fft.fftfreq(full, 1.0 / full)[:n])
+            factors.append(influence(grids.width, full)[:n])
+    return ModeBoxes(
+        grids.half_shapes,
+        *(torch.from_numpy(np.concatenate(parts)).to(like) for parts in (modes, factors)),
+    )

@@ -1,0 +1,171 @@
+"""What the sums over modes, the integer multiples of reciprocal lattice vectors, share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sog_longrange.geometry import cell_volume, reciprocal_cell, wrapped_phases
+from sog_longrange.kernels.channels import apply_kernels, correlate_channels
+from sog_longrange.validation import Structures, check_no_overflow
+
+from .distributed import replicate
+from .interaction import Interaction, Potentials
+from .kernel_table import ModeBoxes, kernel_on_modes
+from .multipoles import Backend, Multipoles, order_of, phase_gradient
+from .quadratic_form import quadratic_form
+
+
+class ModesBackend:
+    """What backends share whose table is a number for each mode.
+
+    Attributes
+    ----------
+    channel_axis : int
+        Axis of the channels in spectra and tables.
+    """
+
+    channel_axis = 0
+    has_grid = False
+
+    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
+        """Multiply by the kernel."""
+        return apply_kernels(table, spectrum, self.channel_axis)
+
+    def transform(self, density: Tensor) -> Tensor:
+        """Return the density, which is its own spectrum."""
+        return density
+
+    def invert(self, spectrum: Tensor) -> Tensor:
+        """Return the spectrum, from which atoms interpolate directly."""
+        return spectrum
+
+    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
+        """Gradient in the phases of sum_a W_a d^a phi."""
+        higher = self.interpolate(field, order_of(weights.shape[1]) + 1)
+        return phase_gradient(weights, higher)
+
+    def interpolate(self, field: Tensor, order: int) -> Tensor:
+        """Phase derivatives up to an order."""
+        raise NotImplementedError
+
+    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+        """Re(S* R) on the modes, for each kernel."""
+        axis = self.channel_axis
+        return correlate_channels(first, second, table.shape[axis], axis)
+
+
+class FlatBackend(ModesBackend):
+    """What backends share whose spectra are flat: (n_channels, modes of all structures).
+
+    Parameters
+    ----------
+    mode_starts : list of int
+        Where the modes of each structure begin, and where the last ones end.
+    batch : Tensor, shape (n_atoms,), sorted
+    """
+
+    def __init__(self, mode_starts: list[int], batch: Tensor) -> None:
+        self.mode_starts = mode_starts
+        self.batch = batch
+        self.num_graphs = len(mode_starts) - 1
+
+    def per_table(self, per_graph: Tensor) -> Tensor:
+        """One number per structure, repeated over its modes."""
+        if self.num_graphs == 1:
+            return per_graph
+        sizes = torch.tensor(self.mode_starts, device=per_graph.device).diff()
+        return per_graph.repeat_interleave(sizes, output_size=self.mode_starts[-1])
+
+
+def periodic_sum(
+    interaction: Interaction,
+    sources: Multipoles,
+    part: Structures,
+    backend: Backend,
+    boxes: ModeBoxes,
+    lengths: list[list[float]],
+    *,
+    field: bool,
+) -> Potentials:
+    """Sum over periodic images in reciprocal space, self-interaction included.
+
+    Parameters
+    ----------
+    interaction : Interaction
+    sources : Multipoles
+    part : Structures
+        Periodic along all axes.
+    backend : Backend
+        With flat spectra of `boxes`.
+    boxes : ModeBoxes
+    lengths : list of 3 floats for each structure
+        Lengths of the lattice vectors, in Å.
+    field : bool
+        Whether the field of charges is wanted, too.
+
+    Returns
+    -------
+    Potentials
+
+    Raises
+    ------
+    InputError
+        If positions are so large that they overflow.
+    """
+    kernel, group = interaction.kernel, interaction.process_group
+    engine = interaction.engine_on(part.positions.device)
+    reciprocal, longest = reciprocal_cell(part.cell), max(map(max, lengths))
+    resolution = interaction.resolution(sources.order)
+    table = kernel_on_modes(kernel, boxes, reciprocal, resolution, longest, engine.sampler)
+    own = replicate(reciprocal, group)
+    phases = wrapped_phases(part.positions, own, part.batch)
+    # A number that is not finite would lead native code out of its arrays.
+    check_no_overflow("positions", phases)
+    out = sum_over_modes(backend, sources, phases, table, own, interaction, field=field)
+    volume = cell_volume(part.cell)
+    inverse = replicate(volume, group)[part.batch][:, None].reciprocal()
+    return Potentials(
+        out.energy / volume,
+        out.potential * inverse,
+        None if out.field is None else out.field * inverse[..., None],
+    )
+
+
+def sum_over_modes(
+    backend: Backend,
+    sources: Multipoles,
+    phases: Tensor,
+    table: Tensor,
+    reciprocal: Tensor,
+    interaction: Interaction,
+    *,
+    field: bool,
+) -> Potentials:
+    """Energy, potential and field of sources, for a table of the kernel on the modes.
+
+    Parameters
+    ----------
+    backend : Backend
+    sources : Multipoles
+    phases : Tensor, shape (n_atoms, 3)
+    table : Tensor
+        The kernel on the backend's modes, in eV/e^2.
+    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+        For this rank.
+    interaction : Interaction
+    field : bool
+        Whether the field of charges is wanted, too.
+
+    Returns
+    -------
+    Potentials
+    """
+    order = sources.order
+    in_phases = sources.in_phase_space(reciprocal, backend.batch)
+    group = interaction.process_group
+    energy, d = quadratic_form(backend, phases, in_phases, table, order + 1, group)
+    forces = None
+    if field or order > 0:
+        forces = -torch.einsum("nkp,nkc->ncp", d[:, 1:4], reciprocal[backend.batch])
+    return Potentials(energy, d[:, 0], forces)

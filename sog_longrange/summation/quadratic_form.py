@@ -1,0 +1,117 @@
+"""The energy E = 1/2 <S, T S> of sources, and the potential that they make at the atoms.
+
+With S = spread(W) and psi = T S the energy of each structure is half the sum over its atoms of
+W . d phi, where d phi = interpolate(psi). Its gradient needs no second pass, because the form
+is symmetric:
+
+    dE/dW = d phi      dE/dtheta_c = sum_a W_a d^(a + c) phi      dE/dT = 1/2 correlate(S, S)
+
+All three are parts of the autograd graph, so that second derivatives follow by themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.distributed import ProcessGroup
+
+from .distributed import accumulate, replicate
+from .multipoles import (
+    Backend,
+    apply_function,
+    convolve,
+    correlate,
+    interpolate,
+    phase_gradient,
+    spread,
+)
+
+
+def quadratic_form(
+    backend: Backend,
+    phases: Tensor,
+    sources: Tensor,
+    table: Tensor,
+    order: int,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Energy of each structure, and derivatives of the potential at each atom.
+
+    Parameters
+    ----------
+    backend : Backend
+    phases : Tensor, shape (n_atoms, 3)
+    sources : Tensor, shape (n_atoms, n_sources, n_channels)
+    table : Tensor
+        The kernel on the backend's modes, in eV/e^2.
+    order : int
+        Highest order of the derivatives; at least one above that of the sources.
+    group : ProcessGroup, optional
+        Ranks over which the atoms are spread.
+
+    Returns
+    -------
+    energy : Tensor, shape (n_graphs,), float64, in eV
+    derivatives : Tensor, shape (n_atoms, n_derivatives, n_channels), in eV/e
+        In the phases, the potential itself first.
+    """
+    backend.set_phases(phases.detach())
+    factor = accumulate(spread(backend, sources, phases), group)
+    psi = convolve(backend, table, factor)
+    derivatives = interpolate(backend, replicate(psi, group), phases, order)
+    # Local atoms are weighted by the replicated gradient of the energy, whose own gradient
+    # needs the sum over ranks: `accumulate` brings both.
+    local: Tensor = apply_function(_Energy, sources, phases, derivatives, backend)
+    energy = accumulate(local, group)
+    if table.requires_grad:
+        # A node of its own, so that a force evaluation never computes the kernel gradient.
+        energy = energy + apply_function(_TableEnergy, table, (factor,), backend)
+    return energy, derivatives
+
+
+class _Energy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, sources: Tensor, phases: Tensor, derivatives: Tensor, backend: Backend
+    ) -> Tensor:
+        ctx.save_for_backward(sources, derivatives)
+        ctx.backend = backend
+        own = derivatives[:, : sources.shape[1]]
+        per_atom = (sources * own).sum((1, 2))
+        # In float32 a million terms would lose meV per atom.
+        zeros = per_atom.new_zeros(backend.num_graphs, dtype=torch.float64)
+        return 0.5 * zeros.index_add_(0, backend.batch, per_atom.double())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        sources, derivatives = ctx.saved_tensors
+        weight = grad.to(sources.dtype)[ctx.backend.batch][:, None]
+        by_sources = by_phases = None
+        if ctx.needs_input_grad[0]:
+            by_sources = weight[:, None] * derivatives[:, : sources.shape[1]]
+        if ctx.needs_input_grad[1]:
+            by_phases = weight * phase_gradient(sources, derivatives)
+        return by_sources, by_phases, None, None
+
+
+class _TableEnergy(Function):
+    """Zero-valued node that carries dE/dtable.
+
+    The structure factor comes in a tuple, which autograd does not look into: as an input it
+    would put this node on the way from the energy to the forces.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, factor: tuple[Tensor], backend: Backend) -> Tensor:
+        ctx.save_for_backward(table)
+        ctx.factor, ctx.backend = factor, backend
+        return table.new_zeros(backend.num_graphs, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (table,), (factor,) = ctx.saved_tensors, ctx.factor
+        weight = ctx.backend.per_table(0.5 * grad.to(table.dtype))
+        return weight * correlate(ctx.backend, factor, factor, table), None, None
