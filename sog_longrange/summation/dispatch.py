@@ -39,7 +39,14 @@ from .self_term import with_self_term
 MOST_PAIRED: int = 500
 """Non-periodic structures with more atoms are summed on a padded grid where that is faster."""
 
-_Seen = tuple[Structures, list[tuple[bool, ...]], list[int]]
+
+class _Seen(NamedTuple):
+    """What the choice of sums depends on, as numbers of Python."""
+
+    structures: Structures
+    flags: list[tuple[bool, ...]]
+    counts: list[int]
+    lengths: list[list[float]]
 
 
 class Sum(Protocol):
@@ -158,7 +165,7 @@ def plan_sums(
         If more memory is predicted than there is.
     """
     seen = _look_at(structures)
-    structures, flags, counts = seen
+    structures, flags, counts, _ = seen
     _check_boundaries(interaction, flags)
     size = _sizes(interaction, sources, structures.positions)
     kinds = _kinds(interaction, seen, size)
@@ -207,18 +214,16 @@ def _sizes(interaction: Interaction, sources: Multipoles, positions: Tensor) -> 
 
 def _choices(seen: _Seen, size: _Sizes) -> dict[int, Choice]:
     """Find the fastest backend of each periodic structure."""
-    structures, flags, counts = seen
-    lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
     return {
-        graph: choose_backend(size(counts[graph], lengths[graph]))
-        for graph, own in enumerate(flags)
+        graph: choose_backend(size(seen.counts[graph], seen.lengths[graph]))
+        for graph, own in enumerate(seen.flags)
         if all(own)
     }
 
 
 def _kinds(interaction: Interaction, seen: _Seen, size: _Sizes) -> list[str]:
     """Name the sum of each structure."""
-    structures, flags, counts = seen
+    structures, flags, counts, _ = seen
     name = _backend(interaction)
     found = {}
     if name == "auto" and any(all(own) for own in flags):
@@ -263,11 +268,9 @@ def _check_boundaries(interaction: Interaction, flags: list[tuple[bool, ...]]) -
 
 def _check_cost(seen: _Seen, kinds: list[str], size: _Sizes, fields: int) -> None:
     """Refuse what fits into no memory; padded grids are known, and checked, later."""
-    structures, _, counts = seen
-    lengths = torch.linalg.vector_norm(structures.cell.detach(), dim=-1).tolist()
     sizes = [
         (kind, size(count, own))
-        for kind, count, own in zip(kinds, counts, lengths, strict=True)
+        for kind, count, own in zip(kinds, seen.counts, seen.lengths, strict=True)
         if kind != "padded"
     ]
     memory = fields * sum(predict_memory(*own) for own in sizes)
@@ -279,7 +282,7 @@ def _check_cost(seen: _Seen, kinds: list[str], size: _Sizes, fields: int) -> Non
     )
     # What a sum cannot do at all, it refuses itself.
     if math.isfinite(sum(times)):
-        check_cost(memory, wasted, structures.positions.device)
+        check_cost(memory, wasted, seen.structures.positions.device)
 
 
 def _look_at(structures: Structures) -> _Seen:
@@ -288,4 +291,5 @@ def _look_at(structures: Structures) -> _Seen:
     flags = [tuple(row) for row in structures.pbc.tolist()]
     cell = reduced_cell(structures.cell, [all(own) for own in flags])
     counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
-    return structures._replace(cell=cell), flags, counts
+    lengths = [[math.hypot(*row) for row in rows] for rows in cell.detach().tolist()]
+    return _Seen(structures._replace(cell=cell), flags, counts, lengths)

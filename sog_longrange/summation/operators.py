@@ -56,7 +56,8 @@ class Inputs(NamedTuple):
     @property
     def differentiable(self) -> list[Tensor]:
         """The entries that gradients exist for."""
-        return list(self[:N_DIFFERENTIABLE])
+        of_atoms = [self.charges, self.dipoles, self.positions]
+        return [*of_atoms, self.cell, self.amplitudes, self.widths]
 
 
 N_INPUTS = 8
@@ -216,7 +217,8 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
 
     @operator.register_fake
     def _(*arguments: Any) -> tuple[Tensor, ...]:
-        outputs = _outputs(*arguments[:4], arguments[N_INPUTS])
+        charges, dipoles, positions, cell = arguments[:4]
+        outputs = _outputs(charges, dipoles, positions, cell, arguments[N_INPUTS])
         return tuple(x.new_empty(x.shape) for x in (*arguments[:N_DIFFERENTIABLE], *outputs))
 
     return operator
@@ -263,7 +265,8 @@ def _double_backward(
     weights: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Any, ...]:
-    like = _outputs(*inputs[:4], inputs.options)
+    charges, dipoles, positions, cell, *_ = inputs.differentiable
+    like = _outputs(charges, dipoles, positions, cell, inputs.options)
     own = [
         (torch.zeros_like(x) if w is None else w).detach().clone().requires_grad_(w is not None)
         for x, w in zip(like, weights, strict=True)
@@ -297,7 +300,9 @@ def _leaves(inputs: Inputs, which: Sequence[int] = range(N_DIFFERENTIABLE)) -> I
     leaves = [x.detach().clone() for x in inputs.differentiable]
     for i in which:
         leaves[i].requires_grad_()
-    return Inputs(*leaves, inputs.pbc.clone(), inputs.batch.clone(), inputs.options)
+    charges, dipoles, positions, cell, amplitudes, widths = leaves
+    pbc, batch = inputs.pbc.clone(), inputs.batch.clone()
+    return Inputs(charges, dipoles, positions, cell, amplitudes, widths, pbc, batch, inputs.options)
 
 
 def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -64,7 +64,7 @@ def quadratic_form(
     derivatives = interpolate(backend, replicate(psi, group), phases, order)
     # Local atoms are weighted by the replicated gradient of the energy, whose own gradient
     # needs the sum over ranks: `accumulate` brings both.
-    local: Tensor = apply_function(_Energy, sources, phases, derivatives, backend)
+    local: Tensor = apply_function(_Energy, sources, phases, (derivatives,), backend)
     energy = accumulate(local, group)
     if table.requires_grad:
         # A node of its own, so that a force evaluation never computes the kernel gradient.
@@ -73,13 +73,19 @@ def quadratic_form(
 
 
 class _Energy(Function):
+    """Half the sum of sources times derivatives, with the gradient of the quadratic form.
+
+    The derivatives come in a tuple, which autograd does not look into: their dependence on
+    sources and phases is in that gradient already.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, sources: Tensor, phases: Tensor, derivatives: Tensor, backend: Backend
+        ctx: Any, sources: Tensor, phases: Tensor, derivatives: tuple[Tensor], backend: Backend
     ) -> Tensor:
-        ctx.save_for_backward(sources, derivatives)
-        ctx.backend = backend
-        own = derivatives[:, : sources.shape[1]]
+        ctx.save_for_backward(sources)
+        ctx.derivatives, ctx.backend = derivatives, backend
+        own = derivatives[0].detach()[:, : sources.shape[1]]
         per_atom = (sources * own).sum((1, 2))
         # In float32 a million terms would lose meV per atom.
         zeros = per_atom.new_zeros(backend.num_graphs, dtype=torch.float64)
@@ -87,7 +93,7 @@ class _Energy(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sources, derivatives = ctx.saved_tensors
+        (sources,), (derivatives,) = ctx.saved_tensors, ctx.derivatives
         weight = grad.to(sources.dtype)[ctx.backend.batch][:, None]
         by_sources = by_phases = None
         if ctx.needs_input_grad[0]:
@@ -98,11 +104,7 @@ class _Energy(Function):
 
 
 class _TableEnergy(Function):
-    """Zero-valued node that carries dE/dtable.
-
-    The structure factor comes in a tuple, which autograd does not look into: as an input it
-    would put this node on the way from the energy to the forces.
-    """
+    """Zero-valued node that carries dE/dtable; the structure factor is hidden likewise."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, factor: tuple[Tensor], backend: Backend) -> Tensor:

@@ -32,6 +32,7 @@ class Resolution(NamedTuple):
     accuracy: float
 
     @classmethod
+    @lru_cache(maxsize=256)
     def of(cls, min_width: float, tolerance: float, order: int = 0) -> Resolution:
         """Resolution with which forces of sources up to an order keep a tolerance.
 
@@ -62,7 +63,6 @@ class Resolution(NamedTuple):
         return self.taper_start * self.min_width**2
 
 
-@lru_cache(maxsize=256)
 def _reach(tolerance: float, order: int) -> float:
     return math.sqrt(-2.0 * math.log(tolerance))
 

@@ -1,8 +1,8 @@
 """Spreading and gathering on GPUs, compiled by Triton for one window width and one dtype.
 
-Atoms are sorted by blocks of mesh nodes, so that programs that run at the same time share
+Atoms are sorted by blocks of grid points, so that programs that run at the same time share
 cache lines, and the weights of each atom along the three axes are tabulated once. The lanes
-of a program are the y-z nodes of a few atoms; it steps through their x planes. Spreading adds
+of a program are the y-z points of a few atoms; it steps through their x planes. Spreading adds
 atomically, in no fixed order: its results repeat to rounding errors only.
 """
 
@@ -19,9 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 from sog_longrange.errors import SizeError
+from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.kernel_table import TorchSampler
-from sog_longrange.summation.mesh import Engine, Meshes
+from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
 from sog_longrange.summation.windows import make_window
+
+from .engine import Engine
+from .torch_engine import TorchSpreader
+
+MAX_ORDER: int = 3
+"""Highest order of the derivatives that are compiled; higher ones are PyTorch's."""
 
 _BLOCK = 8
 _LANES = 128
@@ -29,64 +36,67 @@ _LANES = 128
 _OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
 
 
-class TritonStencil:
-    """Stencils as Triton kernels, on the device of the phases.
+class TritonSpreader:
+    """Sums between atoms and grids as Triton kernels, on the device of the phases.
 
     Parameters
     ----------
-    meshes : Meshes
+    grids : Grids
     phases : Tensor, shape (n_atoms, 3), in [0, 2 pi]
     batch : Tensor, shape (n_atoms,)
 
     Raises
     ------
     SizeError
-        If a window is wider than a mesh.
+        If a window is wider than a grid.
     """
 
-    def __init__(self, meshes: Meshes, phases: Tensor, batch: Tensor) -> None:
-        self.meshes = meshes
+    def __init__(self, grids: Grids, phases: Tensor, batch: Tensor) -> None:
+        self.grids = grids
+        self.batch = batch
         self.phases = phases.contiguous()
-        self.geometry = _geometry(meshes, phases.dtype, phases.device)
-        self.coefficients = _coefficients(meshes.width, phases.dtype, phases.device)
+        self.geometry = _geometry(grids, phases.dtype, phases.device)
+        self.coefficients = _coefficients(grids.width, phases.dtype, phases.device)
         self.order = torch.argsort(self._blocks(batch))
         self.graphs = batch[self.order]
         self.corners = phases.new_empty(phases.shape, dtype=torch.int32)
-        self.weights = self._weights(2)
+        self.weights: dict[int, Tensor] = {}
 
-    def spread(self, charges: Tensor, dipoles: Tensor | None) -> Tensor:
-        """Implement :meth:`Stencil.spread`."""
-        channels = charges.shape[1]
-        nodes = charges.new_zeros(channels, self.meshes.starts[-1])
-        charges = charges.contiguous()
-        sources = charges if dipoles is None else dipoles.contiguous()
-        self._run(_spread, nodes, self.weights, charges, sources, DIPOLES=dipoles is not None)
-        return nodes
+    def spread(self, sources: Tensor) -> Tensor:
+        """Implement :meth:`Spreader.spread`."""
+        order = order_of(sources.shape[1])
+        if order > MAX_ORDER:
+            return TorchSpreader(self.grids, self.phases, self.batch).spread(sources)
+        points = sources.new_zeros(sources.shape[2], self.grids.starts[-1])
+        self._run(_spread, points, order, sources.contiguous())
+        return points
 
-    def gather(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Implement :meth:`Stencil.gather`."""
-        n_atoms, channels = len(self.phases), len(nodes)
-        value, slope = nodes.new_empty(n_atoms, channels), nodes.new_empty(n_atoms, 3, channels)
-        self._run(_gather, nodes.contiguous(), self.weights, value, slope)
-        return value, slope
+    def interpolate(self, field: Tensor, order: int) -> Tensor:
+        """Implement :meth:`Spreader.interpolate`."""
+        if order > MAX_ORDER:
+            return TorchSpreader(self.grids, self.phases, self.batch).interpolate(field, order)
+        out = field.new_empty(len(self.phases), len(monomials(order)), len(field))
+        self._run(_interpolate, field.contiguous(), order, out)
+        return out
 
-    def gather_hessian(self, nodes: Tensor, direction: Tensor) -> Tensor:
-        """Implement :meth:`Stencil.gather_hessian`."""
-        product = nodes.new_empty(len(self.phases), 3, len(nodes))
-        weights = self._weights(3)
-        self._run(_gather_hessian, nodes.contiguous(), weights, direction.contiguous(), product)
-        return product
+    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
+        """Implement :meth:`Spreader.interpolate_gradient`."""
+        higher = self.interpolate(field, order_of(weights.shape[1]) + 1)
+        return phase_gradient(weights, higher)
 
     def _blocks(self, batch: Tensor) -> Tensor:
-        """Find the block of nodes that each atom is in, numbered through all structures."""
+        """Find the block of points that each atom is in, numbered through all structures."""
         own = self.geometry
         place = (self.phases * own.scales[batch] / _BLOCK).long()
         return (place * own.strides[batch]).sum(1) + own.first_blocks[batch]
 
-    def _weights(self, orders: int) -> Tensor:
-        """Weights of sorted atoms and their phase derivatives; (n_atoms, 3, orders, width)."""
-        own, width = self.geometry, self.meshes.width
-        window = make_window(width)
+    def _weights_of(self, order: int) -> Tensor:
+        """Weights of sorted atoms and phase derivatives; (n_atoms, 3, order + 1, width)."""
+        known = [own for own in self.weights if own >= order]
+        if known:
+            return self.weights[min(known)]
+        own, width = self.geometry, self.grids.width
+        window, orders = make_window(width), max(order, 1) + 1
         weights = self.phases.new_empty(len(self.phases), 3, orders, width)
         tile = _tile(width)
         rows = max(1, _LANES // tile)
@@ -103,41 +113,41 @@ class TritonStencil:
                 ROWS=rows,
                 **_OPTIONS,
             )
+        self.weights[orders - 1] = weights
         return weights
 
-    def _run(
-        self, kernel: Any, nodes: Tensor, weights: Tensor, *args: Tensor, **flags: bool
-    ) -> None:
-        """Launch a kernel for all atoms and the channels of some nodes."""
-        own, width = self.geometry, self.meshes.width
+    def _run(self, kernel: Any, points: Tensor, order: int, values: Tensor) -> None:
+        """Launch a kernel for all atoms and the channels of some grids."""
+        own, width, weights = self.geometry, self.grids.width, self._weights_of(order)
         tile = _tile(width**2)
         atoms = max(1, _LANES // tile)
-        with torch.cuda.device_of(nodes):
-            kernel[(triton.cdiv(len(self.phases), atoms), len(nodes))](
+        with torch.cuda.device_of(points):
+            kernel[(triton.cdiv(len(self.phases), atoms), len(points))](
                 *(self.order, self.graphs, self.corners, weights, own.sizes, own.starts),
-                *(nodes, *args, len(self.phases), nodes.shape[1]),
+                *(points, values, len(self.phases), points.shape[1]),
                 WIDTH=width,
                 TILE=tile,
                 ATOMS=atoms,
+                ORDER=order,
+                ORDERS=weights.shape[2],
                 **_OPTIONS,
-                **flags,
             )
 
 
-TRITON = Engine("triton", TritonStencil, TorchSampler)
+TRITON = Engine("triton", TritonSpreader, TorchSampler)
 
 
 class _Geometry(NamedTuple):
-    """Meshes as the kernels read them, one row for each structure.
+    """Grids as the kernels read them, one row for each structure.
 
     Attributes
     ----------
     sizes : Tensor of int32, shape (n_graphs, 3)
     starts : Tensor of int64, shape (n_graphs,)
     scales : Tensor, shape (n_graphs, 3)
-        Nodes per radian.
+        Grid points per radian.
     strides : Tensor of int64, shape (n_graphs, 3)
-        Of the numbers of blocks, which are in the order of nodes.
+        Of the numbers of blocks, which are in the order of grid points.
     first_blocks : Tensor of int64, shape (n_graphs,)
     """
 
@@ -149,19 +159,19 @@ class _Geometry(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _geometry(meshes: Meshes, dtype: torch.dtype, device: torch.device) -> _Geometry:
-    sizes = np.array(meshes.shapes, np.int64).reshape(-1, 3)
-    if (sizes < meshes.width).any():
+def _geometry(grids: Grids, dtype: torch.dtype, device: torch.device) -> _Geometry:
+    sizes = np.array(grids.shapes, np.int64).reshape(-1, 3)
+    if (sizes < grids.width).any():
         raise SizeError(
-            f"Every mesh needs at least as many nodes along each axis as its window of "
-            f"{meshes.width} nodes, got a mesh of {min(meshes.shapes, key=min)} nodes."
+            f"Every grid needs at least as many points along each axis as its window of "
+            f"{grids.width} points, got a grid of {min(grids.shapes, key=min)} points."
         )
     blocks = -(-sizes // _BLOCK)
     strides = np.stack((blocks[:, 1] * blocks[:, 2], blocks[:, 2], np.ones_like(blocks[:, 0])), 1)
     first_blocks = np.cumsum(blocks.prod(1)) - blocks.prod(1)
     return _Geometry(
         torch.as_tensor(sizes, dtype=torch.int32, device=device),
-        torch.tensor(meshes.starts[:-1], dtype=torch.int64, device=device),
+        torch.tensor(grids.starts[:-1], dtype=torch.int64, device=device),
         torch.as_tensor(sizes / (2.0 * math.pi), dtype=dtype, device=device),
         torch.as_tensor(strides, device=device),
         torch.as_tensor(first_blocks, device=device),
@@ -181,7 +191,7 @@ def _tile(count: int) -> int:
 
 
 # Sizes are not specialised on, or every divisibility by 16 would compile the kernels anew.
-_SIZES = ["n_atoms", "n_nodes"]
+_SIZES = ["n_atoms", "n_points"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -203,7 +213,7 @@ def _weigh(
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """First nodes of sorted atoms and their weights; a row is one axis of one atom."""
+    """First grid points of sorted atoms and their weights; a row is one axis of one atom."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     node = tl.arange(0, TILE)[None, :]
     atom, axis = row // 3, row % 3
@@ -220,7 +230,9 @@ def _weigh(
     value = tl.load(coefficients + node, node < WIDTH, 0.0)
     slope = tl.zeros_like(value)
     bend = tl.zeros_like(value)
+    third = tl.zeros_like(value)
     for d in tl.static_range(1, DEGREE + 1):
+        third = third * t + bend
         bend = bend * t + slope
         slope = slope * t + value
         value = value * t + tl.load(coefficients + d * WIDTH + node, node < WIDTH, 0.0)
@@ -230,11 +242,13 @@ def _weigh(
     tl.store(place + WIDTH, slope * scale, inside)
     if ORDERS > 2:
         tl.store(place + 2 * WIDTH, bend * (2.0 * scale * scale), inside)
+    if ORDERS > 3:
+        tl.store(place + 3 * WIDTH, third * (6.0 * scale * scale * scale), inside)
 
 
 @triton.jit
 def _wrap(node: tl.tensor, size: tl.tensor) -> tl.tensor:
-    """Take back into the mesh a node that is less than a mesh beyond its end."""
+    """Take back into the grid a point that is less than a grid beyond its end."""
     return tl.where(node < size, node, node - size)
 
 
@@ -246,12 +260,12 @@ def _locate(
     sizes: tl.tensor,
     starts: tl.tensor,
     n_atoms: tl.tensor,
-    n_nodes: tl.tensor,
+    n_points: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     ATOMS: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """Sorted and own numbers of this program's atoms, the x axis, and nodes in a y-z plane."""
+    """Sorted and own numbers of this program's atoms, the x axis, and points in a y-z plane."""
     row = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)[:, None]
     present = row < n_atoms
     atom = tl.load(order + row, present, 0)
@@ -263,8 +277,8 @@ def _locate(
     x = tl.load(corners + row * 3, present, 0)
     y = _wrap(tl.load(corners + row * 3 + 1, present, 0) + lane // WIDTH, n_y)
     z = _wrap(tl.load(corners + row * 3 + 2, present, 0) + lane % WIDTH, n_z)
-    # Several channels of one large mesh have more nodes than 32 bits can count.
-    plane = tl.program_id(1).to(tl.int64) * n_nodes + tl.load(starts + graph, present, 0)
+    # Several channels of one large grid have more points than 32 bits can count.
+    plane = tl.program_id(1).to(tl.int64) * n_points + tl.load(starts + graph, present, 0)
     return row, atom, present, x, n_x, n_y * n_z, plane + y * n_z + z
 
 
@@ -277,12 +291,60 @@ def _lane_weights(
     TILE: tl.constexpr,
     ORDERS: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """Where the weights of x begin, and pointers to those of y and z; which lanes are nodes."""
+    """Where the weights of x begin, and pointers to those of y and z; which lanes are points."""
     lane = tl.arange(0, TILE)[None, :]
     along_x = weights + row * (3 * ORDERS * WIDTH)
     along_y = along_x + ORDERS * WIDTH + lane // WIDTH
     along_z = along_x + 2 * ORDERS * WIDTH + lane % WIDTH
     return along_x, along_y, along_z, present & (lane < WIDTH * WIDTH)
+
+
+@triton.jit
+def _level(
+    own: tl.tensor,
+    channels: tl.tensor,
+    along_y: tl.tensor,
+    along_z: tl.tensor,
+    present: tl.tensor,
+    inside: tl.tensor,
+    A: tl.constexpr,
+    ORDER: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """Sum the sources of power A along x over those along y and z, for the lanes of a plane."""
+    total = tl.load(along_y, inside, 0.0) * 0.0
+    for b in tl.static_range(ORDER + 1 - A):
+        y = tl.load(along_y + b * WIDTH, inside, 0.0)
+        for c in tl.static_range(ORDER + 1 - A - b):
+            # Places of monomials: those of lower orders, then of higher powers along x, come first.
+            d = A + b + c
+            place = d * (d + 1) * (d + 2) // 6 + (b + c) * (b + c + 1) // 2 + c
+            z = tl.load(along_z + c * WIDTH, inside, 0.0)
+            total += tl.load(own + place * channels, present, 0.0) * y * z
+    return total
+
+
+@triton.jit
+def _store(
+    own: tl.tensor,
+    channels: tl.tensor,
+    along_y: tl.tensor,
+    along_z: tl.tensor,
+    present: tl.tensor,
+    inside: tl.tensor,
+    total: tl.tensor,
+    A: tl.constexpr,
+    ORDER: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> None:
+    """Store the derivatives of power A along x, from sums over x for the lanes of a plane."""
+    for b in tl.static_range(ORDER + 1 - A):
+        y = tl.load(along_y + b * WIDTH, inside, 0.0)
+        for c in tl.static_range(ORDER + 1 - A - b):
+            d = A + b + c
+            place = d * (d + 1) * (d + 2) // 6 + (b + c) * (b + c + 1) // 2 + c
+            z = tl.load(along_z + c * WIDTH, inside, 0.0)
+            tl.store(own + place * channels, tl.sum(total * y * z, 1, keep_dims=True), present)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -293,116 +355,84 @@ def _spread(
     weights: tl.tensor,
     sizes: tl.tensor,
     starts: tl.tensor,
-    nodes: tl.tensor,
-    charges: tl.tensor,
-    dipoles: tl.tensor,
-    n_atoms: tl.tensor,
-    n_nodes: tl.tensor,
-    WIDTH: tl.constexpr,
-    TILE: tl.constexpr,
-    ATOMS: tl.constexpr,
-    DIPOLES: tl.constexpr,
-) -> None:
-    """Add charges, and dipoles if there are any, to the nodes of one channel."""
-    channel, channels = tl.program_id(1), tl.num_programs(1)
-    row, atom, present, x, n_x, area, plane = _locate(
-        order, graphs, corners, sizes, starts, n_atoms, n_nodes, WIDTH, TILE, ATOMS
-    )
-    along_x, along_y, along_z, inside = _lane_weights(weights, row, present, WIDTH, TILE, 2)
-    y, z = tl.load(along_y, inside, 0.0), tl.load(along_z, inside, 0.0)
-    level = tl.load(charges + atom * channels + channel, present, 0.0) * y * z
-    if DIPOLES:
-        dipole = dipoles + atom * 3 * channels + channel
-        tilt = tl.load(dipole, present, 0.0) * y * z
-        y_1, z_1 = tl.load(along_y + WIDTH, inside, 0.0), tl.load(along_z + WIDTH, inside, 0.0)
-        level += tl.load(dipole + channels, present, 0.0) * y_1 * z
-        level += tl.load(dipole + 2 * channels, present, 0.0) * y * z_1
-    for i in tl.static_range(WIDTH):
-        value = tl.load(along_x + i, present, 0.0) * level
-        if DIPOLES:
-            value += tl.load(along_x + WIDTH + i, present, 0.0) * tilt
-        tl.atomic_add(nodes + (plane + _wrap(x + i, n_x) * area), value, inside, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=_SIZES)
-def _gather(
-    order: tl.tensor,
-    graphs: tl.tensor,
-    corners: tl.tensor,
-    weights: tl.tensor,
-    sizes: tl.tensor,
-    starts: tl.tensor,
-    nodes: tl.tensor,
+    points: tl.tensor,
     values: tl.tensor,
-    slopes: tl.tensor,
     n_atoms: tl.tensor,
-    n_nodes: tl.tensor,
+    n_points: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     ATOMS: tl.constexpr,
+    ORDER: tl.constexpr,
+    ORDERS: tl.constexpr,
 ) -> None:
-    """Value and gradient of one channel."""
+    """Add sources up to an order to the points of one channel."""
     channel, channels = tl.program_id(1), tl.num_programs(1)
     row, atom, present, x, n_x, area, plane = _locate(
-        order, graphs, corners, sizes, starts, n_atoms, n_nodes, WIDTH, TILE, ATOMS
+        order, graphs, corners, sizes, starts, n_atoms, n_points, WIDTH, TILE, ATOMS
     )
-    along_x, along_y, along_z, inside = _lane_weights(weights, row, present, WIDTH, TILE, 2)
-    y, z = tl.load(along_y, inside, 0.0), tl.load(along_z, inside, 0.0)
-    x_0 = tl.zeros_like(y)
-    x_1 = tl.zeros_like(y)
+    along_x, along_y, along_z, inside = _lane_weights(weights, row, present, WIDTH, TILE, ORDERS)
+    count: tl.constexpr = (ORDER + 1) * (ORDER + 2) * (ORDER + 3) // 6
+    own = values + atom * (count * channels) + channel
+    level_0 = _level(own, channels, along_y, along_z, present, inside, 0, ORDER, WIDTH)
+    if ORDER > 0:
+        level_1 = _level(own, channels, along_y, along_z, present, inside, 1, ORDER, WIDTH)
+    if ORDER > 1:
+        level_2 = _level(own, channels, along_y, along_z, present, inside, 2, ORDER, WIDTH)
+    if ORDER > 2:
+        level_3 = _level(own, channels, along_y, along_z, present, inside, 3, ORDER, WIDTH)
     for i in tl.static_range(WIDTH):
-        node = tl.load(nodes + (plane + _wrap(x + i, n_x) * area), inside, 0.0)
-        x_0 += tl.load(along_x + i, present, 0.0) * node
-        x_1 += tl.load(along_x + WIDTH + i, present, 0.0) * node
-    y_1, z_1 = tl.load(along_y + WIDTH, inside, 0.0), tl.load(along_z + WIDTH, inside, 0.0)
-    slope = slopes + atom * 3 * channels + channel
-    tl.store(values + atom * channels + channel, tl.sum(x_0 * y * z, 1, keep_dims=True), present)
-    tl.store(slope, tl.sum(x_1 * y * z, 1, keep_dims=True), present)
-    tl.store(slope + channels, tl.sum(x_0 * y_1 * z, 1, keep_dims=True), present)
-    tl.store(slope + 2 * channels, tl.sum(x_0 * y * z_1, 1, keep_dims=True), present)
+        value = tl.load(along_x + i, present, 0.0) * level_0
+        if ORDER > 0:
+            value += tl.load(along_x + WIDTH + i, present, 0.0) * level_1
+        if ORDER > 1:
+            value += tl.load(along_x + 2 * WIDTH + i, present, 0.0) * level_2
+        if ORDER > 2:
+            value += tl.load(along_x + 3 * WIDTH + i, present, 0.0) * level_3
+        target = points + (plane + _wrap(x + i, n_x) * area)
+        tl.atomic_add(target, value, inside, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _gather_hessian(
+def _interpolate(
     order: tl.tensor,
     graphs: tl.tensor,
     corners: tl.tensor,
     weights: tl.tensor,
     sizes: tl.tensor,
     starts: tl.tensor,
-    nodes: tl.tensor,
-    directions: tl.tensor,
-    products: tl.tensor,
+    points: tl.tensor,
+    values: tl.tensor,
     n_atoms: tl.tensor,
-    n_nodes: tl.tensor,
+    n_points: tl.tensor,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     ATOMS: tl.constexpr,
+    ORDER: tl.constexpr,
+    ORDERS: tl.constexpr,
 ) -> None:
-    """Second derivatives of one channel times a direction."""
+    """Store derivatives up to an order of the potential of one channel."""
     channel, channels = tl.program_id(1), tl.num_programs(1)
     row, atom, present, x, n_x, area, plane = _locate(
-        order, graphs, corners, sizes, starts, n_atoms, n_nodes, WIDTH, TILE, ATOMS
+        order, graphs, corners, sizes, starts, n_atoms, n_points, WIDTH, TILE, ATOMS
     )
-    along_x, along_y, along_z, inside = _lane_weights(weights, row, present, WIDTH, TILE, 3)
-    y, z = tl.load(along_y, inside, 0.0), tl.load(along_z, inside, 0.0)
-    x_0 = tl.zeros_like(y)
-    x_1 = tl.zeros_like(y)
-    x_2 = tl.zeros_like(y)
+    along_x, along_y, along_z, inside = _lane_weights(weights, row, present, WIDTH, TILE, ORDERS)
+    count: tl.constexpr = (ORDER + 1) * (ORDER + 2) * (ORDER + 3) // 6
+    own = values + atom * (count * channels) + channel
+    zeros = tl.load(along_y, inside, 0.0) * 0.0
+    x_0, x_1, x_2, x_3 = zeros, zeros, zeros, zeros
     for i in tl.static_range(WIDTH):
-        node = tl.load(nodes + (plane + _wrap(x + i, n_x) * area), inside, 0.0)
-        x_0 += tl.load(along_x + i, present, 0.0) * node
-        x_1 += tl.load(along_x + WIDTH + i, present, 0.0) * node
-        x_2 += tl.load(along_x + 2 * WIDTH + i, present, 0.0) * node
-    y_1, z_1 = tl.load(along_y + WIDTH, inside, 0.0), tl.load(along_z + WIDTH, inside, 0.0)
-    y_2, z_2 = tl.load(along_y + 2 * WIDTH, inside, 0.0), tl.load(along_z + 2 * WIDTH, inside, 0.0)
-    v_x = tl.load(directions + atom * 3, present, 0.0)
-    v_y = tl.load(directions + atom * 3 + 1, present, 0.0)
-    v_z = tl.load(directions + atom * 3 + 2, present, 0.0)
-    by_x = v_x * x_2 * y * z + x_1 * (v_y * y_1 * z + v_z * y * z_1)
-    by_y = v_x * x_1 * y_1 * z + x_0 * (v_y * y_2 * z + v_z * y_1 * z_1)
-    by_z = v_x * x_1 * y * z_1 + x_0 * (v_y * y_1 * z_1 + v_z * y * z_2)
-    product = products + atom * 3 * channels + channel
-    tl.store(product, tl.sum(by_x, 1, keep_dims=True), present)
-    tl.store(product + channels, tl.sum(by_y, 1, keep_dims=True), present)
-    tl.store(product + 2 * channels, tl.sum(by_z, 1, keep_dims=True), present)
+        source = tl.load(points + (plane + _wrap(x + i, n_x) * area), inside, 0.0)
+        x_0 += tl.load(along_x + i, present, 0.0) * source
+        if ORDER > 0:
+            x_1 += tl.load(along_x + WIDTH + i, present, 0.0) * source
+        if ORDER > 1:
+            x_2 += tl.load(along_x + 2 * WIDTH + i, present, 0.0) * source
+        if ORDER > 2:
+            x_3 += tl.load(along_x + 3 * WIDTH + i, present, 0.0) * source
+    _store(own, channels, along_y, along_z, present, inside, x_0, 0, ORDER, WIDTH)
+    if ORDER > 0:
+        _store(own, channels, along_y, along_z, present, inside, x_1, 1, ORDER, WIDTH)
+    if ORDER > 1:
+        _store(own, channels, along_y, along_z, present, inside, x_2, 2, ORDER, WIDTH)
+    if ORDER > 2:
+        _store(own, channels, along_y, along_z, present, inside, x_3, 3, ORDER, WIDTH)
