@@ -113,7 +113,7 @@ def test_restart_continues_where_it_stopped(training_folder, caplog):
 
 
 def test_yaml_config_takes_our_options(training_folder):
-    config = SETTINGS | {"sog_kernel": "ewald", "sog_smearing": 1.5, "max_num_epochs": 1}
+    config = SETTINGS | {"sog_kernel": "ewald(smearing=1.5)", "max_num_epochs": 1}
     (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
     main(["--config=config.yaml"])
     assert load().long_range.energy.kernel.smearing == 1.5
@@ -121,8 +121,8 @@ def test_yaml_config_takes_our_options(training_folder):
 
 @pytest.mark.parametrize("coupled", [False, True])
 def test_yaml_config_trains_charge_and_dispersion(training_folder, coupled):
-    options = {"kernel": "coulomb+power_law", "exponent": 6, "strength": -20, "num_channels": 2}
-    options |= {"share_kernel": False, "couple_channels": coupled, "charge_constraint": "neutral"}
+    options = {"kernel": "coulomb+power_law(exponent=6, strength=-20)", "num_channels": 2}
+    options |= {"couple_channels": coupled, "charge_constraint": "neutral"}
     config = SETTINGS | {f"sog_{k}": v for k, v in options.items()} | {"max_num_epochs": 1}
     (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
     main(["--config=config.yaml"])
@@ -235,7 +235,7 @@ def test_unknown_option_suggests_the_nearest(capsys):
         ({"sog_min_width": -1.0}, "`min_width` must be positive"),
         ({"enable_cueq": True}, "--enable_cueq is not supported"),
         ({"sog_kernel": "power_law"}, "`exponent` must be given"),
-        ({"sog_kernel": "coulomb+yukawa"}, "`share_kernel` must be False"),
+        ({"sog_kernel": "coulomb+yukawa"}, "`num_channels` must be a multiple of 2"),
         ({"sog_num_channels": 0}, "`num_channels` must be at least 1"),
         ({"sog_tolerance": 7.0}, "`tolerance` must be between"),
         ({"sog_lr_factor": -1.0}, "`lr_factor` must be finite and not negative, got -1.0"),
