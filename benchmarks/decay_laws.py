@@ -314,7 +314,7 @@ def draw(results: dict[str, Result], path: Path) -> None:
         figure, axes = plots.panels(len(results))
         for ax, (name, result) in zip(axes, results.items(), strict=True):
             laws = comparison(LAWS[name], result.kernel, result.scale)
-            plots.draw_kernel(result.kernel, ax=ax, laws=laws, scale=result.scale)
+            plots.draw_kernel(result.kernel, ax=ax, potentials=laws, scale=result.scale)
             ax.axvspan(*TRAINED, color=plots.SHADE, lw=0, zorder=-2)
             ax.set_title(LAWS[name].title, loc="left", fontweight="bold")
         axes[-1].text(TRAINED[0], 0.02, " trained", transform=axes[-1].get_xaxis_transform())
