@@ -53,9 +53,9 @@ class SOGLongRange(nn.Module):
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law(exponent=6)", ...; :func:`sog_longrange.list_kernels` has all),
-        `min_width` in Å, below which the kernel is smoothed, `charge_constraint` ("auto", "none", "neutral", "total"), `tolerance`, and
-        `charge_embedding`, which tells charge states apart and needs `in_channels` and
-        ``output="energy"``.
+        `min_width` in Å, below which the kernel is smoothed, `charge_constraint` ("auto",
+        "none", "neutral", "total"), `tolerance`, and `charge_embedding`, which tells charge
+        states apart and needs `in_channels` and ``output="energy"``.
 
     Raises
     ------
