@@ -199,8 +199,8 @@ class SumOfGaussians(nn.Module, Kernel):
         return self.snapshot().radial(r2)
 
     def to_options(self) -> str:
-        """As of the snapshot."""
-        return self.snapshot().to_options()
+        """Everything but `gaussians`, as JSON, written so that tracers can follow."""
+        return _options_of(self)
 
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
@@ -304,14 +304,19 @@ class FixedGaussians(Kernel):
 
     def to_options(self) -> str:
         """Everything but `gaussians`, as JSON, written so that tracers can follow."""
-        zero = ", ".join(["true" if keep else "false" for keep in self.zero_mode])
-        numbers = f'"min_width": {self.min_width}, "num_channels": {self.num_channels}'
-        return f'{{{numbers}, "zero_mode": [{zero}]}}'
+        return _options_of(self)
 
     def in_double(self) -> FixedGaussians:
         """Return a copy in float64, without a graph."""
         values = (self.amplitudes.detach().double(), self.widths.detach().double())
         return FixedGaussians(*values, self.min_width, self.zero_mode, self.num_channels)
+
+
+def _options_of(kernel: Kernel) -> str:
+    """Write what :class:`FixedGaussians` takes beside amplitudes and widths, as JSON."""
+    zero = ", ".join(["true" if keep else "false" for keep in kernel.zero_mode])
+    numbers = f'"min_width": {kernel.min_width}, "num_channels": {kernel.num_channels}'
+    return f'{{{numbers}, "zero_mode": [{zero}]}}'
 
 
 def _check_potentials(initial: Sequence[InitialPotential], num_channels: int) -> None:
