@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange import Ewald, SumOfGaussians, coulomb, plots, power_law, yukawa
-from sog_longrange.kernels.initial import Start
+from sog_longrange.kernels.initial import InitialPotential
 from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.units import COULOMB_CONSTANT
 
@@ -52,7 +52,7 @@ class Law:
     title: str
     strength: float
     charges: list[float]
-    start: Start
+    initial: InitialPotential
     zero_mode: bool
     bare: Callable[[Tensor], Tensor]
     near: Callable[[Tensor], Tensor]
@@ -212,7 +212,7 @@ def make_frames(law: Law, gaps: tuple[float, float], count: int, seed: int) -> F
 
 def kernel_energies(kernel: Kernel, frames: Frames) -> Tensor:
     """Interaction energies by the kernel, in eV."""
-    first = 0 if kernel.zero_mode else 1
+    first = 0 if kernel.zero_mode[0] else 1
     return frames.shells[:, first:] @ kernel.fourier(frames.k2[first:])[0] / BOX**3
 
 
@@ -259,15 +259,17 @@ class Result(NamedTuple):
     scale: float
 
 
-def run(law: Law, *, steps: int = 500, seed: int = 0, start: Start | None = None) -> Result:
-    """Fit a kernel to one law and measure it beside its start and the Ewald kernel."""
+def run(
+    law: Law, *, steps: int = 500, seed: int = 0, initial: InitialPotential | None = None
+) -> Result:
+    """Fit a kernel to one law and measure it beside its initial potential and the Ewald kernel."""
     train = make_frames(law, TRAINED, 120, seed)
     tests = {
         "within": make_frames(law, TRAINED, 40, seed + 1),
         "beyond": make_frames(law, FARTHER, 40, seed + 2),
     }
     kernel = SumOfGaussians(
-        law.start if start is None else start,
+        law.initial if initial is None else initial,
         num_gaussians=12,
         min_width=1.0,
         max_width=20.0,  # wider ones are constant in the box
@@ -297,7 +299,7 @@ def table(results: dict[str, Result]) -> str:
 
 def comparison(law: Law, kernel: Kernel, scale: float) -> dict[str, plots.Law]:
     """Return the law to draw a kernel beside, by name."""
-    if kernel.zero_mode:
+    if kernel.zero_mode[0]:
         return {law.title: lambda r: law.strength * law.bare(r)}
     # Without k = 0 a constant of the kernel is not seen by any energy.
     r = torch.linspace(*TRAINED, 100, dtype=torch.float64)
@@ -312,7 +314,7 @@ def draw(results: dict[str, Result], path: Path) -> None:
         figure, axes = plots.panels(len(results))
         for ax, (name, result) in zip(axes, results.items(), strict=True):
             laws = comparison(LAWS[name], result.kernel, result.scale)
-            plots.draw_kernel(result.kernel, ax=ax, laws=laws, scale=result.scale)
+            plots.draw_kernel(result.kernel, ax=ax, potentials=laws, scale=result.scale)
             ax.axvspan(*TRAINED, color=plots.SHADE, lw=0, zorder=-2)
             ax.set_title(LAWS[name].title, loc="left", fontweight="bold")
         axes[-1].text(TRAINED[0], 0.02, " trained", transform=axes[-1].get_xaxis_transform())

@@ -100,7 +100,7 @@ def compare_law(part: SOGLongRange, law: Callable[[Tensor], Tensor], folder: Pat
     print("  learned law over {:g} to {:g} Å:".format(*REACH), end=" ")
     print(f"off by at most {100 * error:.1f} % up to {what}")
     laws = {law.__name__: lambda r: (law(r) + constant) / factor}
-    ax = plots.draw_kernel(kernel, laws=laws, reach=(2.0, 16.0))
+    ax = plots.draw_kernel(kernel, potentials=laws, reach=(2.0, 16.0))
     plots.save_figure(ax.figure, folder / "kernel.png")
     return {"law": {"largest_error": error, "factor": factor, "constant": constant}}
 

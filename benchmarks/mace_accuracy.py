@@ -111,8 +111,7 @@ SYSTEMS = {
         (*DIMERS, "--batch_size=4"),
         # Half of the screening that is to be learned, and nothing as wide as the box.
         (
-            "--sog_kernel=yukawa",
-            "--sog_kappa=0.1",
+            "--sog_kernel=yukawa(kappa=0.1)",
             "--sog_max_width=10",
             "--sog_kernel_lr_factor=1",
             "--sog_charge_constraint=neutral",

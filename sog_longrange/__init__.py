@@ -20,10 +20,15 @@ from .errors import (
     SOGError,
 )
 from .fixed_mesh import FixedMeshEnergy
+from .kernels.coulomb import coulomb
 from .kernels.coupled import CoupledGaussians, kernel_matrix
 from .kernels.ewald import Ewald
 from .kernels.gaussians import SumOfGaussians
-from .kernels.initial import coulomb, power_law, yukawa
+from .kernels.initial import InitialPotential
+from .kernels.kernel import Kernel
+from .kernels.power_law import power_law
+from .kernels.registry import list_kernels, register
+from .kernels.yukawa import yukawa
 from .long_range import SOGLongRange
 from .observables.born_charges import BornCharges, born_charges
 from .observables.external_field import FieldOutput, field_energy, uniform_field
@@ -40,8 +45,10 @@ __all__ = [
     "FixedMeshEnergy",
     "GridReport",
     "HostError",
+    "InitialPotential",
     "InputError",
     "InputTypeError",
+    "Kernel",
     "LatentCharges",
     "LatentDipoles",
     "LongRangeEnergy",
@@ -57,9 +64,11 @@ __all__ = [
     "coulomb",
     "find_tolerance",
     "kernel_matrix",
+    "list_kernels",
     "potential_and_field",
     "power_law",
     "project_total_charge",
+    "register",
     "report_grid",
     "yukawa",
     "BornCharges",

@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar, get_type_hints
 
 from .charges.charge_states import check_charge_embedding
 from .charges.readout import check_readout
 from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
 from .kernels.coupled import CoupledGaussians
-from .kernels.ewald import Ewald
 from .kernels.gaussians import SumOfGaussians
-from .kernels.initial import Start, coulomb, power_law, yukawa
+from .kernels.kernel import Kernel
+from .kernels.spec import KernelSpec, parse_kernels
+from .options import check_choice, check_type
 
-KERNELS = ("coulomb", "power_law", "yukawa", "ewald")
-SUMS = ("coulomb", "power_law", "yukawa")
-USED_BY = {
-    "exponent": ("power_law",),
-    "kappa": ("yukawa",),
-    "strength": ("power_law", "yukawa"),
-    "smearing": ("ewald",),
-    "zero_mode": SUMS,
-    "share_kernel": SUMS,
-    "couple_channels": SUMS,
-    "num_gaussians": SUMS,
-    "min_width": SUMS,
-    "max_width": SUMS,
-    "learn_amplitudes": SUMS,
-    "learn_widths": SUMS,
-}
+OF_SUMS = (
+    *("zero_mode", "couple_channels", "num_gaussians", "min_width", "max_width"),
+    *("learn_amplitudes", "learn_widths"),
+)
+"""Options of sums of Gaussians, of no use for other kernels."""
+
 HOW = ("backend", "engine")
 DIPOLE_BACKENDS = ("auto", "mesh")
-ELECTRIC = ("coulomb", "yukawa", "power_law")
 CHARGE_CONSTRAINTS = ("auto", "none", "neutral", "total")
+
+Value = TypeVar("Value")
+
+
+def option(default: Value, text: str) -> Value:
+    """Field of a dataclass of options.
+
+    Parameters
+    ----------
+    default : object
+    text : str
+        One line of help, which command lines show; :func:`help_of` finds it.
+
+    Returns
+    -------
+    dataclasses.Field
+    """
+    found: Value = field(default=default, metadata={"help": text})
+    return found
+
+
+def help_of(options: type) -> dict[str, str]:
+    """Help of each option of a dataclass that has it.
+
+    Parameters
+    ----------
+    options : type
+
+    Returns
+    -------
+    dict of str to str
+        By name.
+    """
+    return {x.name: x.metadata["help"] for x in dataclasses.fields(options)}
 
 
 @dataclass(frozen=True)
@@ -45,28 +69,20 @@ class SOGConfig:
 
     Attributes
     ----------
-    kernel : {"coulomb", "power_law", "yukawa", "ewald"} or laws joined by "+"
-        Law that the sum of Gaussians starts as, or the fixed Ewald kernel. With laws joined
-        as in "coulomb+power_law" channels are divided among them in equal blocks, in this
-        order; a law may be there more than once, for a larger share. The first channel is that of
-        the electric charges, so that Coulomb, or else Yukawa, comes first. This needs
-        ``share_kernel=False``.
-    exponent, kappa, strength : float, optional
-        Parameters of the start: exponent of the power law, which has no default,
-        inverse screening length of the Yukawa law in 1/Å, and the strength of either in
-        eV Å^exponent/e^2 (by default 1 and that of Coulomb). With a negative strength
-        like charges attract, as in dispersion. Where both laws are joined, it is that of
-        the power law.
-    smearing : float
-        Width in Å of the Gaussian charges of the Ewald kernel.
+    kernel : str or sequence of str
+        What charges interact through: the potential that a sum of Gaussians begins as, such
+        as "coulomb", "yukawa(kappa=0.2)" or "power_law(exponent=6, strength=-20)", or another
+        kernel, such as "ewald(smearing=1.0)". A class of your own is "package.module:Class".
+        :func:`~sog_longrange.list_kernels` has all names with their options. Several potentials,
+        as in "coulomb+power_law(exponent=6)+power_law(exponent=4)" or in a sequence, are
+        combined: channels are divided among them in equal blocks, in this order, and
+        each channel has a kernel of its own; the first must be one of electric charges, if any
+        is. With a single one, all channels share one kernel.
     num_channels : int
-        Number of latent charges of each atom; a multiple of the number of joined laws.
-    share_kernel : bool
-        Whether all channels share one sum of Gaussians.
+        Number of latent charges of each atom; a multiple of the number of combined potentials.
     couple_channels : bool
-        Whether channels meet, by a learnable law of each pair that begins as zero; see
-        :class:`~sog_longrange.CoupledGaussians`. This needs two channels or more and
-        ``share_kernel=False``.
+        Whether channels interact, by a learnable kernel of each pair that begins as zero; see
+        :class:`~sog_longrange.CoupledGaussians`. This needs two channels or more.
     num_gaussians, min_width, max_width, learn_amplitudes, learn_widths
         See :class:`~sog_longrange.SumOfGaussians`; widths in Å.
     hidden_size : int
@@ -76,12 +92,12 @@ class SOGConfig:
         that of the first channel; then the other channels are neutral. "auto" is "total" where
         all training data have total charges, as the training commands of the adapters find out
         (see :meth:`resolve`), and "neutral" otherwise: data of bulk materials leave a common
-        shift of all charges open, which surfaces and clusters would show. Of joined laws,
-        constraints hold for those whose charges are electric charges or whose energy at
-        k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3.
+        shift of all charges open, which surfaces and clusters would show. Of combined
+        potentials, constraints hold for those whose charges are electric charges or whose energy
+        at k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3.
         Channels of higher exponents, such as dispersion, stay free: nothing conserves their
-        charges, and those of one sign attract. Where all channels have such an exponent,
-        "auto" constrains none.
+        charges, and those of one sign attract. Where all channels are such, "auto" constrains
+        none, and "neutral" and "total" all.
     charge_embedding : int
         Number of functions of the total charge that become an input of the features, with an
         energy of the charge state, see :class:`~sog_longrange.ChargeStates`; 0 leaves both out.
@@ -95,9 +111,7 @@ class SOGConfig:
     tolerance, backend, engine
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
-        Keep k = 0, in all channels; by default each law decides for its own.
-    remove_self : bool
-        Remove the interaction of each charge with itself.
+        Keep k = 0, in all channels; by default each initial potential decides for its own.
 
     Raises
     ------
@@ -105,39 +119,56 @@ class SOGConfig:
         If an option has a wrong type or value, or the chosen kernel has no use for it.
     """
 
-    kernel: str = "coulomb"
-    exponent: float | None = None
-    kappa: float = 0.1
-    strength: float | None = None
-    smearing: float = 1.0
-    num_channels: int = 1
-    share_kernel: bool = True
-    couple_channels: bool = False
-    num_gaussians: int = 12
-    min_width: float = 1.0
-    max_width: float = 100.0
-    learn_amplitudes: bool = True
-    learn_widths: bool = True
-    hidden_size: int = 32
-    charge_constraint: str = "auto"
-    charge_embedding: int = 0
-    fractional_charge: bool = False
-    latent_dipoles: bool = False
-    tolerance: float = 1e-5
-    zero_mode: bool | None = None
-    remove_self: bool = True
-    backend: str = "auto"
-    engine: str = "auto"
+    kernel: str | Sequence[str] = option(
+        "coulomb", "initial potential of the sum of Gaussians or whole kernel, or several by +"
+    )
+    num_channels: int = option(
+        1, "latent charges of each atom; a multiple of the number of combined potentials"
+    )
+    couple_channels: bool = option(
+        False, "a learned kernel of each pair of channels, which begins as zero"
+    )
+    num_gaussians: int = option(12, "number of Gaussians")
+    min_width: float = option(1.0, "lower bound of every width, Å")
+    max_width: float = option(100.0, "widest initial Gaussian, Å")
+    learn_amplitudes: bool = option(True, "train the amplitudes of the Gaussians")
+    learn_widths: bool = option(True, "train the widths of the Gaussians")
+    hidden_size: int = option(32, "width of the perceptron of the charge readout; 0 for none")
+    charge_constraint: str = option(
+        "auto",
+        "auto, none, neutral, or total: latent charges are free, sum to zero, or to the "
+        "total_charge of the data; auto is total where every frame has one, else neutral; those "
+        "of dispersion and other integrable potentials stay free",
+    )
+    charge_embedding: int = option(
+        0,
+        "functions of the total_charge of the data that are inputs of the model, with an energy "
+        "of the charge state; 0 for none",
+    )
+    fractional_charge: bool = option(False, "let total charges be other than whole numbers")
+    latent_dipoles: bool = option(
+        False, "give atoms latent dipoles too, from the vectors (l = 1) of the host model"
+    )
+    tolerance: float = option(1e-5, "relative accuracy of the reciprocal sum")
+    zero_mode: bool | None = option(
+        None, "keep k = 0 in all channels (default: each initial potential decides for its own)"
+    )
+    backend: str = option("auto", "what does the reciprocal sum: auto, dense, mesh or finufft")
+    engine: str = option("auto", "compiled code for the mesh: auto, none, numba or triton")
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _coerce(name, getattr(self, name), hint))
-        self._check_laws()
-        _check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
+            if name != "kernel":
+                object.__setattr__(self, name, check_type(name, getattr(self, name), hint))
+        # The same kernels are the same text, whatever was left out or abbreviated.
+        text = "+".join(str(spec) for spec in parse_kernels(_check_text(self.kernel)))
+        object.__setattr__(self, "kernel", text)
+        check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
         self._check_used()
+        self._check_combined()
         self._check_coupling()
-        # A kernel is cheap to build and knows what it takes; so does an energy.
-        self.build_energy()
+        # A kernel is cheap to build and checks what it takes; so does an energy.
+        self._check_channels(self.build_energy().kernel)
         check_readout(self.num_channels, self.hidden_size)
         check_charge_embedding(self.charge_embedding)
 
@@ -146,26 +177,31 @@ class SOGConfig:
         """Whether the total charge of each structure is a required input."""
         return self.charge_constraint == "total" or self.charge_embedding > 0
 
+    @cached_property
+    def kernels(self) -> tuple[KernelSpec, ...]:
+        """What `kernel` consists of, each by name and options."""
+        return parse_kernels(self.kernel)
+
     @property
-    def _laws(self) -> list[str]:
-        return self.kernel.split("+")
+    def is_sum_of_gaussians(self) -> bool:
+        """Whether the kernel is one, as structures with non-periodic directions need."""
+        return self.kernels[0].is_potential
 
     @property
     def constrained_channels(self) -> tuple[int, ...]:
         """Channels that `charge_constraint` holds for; the first carries the total charge."""
         if self.charge_constraint == "none":
             return ()
-        if len(set(self._laws)) == 1 and self.charge_constraint != "auto":
-            return tuple(range(self.num_channels))
-        return self.conserved_channels
+        if self.charge_constraint == "auto" or self.conserved_channels:
+            return self.conserved_channels
+        return tuple(range(self.num_channels))
 
-    @property
+    @cached_property
     def conserved_channels(self) -> tuple[int, ...]:
         """Channels of electric charges, which chemistry conserves; dispersion's are none."""
-        laws = self._laws
-        block = self.num_channels // len(laws)
-        bound = [i for i, law in enumerate(laws) if self._is_conserved(law)]
-        return tuple(i * block + j for i in bound for j in range(block))
+        block = self.num_channels // len(self.kernels)
+        parts = [spec.build().conserved for spec in self.kernels]
+        return tuple(i * block + j for i, own in enumerate(parts) if own for j in range(block))
 
     def resolve(self, has_total_charges: bool) -> SOGConfig:
         """Decide what `charge_constraint="auto"` means for a set of training data.
@@ -224,52 +260,40 @@ class SOGConfig:
         """What these options mean for a model that is built before any data are seen."""
         return self.resolve(self.charge_embedding > 0)
 
-    def _is_conserved(self, law: str) -> bool:
-        return law == "ewald" or self._start(law).conserved
-
-    def _check_laws(self) -> None:
-        """Refuse laws that are unknown or cannot be joined as asked."""
-        laws = self._laws
-        for law in laws:
-            _check_choice("kernel", law, KERNELS)
-        if len(laws) == 1:
-            return
-        if "ewald" in laws:
-            expected = f'"ewald" alone or {", ".join(SUMS)} joined by "+"'
+    def _check_combined(self) -> None:
+        """Refuse kernels that cannot be combined as asked."""
+        count = len(self.kernels)
+        if count > 1 and not all(spec.is_potential for spec in self.kernels):
+            expected = "a single kernel, or initial potentials of sums of Gaussians combined"
             raise ConfigError(explain("kernel", expected, repr(self.kernel)))
-        if self.share_kernel:
-            expected = f"False with kernel={self.kernel!r}, where channels have laws of their own"
-            raise ConfigError(explain("share_kernel", expected, "True"))
-        electric = next(law for law in ELECTRIC if law in laws)
-        if laws[0] != electric:
+        if self.num_channels % count:
+            expected = f"a multiple of {count}, the number of potentials in kernel={self.kernel!r}"
+            raise ConfigError(explain("num_channels", expected, str(self.num_channels)))
+        if self.conserved_channels and 0 not in self.conserved_channels:
             expected = (
-                f"with {electric!r} first: charges and dipoles are those of the first channel"
+                "a potential of electric charges first, where there is one: charges and dipoles "
+                "of a model are those of the first channel"
             )
             raise ConfigError(explain("kernel", expected, repr(self.kernel)))
-        if self.num_channels % len(laws):
-            expected = f"a multiple of {len(laws)}, the number of laws in kernel={self.kernel!r}"
-            raise ConfigError(explain("num_channels", expected, str(self.num_channels)))
 
     def _check_coupling(self) -> None:
         """Refuse options with which channels could not be coupled."""
-        if not self.couple_channels:
-            return
-        if self.share_kernel:
-            expected = "False with couple_channels=True, where each pair of channels has a law"
-            raise ConfigError(explain("share_kernel", expected, "True"))
-        if not self.learn_amplitudes:
+        if self.couple_channels and not self.learn_amplitudes:
             expected = "True with couple_channels=True, because couplings begin as zero"
             raise ConfigError(explain("learn_amplitudes", expected, "False"))
 
+    def _check_channels(self, kernel: Kernel) -> None:
+        if kernel.num_channels not in (1, self.num_channels):
+            expected = f"{kernel.num_channels}, as many as the kernel {self.kernel} has"
+            raise ConfigError(explain("num_channels", expected, str(self.num_channels)))
+
     def _check_used(self) -> None:
         """Refuse options that would be ignored."""
-        for field in dataclasses.fields(self):
-            kernels = USED_BY.get(field.name, KERNELS)
-            used = any(law in kernels for law in self._laws)
-            if not used and getattr(self, field.name) != field.default:
-                expected = f"left out unless `kernel` is one of {', '.join(kernels)}"
-                got = f"{getattr(self, field.name)} with kernel={self.kernel!r}"
-                raise ConfigError(explain(field.name, expected, got))
+        for own in dataclasses.fields(self):
+            value = getattr(self, own.name)
+            if not self.is_sum_of_gaussians and own.name in OF_SUMS and value != own.default:
+                expected = f"left out with kernel={self.kernel!r}, which is no sum of Gaussians"
+                raise ConfigError(explain(own.name, expected, str(value)))
         may_need = self.needs_total_charge or self.charge_constraint == "auto"
         if self.fractional_charge and not may_need:
             expected = 'left out unless `charge_constraint` is "total" or `charge_embedding` is on'
@@ -297,9 +321,9 @@ class SOGConfig:
         ConfigError
             If a key is unknown; the message suggests the nearest one.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [own.name for own in dataclasses.fields(cls)]
         for key in options:
-            _check_choice("option", key, names)
+            check_choice("option", key, names)
         return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -327,17 +351,17 @@ class SOGConfig:
             if value != theirs[name] and name not in HOW
         )
 
-    def build_kernel(self) -> SumOfGaussians | Ewald:
+    def build_kernel(self) -> Kernel:
         """Return a new kernel with these options."""
-        if self.kernel == "ewald":
-            return Ewald(self.smearing)
-        laws = self._laws
-        block = self.num_channels // len(laws)
-        starts = [self._start(law) for law in laws for _ in range(block)]
+        if not self.is_sum_of_gaussians:
+            return self.kernels[0].build_kernel()
+        block, shared = self.num_channels // len(self.kernels), len(self.kernels) == 1
+        potentials = [spec.build_potential() for spec in self.kernels]
+        initial = potentials[0] if shared else [x for x in potentials for _ in range(block)]
         kind = CoupledGaussians if self.couple_channels else SumOfGaussians
         return kind(
-            starts if len(laws) > 1 else self._start(self.kernel),
-            num_channels=1 if self.share_kernel else self.num_channels,
+            initial,
+            num_channels=1 if shared and not self.couple_channels else self.num_channels,
             num_gaussians=self.num_gaussians,
             min_width=self.min_width,
             max_width=self.max_width,
@@ -351,37 +375,16 @@ class SOGConfig:
         return LongRangeEnergy(
             self.build_kernel(),
             tolerance=self.tolerance,
-            remove_self=self.remove_self,
             backend=self.backend,
             engine=self.engine,
         )
 
-    def _start(self, law: str) -> Start:
-        if law == "coulomb":
-            return coulomb()
-        strength = {} if self.strength is None else {"strength": self.strength}
-        if law == "yukawa":
-            # One number cannot be the strength of 1/r and of another power.
-            return yukawa(self.kappa, **({} if "power_law" in self._laws else strength))
-        if self.exponent is None:
-            raise ConfigError(explain("exponent", 'given for kernel="power_law"', "None"))
-        return power_law(self.exponent, **strength)
 
-
-def _coerce(name: str, value: object, hint: object) -> object:
-    """Check the type of an option; integers may stand for floats."""
-    allowed: tuple[type, ...] = getattr(hint, "__args__", None) or (hint,)  # type: ignore[assignment]
-    if type(value) is int and float in allowed:
-        return float(value)
-    if type(value) not in allowed:
-        names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
-        raise ConfigError(explain(name, names, f"{value!r} of type {type(value).__name__}"))
-    return value
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...] | list[str]) -> None:
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    remedy = f"Did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(explain(name, "one of " + ", ".join(choices), repr(value), remedy))
+def _check_text(kernel: object) -> str | list[str]:
+    """Check that kernels are given as text."""
+    parts = [kernel] if isinstance(kernel, str) or not isinstance(kernel, Sequence) else kernel
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        got = f"{kernel!r} of type {type(kernel).__name__}"
+        raise ConfigError(explain("kernel", "str or a sequence of str", got))
+    return texts

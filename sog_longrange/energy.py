@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .errors import ConfigError, InputError, explain
-from .kernels.ewald import Ewald
-from .kernels.gaussians import FixedGaussians
-from .kernels.kernel import Kernel, check_channels, zero_modes
+from .kernels.kernel import Kernel, check_channels
+from .kernels.spec import kernel_from
 from .summation.cost_model import Choice, check_backend
 from .summation.dispatch import choices, evaluate
 from .summation.engines.select import check_engine
@@ -76,7 +75,7 @@ class LongRangeEnergy(nn.Module):
 
     Structures that are periodic along all three axes are summed in reciprocal space, open
     ones of up to 500 atoms over all pairs. Larger and dense ones, slabs and wires are summed on a
-    padded mesh, by the same law K(r) between all atoms and all images along the periodic
+    padded grid, by the same kernel K(r) between all atoms and all images along the periodic
     axes; the Ewald kernel has open structures only as pairs, and no slabs. One batch may
     hold all of these. Several backends do the reciprocal sum, to the same tolerance:
 
@@ -90,7 +89,7 @@ class LongRangeEnergy(nn.Module):
     Parameters
     ----------
     kernel : SumOfGaussians, CoupledGaussians or Ewald, or of :func:`~sog_longrange.kernel_matrix`
-        Law of interaction.
+        Of the interaction.
     tolerance : float
         Relative size of the kernel's Gaussian factor at which the reciprocal sum ends. The
         relative l2 error of forces is below 5 times this for kernels as they start, and
@@ -301,17 +300,11 @@ class LongRangeEnergy(nn.Module):
     @property
     def _options(self) -> str:
         """Everything but tensors, as JSON, written so that tracers can follow."""
-        kernel = self.kernel
-        if isinstance(kernel, Ewald):
-            law = f'{{"smearing": {kernel.smearing}}}'
-        else:
-            zero = ", ".join(["true" if keep else "false" for keep in zero_modes(kernel)])
-            law = f'"min_width": {kernel.min_width}, "zero_mode": [{zero}]'
-            law = f'{{{law}, "num_channels": {kernel.num_channels}}}'
+        kernel = self.kernel.to_options()
         remove = "true" if self.remove_self else "false"
         how = f'"backend": "{self.backend}", "engine": "{self.engine}"'
         how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'
-        return f'{{"kernel": {law}, "energy": {how}}}'
+        return f'{{"kernel": {kernel}, "energy": {how}}}'
 
     def choices(self, charges: Tensor, structures: Structures) -> dict[int, Choice]:
         """Tell which backend each periodic structure gets, and the predicted cost of all.
@@ -415,10 +408,7 @@ def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate what an operator was called with."""
     field = has_field(inputs.options)
     options = json.loads(inputs.options.removesuffix(FIELD))
-    if "smearing" in options["kernel"]:
-        kernel: Kernel = Ewald(**options["kernel"])
-    else:
-        kernel = FixedGaussians(inputs.amplitudes, inputs.widths, **options["kernel"])
+    kernel = kernel_from(options["kernel"], inputs.amplitudes, inputs.widths)
     energy = LongRangeEnergy(kernel, **options["energy"])
     tensors = (inputs.positions, inputs.cell, inputs.pbc, inputs.batch)
     dipoles = inputs.dipoles if inputs.dipoles.shape[1] else None

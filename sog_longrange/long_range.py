@@ -26,7 +26,7 @@ from .validation import (
     is_traced,
 )
 
-FORMAT: int = 2
+FORMAT: int = 3
 """Version of what :class:`SOGLongRange` stores in a state dict."""
 
 
@@ -179,18 +179,14 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         ConfigError
-            If the options differ or the format is newer than this version knows.
+            If the options differ or the format is that of another version.
         """
-        if state["format"] > FORMAT:
-            remedy = "Update sog-longrange."
-            raise ConfigError(explain("format", f"at most {FORMAT}", str(state["format"]), remedy))
+        if state["format"] != FORMAT:
+            newer = state["format"] > FORMAT
+            remedy = "Update sog-longrange." if newer else "Train the model again."
+            raise ConfigError(explain("format", str(FORMAT), str(state["format"]), remedy))
         # How the numbers are computed may need a library that is not installed here.
         stored = {key: value for key, value in state["config"].items() if key not in HOW}
-        if state["format"] < 2 and _means_otherwise(state["config"]):
-            raise ConfigError(
-                "The state is of a version that constrained all channels of joined laws, also "
-                "those of dispersion, which are free now. Train the model again."
-            )
         theirs = SOGConfig.from_dict(stored)
         ours = self.config
         if ours.charge_constraint == "auto":
@@ -415,8 +411,3 @@ def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig
         expected = 'None unless charge_constraint="none" and charge_embedding=0'
         remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
         raise ConfigError(explain("process_group", expected, "a process group", remedy))
-
-
-def _means_otherwise(config: dict[str, Any]) -> bool:
-    """Tell whether options of format 1 stand for another model today."""
-    return len(set(config["kernel"].split("+"))) > 1 and config["charge_constraint"] != "none"

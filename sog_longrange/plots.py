@@ -51,7 +51,7 @@ STYLE: dict[str, Any] = {
 }
 """Settings of matplotlib in all figures of the project."""
 
-Law = Callable[[Tensor], Tensor]
+Potential = Callable[[Tensor], Tensor]
 """Value in eV/e^2 of an interaction at distances in Å."""
 
 
@@ -105,19 +105,19 @@ def draw_kernel(
     kernel: Kernel,
     *,
     channel: int | tuple[int, int] = 0,
-    laws: Mapping[str, Law] | None = None,
+    potentials: Mapping[str, Potential] | None = None,
     scale: float = 1.0,
     reach: tuple[float, float] = (2.0, 20.0),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw the size of a learned kernel over distance, beside laws of decay.
+    """Draw the size of a learned kernel over distance, beside potentials of other decay.
 
     Parameters
     ----------
-    kernel : SumOfGaussians or Ewald
+    kernel : Kernel
     channel : int or tuple of 2 ints
-        Whose law; a pair of channels for the law between them, where channels are coupled.
-    laws : mapping of str to callable, optional
+        Whose kernel; a pair of channels for the one between them, where channels are coupled.
+    potentials : mapping of str to callable, optional
         What to compare with, by name. By default 1/r and 1/r^6 through the kernel's value at
         the geometric mean of `reach`, so that slopes can be compared.
     scale : float
@@ -134,20 +134,20 @@ def draw_kernel(
     Raises
     ------
     InputError
-        If the kernel has no such law.
+        If the kernel has no such channel.
     """
-    law = _place_of_law(kernel, channel)
+    row = _row_of(kernel, channel)
     with house_style(), torch.no_grad():
         near, far = reach
         steps = torch.linspace(0.0, math.log(far / near), 400, dtype=torch.float64)
         r = near * steps.exp()
         middle = torch.tensor([near * far], dtype=torch.float64)
-        found, pivot = (scale * _radial(kernel, x)[law] for x in (r.square(), middle))
-        if laws is None:
+        found, pivot = (scale * _radial(kernel, x)[row] for x in (r.square(), middle))
+        if potentials is None:
             ratio = r / middle.sqrt()
             lines = {"1/r": pivot.abs() / ratio, "1/r⁶": pivot.abs() / ratio**6}
         else:
-            lines = {name: law(r).abs() for name, law in laws.items()}
+            lines = {name: value(r).abs() for name, value in potentials.items()}
         ax = _axes(ax)
         for (name, values), dashes in zip(lines.items(), ("--", ":", "-."), strict=False):
             ax.plot(r, values, dashes, color=INK, lw=1.6, label=name, zorder=3)
@@ -311,8 +311,8 @@ def _radial(kernel: Kernel, r2: Tensor) -> Tensor:
     return kernel.radial(r2.to(like)).double().cpu()
 
 
-def _place_of_law(kernel: Kernel, channel: int | tuple[int, int]) -> int:
-    """Where the law of a channel, or of a pair of channels, is among those of the kernel."""
+def _row_of(kernel: Kernel, channel: int | tuple[int, int]) -> int:
+    """Where a channel, or a pair of channels, is among the values of the kernel."""
     count, channels = len(_radial(kernel, torch.ones(1))), kernel.num_channels
     coupled = count > channels
     pairs = channel_pairs(channels) if coupled else [(p, p) for p in range(channels)]

@@ -11,7 +11,6 @@ from torch import Tensor
 from .energy import LongRangeEnergy
 from .errors import ConfigError, InputError, explain
 from .geometry import reduced_cell
-from .kernels.gaussians import FixedGaussians
 from .summation.cost_model import Choice
 from .summation.grids import choose_grids
 from .validation import check_structures
@@ -170,10 +169,8 @@ def _with_tolerance(energy: LongRangeEnergy, tolerance: float) -> LongRangeEnerg
 
 def _tighter(energy: LongRangeEnergy) -> LongRangeEnergy:
     reference = _with_tolerance(energy, max(_FLOOR, _TIGHTER * energy.tolerance))
-    if isinstance(energy.kernel, FixedGaussians):
-        reference.kernel = energy.kernel.double()
-        return reference
-    return copy.deepcopy(reference).double()
+    # Copied as a part of the energy, a kernel computed from other tensors could not be.
+    return copy.deepcopy(reference, {id(energy.kernel): energy.kernel.in_double()}).double()
 
 
 def _energy_and_forces(

@@ -35,6 +35,7 @@ LAYERS = {
     "units": 0,
     "hosts": 1,
     "geometry": 1,
+    "options": 1,
     "validation": 2,
     "frames": 3,
     "coincidence": 3,

@@ -1,10 +1,10 @@
-"""Laws between channels: a law for each channel, one for all, or one for each pair of channels.
+"""Kernels between channels: one for all, one for each channel, or one for each pair.
 
-Tables of kernels have their laws along one axis, as many as one of these three:
+Tables of kernels have these along one axis, as many as one of these three:
 
-    1              every channel follows the same law and meets only itself
-    P              each of the P channels follows its own law and meets only itself
-    P (P + 1) / 2  each pair of channels p <= q has a law K_pq = K_qp, and all channels meet
+    1              every channel has the same kernel and interacts only with itself
+    P              each of the P channels has its own kernel and interacts only with itself
+    P (P + 1) / 2  each pair of channels p <= q has a kernel K_pq = K_qp: coupled channels
 
 Their number says which it is. The energy is 1/2 sum_pq K_pq q_p q_q in all cases, so that all
 sums over modes and over pairs of atoms are the same ones.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def channel_pairs(num_channels: int) -> list[tuple[int, int]]:
-    """Pairs of channels p <= q in the order of their laws: (0, 0), (0, 1), ..., (1, 1), ...
+    """Pairs of channels p <= q in the order of their kernels: (0, 0), (0, 1), ..., (1, 1), ...
 
     Parameters
     ----------
@@ -31,13 +31,13 @@ def channel_pairs(num_channels: int) -> list[tuple[int, int]]:
     return [(p, q) for p in range(num_channels) for q in range(p, num_channels)]
 
 
-def apply_kernels(laws: Tensor, values: Tensor, axis: int) -> Tensor:
+def apply_kernels(kernels: Tensor, values: Tensor, axis: int) -> Tensor:
     """sum_q K_pq v_q for each channel p.
 
     Parameters
     ----------
-    laws : Tensor
-        With 1, P or P (P + 1) / 2 laws along `axis`.
+    kernels : Tensor
+        With 1, P or P (P + 1) / 2 kernels along `axis`.
     values : Tensor
         With P channels along `axis`, real or complex; other axes broadcast.
     axis : int
@@ -47,33 +47,33 @@ def apply_kernels(laws: Tensor, values: Tensor, axis: int) -> Tensor:
     Tensor
         With P channels along `axis`.
     """
-    count, channels = laws.shape[axis], values.shape[axis]
+    count, channels = kernels.shape[axis], values.shape[axis]
     if count == 1 or count == channels:  # `in` is more than tracers follow
-        return laws * values
+        return kernels * values
     parts = values.unbind(axis)
     sums: list[Tensor | None] = [None] * channels
-    for law, (p, q) in zip(laws.unbind(axis), channel_pairs(channels), strict=True):
+    for kernel, (p, q) in zip(kernels.unbind(axis), channel_pairs(channels), strict=True):
         for to, own in ((p, q), (q, p)) if p != q else ((p, q),):
-            term, so_far = law * parts[own], sums[to]
+            term, so_far = kernel * parts[own], sums[to]
             sums[to] = term if so_far is None else so_far + term
     return torch.stack([x for x in sums if x is not None], axis)
 
 
 def correlate_channels(first: Tensor, second: Tensor, count: int, axis: int) -> Tensor:
-    """Differentiate Re sum_pq K_pq u_p* v_q in the laws.
+    """Differentiate Re sum_pq K_pq u_p* v_q in the kernels.
 
     Parameters
     ----------
     first, second : Tensor, same shape
         u and v with P channels along `axis`, both real or both complex.
     count : int
-        Number of laws: 1, P or P (P + 1) / 2.
+        Number of kernels: 1, P or P (P + 1) / 2.
     axis : int
 
     Returns
     -------
     Tensor
-        With `count` laws along `axis`.
+        With `count` kernels along `axis`.
     """
     channels = first.shape[axis]
     if count == 1:

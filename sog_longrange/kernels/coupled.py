@@ -1,4 +1,4 @@
-"""Kernels in which channels meet: a law K_pq for each pair of channels.
+"""Coupled channels: a kernel K_pq for each pair of channels.
 
 The energy is E = 1/2 sum_pq sum_ij q_ip q_jq K_pq(|r_i - r_j|), for which meshes transform the P
 charges of each atom only, whatever K_pq is. Where the charge of channel p is zero on all atoms
@@ -19,34 +19,35 @@ from sog_longrange.validation import check_finite, check_float, check_like, chec
 
 from .channels import channel_pairs
 from .gaussians import FixedGaussians, SumOfGaussians
-from .initial import Start
-from .kernel import zero_modes
+from .initial import InitialPotential
 
 
 class CoupledGaussians(SumOfGaussians):
     """Learnable kernel K_pq(r) of all pairs of channels, each a sum of Gaussians.
 
-    K_pp is what :class:`~sog_longrange.SumOfGaussians` has for channel p, with its start, its
-    sign and its value pinned at `gauge_radius`, so that each channel of charges has a scale.
+    K_pp is what :class:`~sog_longrange.SumOfGaussians` has for channel p, with its initial
+    potential, its sign and its value pinned at `normalisation_radius`, so that the charges of
+    each channel have a scale.
     K_pq = K_qp with p < q has amplitudes of either sign,
 
-        a_pq,l = c_pq,l sqrt(|a_pp,l a_qq,l|)    of the start's a_pp,l,
+        a_pq,l = c_pq,l sqrt(|a_pp,l a_qq,l|)    of the initial a_pp,l,
 
-    and widths of its own. With c = 0 channels do not meet, and training finds out whether they
-    should; with c = 1 and one start, all pairs begin with the same law.
+    and widths of its own. With c = 0 channels do not interact, and training finds out whether
+    they should; with c = 1 and one potential, all pairs begin with the same kernel.
 
     Parameters
     ----------
-    start : PowerLaw or Yukawa, or a sequence of them
-        As of :class:`~sog_longrange.SumOfGaussians`, for the laws K_pp.
+    initial : InitialPotential or a sequence of them
+        As of :class:`~sog_longrange.SumOfGaussians`, for the kernels K_pp.
     num_channels : int
         Number of channels, at least 2.
     coupling : float
         What all c_pq,l begin as.
     **options
         `num_gaussians`, `min_width`, `max_width`, `learn_amplitudes`, which holds for the c_pq,l
-        too, `learn_widths` and `zero_mode`. By default k = 0 is kept in the laws K_pq of which
-        both channels keep it: what a neutralising background cancels, no other channel sees.
+        too, `learn_widths` and `zero_mode`. By default k = 0 is kept in those K_pq of
+        which both channels keep it: what a neutralising background cancels, no other channel
+        sees.
 
     Raises
     ------
@@ -67,46 +68,45 @@ class CoupledGaussians(SumOfGaussians):
 
     def __init__(
         self,
-        start: Start | Sequence[Start] | None = None,
+        initial: InitialPotential | Sequence[InitialPotential] | None = None,
         *,
         num_channels: int = 2,
         coupling: float = 0.0,
         **options: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(start, num_channels=num_channels, **options)
+        super().__init__(initial, num_channels=num_channels, **options)
         if num_channels < 2:
             expected = "at least 2 where channels are coupled"
             raise ConfigError(explain("num_channels", expected, str(num_channels)))
         if not math.isfinite(coupling):
             raise ConfigError(explain("coupling", "finite", str(coupling)))
-        laws, widths = channel_pairs(num_channels), self.raw_widths
-        keeps = zero_modes(self)
-        if len(keeps) > 1:
-            self.zero_mode = tuple(keeps[p] and keeps[q] for p, q in laws)
+        pairs, widths = channel_pairs(num_channels), self.raw_widths
+        keeps = self.zero_mode
+        self.zero_mode = tuple(keeps[p] and keeps[q] for p, q in pairs)
         self.raw_widths = nn.Parameter(
-            widths.detach()[:1].repeat(len(laws), 1), requires_grad=widths.requires_grad
+            widths.detach()[:1].repeat(len(pairs), 1), requires_grad=widths.requires_grad
         )
         self.couplings = nn.Parameter(
-            torch.full((len(laws) - num_channels, widths.shape[1]), float(coupling)),
+            torch.full((len(pairs) - num_channels, widths.shape[1]), float(coupling)),
             requires_grad=self.log_amplitudes.requires_grad,
         )
 
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
-        rows, laws = self.widths.unbind(0), channel_pairs(self.num_channels)
-        own = torch.stack([row for row, (p, q) in zip(rows, laws, strict=True) if p == q])
+        rows, pairs = self.widths.unbind(0), channel_pairs(self.num_channels)
+        own = torch.stack([row for row, (p, q) in zip(rows, pairs, strict=True) if p == q])
         pinned, scales = self._pinned(own).unbind(0), self._scales()
         couplings = iter(self.couplings.unbind(0))
         amplitudes = torch.stack(
-            [pinned[p] if p == q else next(couplings) * scales[p, q] for p, q in laws]
+            [pinned[p] if p == q else next(couplings) * scales[p, q] for p, q in pairs]
         )
         widths = torch.stack(rows)
         return FixedGaussians(amplitudes, widths, self.min_width, self.zero_mode, self.num_channels)
 
     def _scales(self) -> Tensor:
-        """sqrt(|a_p a_q|) of the start, with the sign of both if they have the same."""
-        start = self.start_amplitudes.expand(self.num_channels, -1)
-        root, sign = start.abs().sqrt(), start.sign()
+        """sqrt(|a_p a_q|) of the initial amplitudes, with their sign if both have the same."""
+        initial = self.initial_amplitudes.expand(self.num_channels, -1)
+        root, sign = initial.abs().sqrt(), initial.sign()
         sign = torch.where(sign[:, None] == sign, sign, torch.ones_like(sign))
         return sign * root[:, None] * root
 
@@ -175,11 +175,12 @@ def kernel_matrix(
     if not isinstance(zero_mode, bool) and len(zero_mode) != channels:
         expected = f"a bool or {channels} of them, one for each channel"
         raise InputError(explain("zero_mode", expected, str(list(zero_mode))))
-    laws = channel_pairs(channels)
+    pairs = channel_pairs(channels)
     keeps = [
-        zero_mode if isinstance(zero_mode, bool) else zero_mode[p] and zero_mode[q] for p, q in laws
+        zero_mode if isinstance(zero_mode, bool) else zero_mode[p] and zero_mode[q]
+        for p, q in pairs
     ]
-    first, second = zip(*laws, strict=True)
+    first, second = zip(*pairs, strict=True)
     own = (amplitudes[first, second], widths[first, second])
     return FixedGaussians(*own, lowest, keeps, channels)
 

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from sog_longrange.errors import ConfigError, explain
 from sog_longrange.units import COULOMB_CONSTANT
 
+from .kernel import Kernel
+from .registry import register
 
-class Ewald(nn.Module):
-    """Smeared Coulomb kernel K(r) = k_e erf(r / (sqrt(2) smearing)) / r, without parameters.
+
+@register("ewald")
+class Ewald(nn.Module, Kernel):
+    """14.4 eV Å/e^2 erf(r / (sqrt(2) smearing)) / r between smeared charges, nothing learned.
 
     Parameters
     ----------
@@ -35,14 +39,8 @@ class Ewald(nn.Module):
         if not (smearing > 0.0 and math.isfinite(smearing)):
             raise ConfigError(explain("smearing", "positive and finite", str(smearing)))
         self.smearing = float(smearing)
-        self.num_channels = 1
         self.min_width = self.smearing
-        self.zero_mode = False
-
-    @property
-    def gaussians(self) -> None:
-        """None: the kernel is no sum of Gaussians."""
-        return None
+        self.spec = f"ewald(smearing={self.smearing!r})"
 
     def fourier(self, k2: Tensor) -> Tensor:
         """Khat(k) = 4 pi k_e exp(-sigma^2 k^2 / 2) / k^2, infinite at k = 0."""
@@ -53,10 +51,6 @@ class Ewald(nn.Module):
         """K(r) = k_e erf(r / (sqrt(2) sigma)) / r, finite and smooth at r = 0."""
         scale = COULOMB_CONSTANT * math.sqrt(2.0 / math.pi) / self.smearing
         return scale * boys_zero(0.5 * r2 / self.smearing**2)[None]
-
-    def snapshot(self) -> Ewald:
-        """Return the kernel itself."""
-        return self
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""

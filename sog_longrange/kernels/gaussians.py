@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from sog_longrange.errors import ConfigError, InputTypeError, explain
 
-from .initial import Start, coulomb
+from .coulomb import coulomb
+from .initial import InitialPotential, log_spaced
+from .kernel import Kernel
 
 
 def gaussian_fourier(k2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
@@ -65,47 +67,48 @@ def _mix(weights: Tensor, rates: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("cl,clx->cx", weights, values).reshape(len(weights), *x.shape)
 
 
-class SumOfGaussians(nn.Module):
+class SumOfGaussians(nn.Module, Kernel):
     """Learnable kernel K(r) = sum_l a_l exp(-r^2 / (2 s_l^2)).
 
-    The kernel starts as a physical law, written as log-spaced Gaussians. Widths
+    The kernel begins as an initial potential, written as log-spaced Gaussians. Widths
     stay above `min_width` all through training, so a k cutoff chosen from it stays
-    valid. Amplitudes keep the sign of the start, and the value of the kernel at
-    `gauge_radius` is pinned: without the pin, (a, q) -> (c^2 a, q/c) would change
+    valid. Amplitudes keep their initial sign, and the value of the kernel at
+    `normalisation_radius` is pinned: without the pin, (a, q) -> (c^2 a, q/c) would change
     nothing and charges would have no scale. That distance, 4 `min_width`, is one that
     small cells see too: Gaussians wider than a third of the cell do nothing in it.
 
     Parameters
     ----------
-    start : PowerLaw or Yukawa, or a sequence of them
-        Law to begin with: :func:`coulomb`, :func:`power_law` or :func:`yukawa`. A sequence
-        gives each channel its own, such as the charge and the dispersion of an atom.
+    initial : InitialPotential or a sequence of them
+        Potential to begin with: :func:`coulomb`, :func:`power_law`, :func:`yukawa` or one of
+        your own. A sequence gives each channel its own, such as the charge and the dispersion
+        of an atom.
     num_channels : int
         Number of channels with a kernel of their own; 1 is shared by all channels. With a
-        sequence of starts it is their number.
+        sequence of potentials it is their number.
     num_gaussians : int
         Number of Gaussians, at least 2.
     min_width, max_width : float
-        Lower bound of every width and the widest Gaussian of the start, in Å.
+        Lower bound of every width and the widest initial Gaussian, in Å.
     learn_amplitudes, learn_widths : bool
         Whether training may change them.
     zero_mode : bool, optional
-        Whether k = 0 is kept, in all channels. By default each law decides for its own: k = 0
-        is kept by those that are integrable over all space (Yukawa, exponents above 3) and
-        dropped by the others. Without it, an integrable law lacks the term of Khat(0) times the
-        squared total charge over 2 V; with it, the total charge of a Coulomb channel costs
-        a large energy.
+        Whether k = 0 is kept, in all channels. By default each initial potential decides for its
+        own: k = 0 is kept by those that are integrable over all space (Yukawa, exponents above
+        3) and dropped by the others. Without it, an integrable one lacks the term of Khat(0)
+        times the squared total charge over 2 V; with it, the total charge of a Coulomb channel
+        costs a large energy.
 
     Raises
     ------
     ConfigError
-        If an option is out of range, a start's amplitudes overflow or vanish, or several starts
-        are not as many as the channels.
+        If an option is out of range, initial amplitudes overflow or vanish or cannot be fitted,
+        or several potentials are not as many as the channels.
 
     Notes
     -----
-    The narrowest Gaussian of the start is 1.2 `min_width` wide. For 1/r, forces follow the
-    law to 6e-4 from 4 `min_width` to 0.15 `max_width`; what wider Gaussians would add to
+    The narrowest initial Gaussian is 1.2 `min_width` wide. For 1/r, forces follow the
+    potential to 6e-4 from 4 `min_width` to 0.15 `max_width`; what wider Gaussians would add to
     the energy there is a constant, which cancels in neutral structures.
 
     References
@@ -115,13 +118,13 @@ class SumOfGaussians(nn.Module):
     2 sqrt(2) exp(-pi^2 / (2 ln b)) at a ratio b of neighbouring widths.
     """
 
-    start: Start | tuple[Start, ...]
-    start_amplitudes: Tensor
+    initial: InitialPotential | tuple[InitialPotential, ...]
+    initial_amplitudes: Tensor
     pinned_value: Tensor
 
     def __init__(
         self,
-        start: Start | Sequence[Start] | None = None,
+        initial: InitialPotential | Sequence[InitialPotential] | None = None,
         *,
         num_channels: int = 1,
         num_gaussians: int = 12,
@@ -133,45 +136,44 @@ class SumOfGaussians(nn.Module):
     ) -> None:
         super().__init__()
         _check_gaussians(num_channels, num_gaussians, min_width, max_width)
-        start = coulomb() if start is None else start
-        if isinstance(start, Sequence):
-            _check_starts(start, num_channels)
-            start = start[0] if len(start) == 1 else tuple(start)
-        self.start = start
+        initial = coulomb() if initial is None else initial
+        if isinstance(initial, Sequence):
+            _check_potentials(initial, num_channels)
+            initial = initial[0] if len(initial) == 1 else tuple(initial)
+        self.initial = initial
         self.num_channels = num_channels
         self.min_width = float(min_width)
-        keeps = _zero_mode_of(self.starts) if zero_mode is None else zero_mode
-        self.zero_mode: bool | tuple[bool, ...] = keeps
-        widths = _log_spaced(1.2 * min_width, max_width, num_gaussians)
-        log_ratio = math.log(widths[1] / widths[0])
-        amplitudes = torch.stack([x.amplitudes(widths, log_ratio) for x in self.starts])
-        self.gauge_radius = 4.0 * self.min_width
-        self._set_start(amplitudes, widths, learn_amplitudes, learn_widths)
+        potentials = self.potentials * (num_channels // len(self.potentials))
+        self.zero_mode = tuple(x.zero_mode if zero_mode is None else zero_mode for x in potentials)
+        self.normalisation_radius = 4.0 * self.min_width
+        widths = log_spaced(1.2 * min_width, max_width, num_gaussians)
+        amplitudes = torch.stack([x.amplitudes(widths) for x in self.potentials])
+        self._set_initial(amplitudes, widths, learn_amplitudes, learn_widths)
 
-    def _set_start(self, amplitudes: Tensor, widths: Tensor, *learn: bool) -> None:
+    def _set_initial(self, amplitudes: Tensor, widths: Tensor, *learn: bool) -> None:
         dtype = torch.get_default_dtype()
         shape = (self.num_channels, -1)
-        r2 = torch.tensor(self.gauge_radius**2, dtype=torch.float64)
+        r2 = torch.tensor(self.normalisation_radius**2, dtype=torch.float64)
         pinned = gaussian_radial(r2, amplitudes, widths.expand_as(amplitudes)).to(dtype)
-        for start, value in zip(self.starts, pinned.tolist(), strict=True):
+        for potential, value in zip(self.potentials, pinned.tolist(), strict=True):
             if not torch.finfo(dtype).tiny <= abs(value) < math.inf:
-                expected = f"representable at {self.gauge_radius:.4g} Å"
-                raise ConfigError(explain("start", expected, f"{value} for {start}"))
+                expected = f"representable at {self.normalisation_radius:.4g} Å"
+                raise ConfigError(explain("initial", expected, f"{value} for {potential}"))
         # The inverse of s = min_width + softplus(raw), without overflow.
         excess = widths - self.min_width
         raw_widths = (excess + torch.log(-torch.expm1(-excess))).expand(shape).to(dtype)
         log_amplitudes = torch.zeros_like(raw_widths)
-        # One start is saved without an axis of channels, and broadcasts over them.
-        own = slice(None) if len(self.starts) > 1 else 0
-        self.register_buffer("start_amplitudes", amplitudes.to(dtype)[own])
+        # One potential is saved without an axis of channels, and broadcasts over them.
+        own = slice(None) if len(self.potentials) > 1 else 0
+        self.register_buffer("initial_amplitudes", amplitudes.to(dtype)[own])
         self.register_buffer("pinned_value", pinned[own])
         self.log_amplitudes = nn.Parameter(log_amplitudes, requires_grad=learn[0])
         self.raw_widths = nn.Parameter(raw_widths.clone(), requires_grad=learn[1])
 
     @property
-    def starts(self) -> tuple[Start, ...]:
-        """The start of each channel, or the one of all channels."""
-        return self.start if isinstance(self.start, tuple) else (self.start,)
+    def potentials(self) -> tuple[InitialPotential, ...]:
+        """The initial potential of each channel, or the one of all channels."""
+        return self.initial if isinstance(self.initial, tuple) else (self.initial,)
 
     @property
     def widths(self) -> Tensor:
@@ -180,7 +182,7 @@ class SumOfGaussians(nn.Module):
 
     @property
     def amplitudes(self) -> Tensor:
-        """Amplitudes a_l in the pinned gauge, shape (num_channels, num_gaussians), in eV/e^2."""
+        """Amplitudes a_l as normalised, shape (num_channels, num_gaussians), in eV/e^2."""
         return self.snapshot().amplitudes
 
     @property
@@ -196,35 +198,39 @@ class SumOfGaussians(nn.Module):
         """K(r); see :func:`gaussian_radial`."""
         return self.snapshot().radial(r2)
 
+    def to_options(self) -> str:
+        """Everything but `gaussians`, as JSON, written so that tracers can follow."""
+        return _options_of(self)
+
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
         widths = self.widths
         return FixedGaussians(self._pinned(widths), widths, self.min_width, self.zero_mode)
 
     def _pinned(self, widths: Tensor) -> Tensor:
-        """Amplitudes of each channel's law for which its value at `gauge_radius` is as pinned."""
-        free = self.start_amplitudes * torch.exp(self.log_amplitudes)
-        value = (free * torch.exp(-0.5 * (self.gauge_radius / widths) ** 2)).sum(-1)
+        """Amplitudes of each channel for which the value at `normalisation_radius` is as pinned."""
+        free = self.initial_amplitudes * torch.exp(self.log_amplitudes)
+        value = (free * torch.exp(-0.5 * (self.normalisation_radius / widths) ** 2)).sum(-1)
         return free * (self.pinned_value / value)[:, None]
 
     def _own_kernels(self, r2: Tensor) -> Tensor:
         """K(r) of the channels, each with itself."""
         return self.radial(r2)
 
-    def start_error(self, r_min: float, r_max: float, channel: int | None = None) -> float:
-        """Largest relative deviation of the kernel, as it is now, from its start's law.
+    def initial_error(self, r_min: float, r_max: float, channel: int | None = None) -> float:
+        """Largest relative deviation of the kernel, as it is now, from its initial potential.
 
         Parameters
         ----------
         r_min, r_max : float
             Range of distances, in Å.
         channel : int, optional
-            Which channel, against its own law; by default the worst of all.
+            Which channel, against its own potential; by default the worst of all.
 
         Returns
         -------
         float
-            max |K(r) / law(r) - 1| over 2000 log-spaced distances.
+            max |K(r) / K_initial(r) - 1| over 2000 log-spaced distances.
 
         Raises
         ------
@@ -235,21 +241,21 @@ class SumOfGaussians(nn.Module):
             expected = f"from 0 to {self.num_channels - 1}"
             raise ConfigError(explain("channel", expected, str(channel)))
         with torch.no_grad():
-            r = _log_spaced(r_min, r_max, 2000).to(self.raw_widths)
-            laws = torch.stack([start.law(r) for start in self.starts])
-            errors = (self._own_kernels(r**2) / laws - 1.0).abs().amax(-1)
+            r = log_spaced(r_min, r_max, 2000).to(self.raw_widths)
+            values = torch.stack([x.radial(r) for x in self.potentials])
+            errors = (self._own_kernels(r**2) / values - 1.0).abs().amax(-1)
             return float(errors.max() if channel is None else errors[channel])
 
     def extra_repr(self) -> str:
         """Summary shown by ``print(module)``."""
         gaussians = self.raw_widths.shape[1]
         return (
-            f"start={self.start}, num_channels={self.num_channels}, num_gaussians={gaussians}, "
+            f"initial={self.initial}, num_channels={self.num_channels}, num_gaussians={gaussians}, "
             f"min_width={self.min_width}, zero_mode={self.zero_mode}"
         )
 
 
-class FixedGaussians:
+class FixedGaussians(Kernel):
     """Sum of Gaussians with given amplitudes and widths.
 
     Parameters
@@ -258,9 +264,9 @@ class FixedGaussians:
     min_width : float
         Width in Å that every width exceeds; not checked.
     zero_mode : bool or sequence of bool
-        Whether k = 0 is kept: by all laws or by each.
+        Whether k = 0 is kept: by all kernels or by each.
     num_channels : int, optional
-        Number of channels; by default that of the laws. There are as many laws, or one for
+        Number of channels; by default that of the kernels. There are as many, or one for
         each pair of channels, as in :func:`~sog_longrange.kernels.channels.channel_pairs`.
     """
 
@@ -276,7 +282,8 @@ class FixedGaussians:
         self.widths = widths
         self.num_channels = amplitudes.shape[0] if num_channels is None else num_channels
         self.min_width = min_width
-        self.zero_mode = zero_mode if isinstance(zero_mode, bool) else tuple(zero_mode)
+        keeps = [zero_mode] * amplitudes.shape[0] if isinstance(zero_mode, bool) else zero_mode
+        self.zero_mode = tuple(keeps)
 
     @property
     def gaussians(self) -> tuple[Tensor, Tensor]:
@@ -295,28 +302,30 @@ class FixedGaussians:
         """Return the kernel itself."""
         return self
 
-    def double(self) -> FixedGaussians:
-        """Return the kernel in float64, cut off from what it was computed from."""
+    def to_options(self) -> str:
+        """Everything but `gaussians`, as JSON, written so that tracers can follow."""
+        return _options_of(self)
+
+    def in_double(self) -> FixedGaussians:
+        """Return a copy in float64, without a graph."""
         values = (self.amplitudes.detach().double(), self.widths.detach().double())
         return FixedGaussians(*values, self.min_width, self.zero_mode, self.num_channels)
 
 
-def _log_spaced(low: float, high: float, count: int) -> Tensor:
-    ends = torch.tensor([low, high], dtype=torch.float64).log()
-    return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64).exp()
+def _options_of(kernel: Kernel) -> str:
+    """Write what :class:`FixedGaussians` takes beside amplitudes and widths, as JSON."""
+    zero = ", ".join(["true" if keep else "false" for keep in kernel.zero_mode])
+    numbers = f'"min_width": {kernel.min_width}, "num_channels": {kernel.num_channels}'
+    return f'{{{numbers}, "zero_mode": [{zero}]}}'
 
 
-def _check_starts(starts: Sequence[Start], num_channels: int) -> None:
-    if len(starts) == 0:
-        raise ConfigError(explain("start", "a law or at least one in a sequence", repr(starts)))
-    if len(starts) != num_channels:
-        expected = f"{len(starts)}, one for each start"
+def _check_potentials(initial: Sequence[InitialPotential], num_channels: int) -> None:
+    if len(initial) == 0:
+        expected = "a potential or at least one in a sequence"
+        raise ConfigError(explain("initial", expected, repr(initial)))
+    if len(initial) != num_channels:
+        expected = f"{len(initial)}, one for each initial potential"
         raise ConfigError(explain("num_channels", expected, str(num_channels)))
-
-
-def _zero_mode_of(starts: Sequence[Start]) -> bool | tuple[bool, ...]:
-    keeps = tuple(start.zero_mode for start in starts)
-    return keeps if any(keeps) and not all(keeps) else keeps[0]
 
 
 def _check_gaussians(channels: int, gaussians: int, min_width: float, max_width: float) -> None:

@@ -1,155 +1,148 @@
-"""Potentials that sums of Gaussians begin as: powers of 1/r and the screened 1/r."""
+"""Initial potentials: what sums of Gaussians begin as."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sog_longrange.errors import ConfigError, explain
-from sog_longrange.units import COULOMB_CONSTANT
+
+_FLOOR = 1e-8
+"""Share of the largest value below which values of a potential do not count in a fit."""
+_RCOND = 1e-4
+"""Relative size of singular values that a fit leaves out, for amplitudes that do not cancel."""
+_WORST = 0.1
+"""Largest error of a fit, relative to the potential."""
 
 
-class Start(Protocol):
-    """A power law or another target that a sum of Gaussians begins as."""
+class InitialPotential:
+    """Base of the potentials that a sum of Gaussians can begin as.
 
-    @property
-    def zero_mode(self) -> bool:
-        """Whether k = 0 is kept by default."""
-        ...
+    A potential of your own has `radial` and sets `zero_mode`. Its amplitudes are fitted, unless
+    `amplitudes` has them in closed form. Options are parameters of the constructor, best the
+    fields of a frozen dataclass.
 
-    @property
-    def conserved(self) -> bool:
-        """Whether the charges of the law are electric charges, whose sum may be prescribed."""
-        ...
+    Attributes
+    ----------
+    zero_mode : bool
+        Whether the potential is integrable over all space, so that k = 0 is finite and kept.
+    """
 
-    def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
-        """Amplitudes of log-spaced Gaussians of given widths and spacing ln(s_(l+1)/s_l)."""
-        ...
-
-    def law(self, r: Tensor) -> Tensor:
-        """Value at distance r of the law that the Gaussians approximate."""
-        ...
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """strength / r^exponent as a start; see :func:`power_law`."""
-
-    exponent: float
-    strength: float = 1.0
+    name: ClassVar[str] = ""
 
     @property
     def zero_mode(self) -> bool:
-        """Whether the law is integrable over all space, so that k = 0 is finite."""
-        return self.exponent > 3.0
+        """Whether k = 0 is kept; a class of your own sets it, ``zero_mode = True``."""
+        got = f"no such attribute of {type(self).__name__}"
+        remedy = "True for a potential that is integrable over all space, as 1/r^6 is."
+        raise ConfigError(explain("zero_mode", "True or False", got, remedy))
 
     @property
     def conserved(self) -> bool:
-        """Whether the sum of charges must be known, because k = 0 is infinite unless it is 0."""
+        """Whether the charges are electric charges, whose sum may be prescribed.
+
+        By default where k = 0 is infinite unless their sum is 0.
+        """
         return not self.zero_mode
 
-    def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
-        """Trapezoidal weights in ln s of r^-p ~ int s^-p exp(-r^2 / (2 s^2)) d ln s."""
-        p = self.exponent
-        log_factor = (p / 2.0 - 1.0) * math.log(2.0) + math.lgamma(p / 2.0)
-        factor = self.strength * log_ratio * math.exp(-log_factor)
-        values: Tensor = factor * widths**-p
-        return values
+    def radial(self, r: Tensor) -> Tensor:
+        """Value in eV/e^2 at distances r in Å."""
+        raise NotImplementedError
 
-    def law(self, r: Tensor) -> Tensor:
-        """Value strength / r^p."""
-        return self.strength * r**-self.exponent
+    def amplitudes(self, widths: Tensor) -> Tensor:
+        """Amplitudes in eV/e^2 of Gaussians of log-spaced widths in Å, by a fit of `radial`."""
+        return fit_amplitudes(self, widths)
 
 
-@dataclass(frozen=True)
-class Yukawa:
-    """strength * exp(-kappa r) / r as a start; see :func:`yukawa`."""
+def fit_amplitudes(potential: InitialPotential, widths: Tensor) -> Tensor:
+    """Fit amplitudes of Gaussians to a potential by linear least squares.
 
-    kappa: float
-    strength: float = COULOMB_CONSTANT
-    zero_mode: bool = True
-
-    @property
-    def conserved(self) -> bool:
-        """True: what is screened are electric charges, though k = 0 would allow any sum."""
-        return True
-
-    def amplitudes(self, widths: Tensor, log_ratio: float) -> Tensor:
-        """Weights of 1/r, damped by exp(-kappa^2 s^2 / 2)."""
-        coulombic = PowerLaw(1.0, self.strength).amplitudes(widths, log_ratio)
-        return coulombic * torch.exp(-0.5 * (self.kappa * widths) ** 2)
-
-    def law(self, r: Tensor) -> Tensor:
-        """Value strength * exp(-kappa r) / r."""
-        return self.strength * torch.exp(-self.kappa * r) / r
-
-
-def coulomb() -> PowerLaw:
-    """Start from the Coulomb law 14.4 eV Å/e^2 / r.
-
-    Returns
-    -------
-    PowerLaw
-        With k = 0 dropped (tin-foil boundary, neutralising background).
-    """
-    return PowerLaw(1.0, COULOMB_CONSTANT)
-
-
-def power_law(exponent: float, strength: float = 1.0) -> PowerLaw:
-    """Start from strength / r^exponent.
+    Distances are log-spaced from twice the narrowest width to the largest. Errors count relative
+    to the largest value at any larger distance, so that all decades count alike and zeros
+    of the potential not more than their surroundings.
 
     Parameters
     ----------
-    exponent : float
-        Positive; 1 is Coulomb, 6 dispersion.
-    strength : float
-        Value at 1 Å in eV/e^2; negative for an attraction of like charges.
+    potential : InitialPotential
+    widths : Tensor, shape (n_gaussians,), float64, in Å, ascending
 
     Returns
     -------
-    PowerLaw
+    Tensor, shape (n_gaussians,), in eV/e^2
 
     Raises
     ------
     ConfigError
-        If the exponent is not positive, the strength is zero or either is not finite.
+        If the potential is not finite, or the error reached, as of :func:`fit_error`,
+        is above 10 %.
     """
-    if not (exponent > 0.0 and math.isfinite(exponent)):
-        raise ConfigError(explain("exponent", "positive and finite", str(exponent)))
-    _check_strength(strength)
-    return PowerLaw(float(exponent), float(strength))
+    r = log_spaced(2.0 * float(widths[0]), max(float(widths[-1]), 3.0 * float(widths[0])), 400)
+    values = potential.radial(r)
+    if not bool(values.isfinite().all()) or not bool(values.any()):
+        expected = f"finite and not zero from {float(r[0]):.3g} to {float(r[-1]):.3g} Å"
+        raise ConfigError(explain("initial", expected, str(potential)))
+    weights = 1.0 / _envelope(values)
+    columns = weights[:, None] * _gaussians(r, widths)
+    sizes = columns.norm(dim=0)
+    target = (weights * values)[:, None]
+    # The driver that leaves out small singular values.
+    found = torch.linalg.lstsq(columns / sizes, target, rcond=_RCOND, driver="gelsd").solution
+    amplitudes: Tensor = found[:, 0] / sizes
+    error = fit_error(potential, amplitudes, widths)
+    if not error <= _WORST:
+        expected = f"a sum of {len(widths)} Gaussians of {float(widths[0]):.3g} to "
+        expected += f"{float(widths[-1]):.3g} Å to {_WORST:.0%}"
+        remedy = "Use more Gaussians, a smaller max_width or a smaller min_width."
+        raise ConfigError(explain("initial", expected, f"{error:.0%} for {potential}", remedy))
+    return amplitudes
 
 
-def yukawa(kappa: float, strength: float = COULOMB_CONSTANT) -> Yukawa:
-    """Start from the screened law strength * exp(-kappa r) / r.
+def fit_error(potential: InitialPotential, amplitudes: Tensor, widths: Tensor) -> float:
+    """Error of Gaussians beside the potential that they stand for.
 
     Parameters
     ----------
-    kappa : float
-        Inverse screening length in 1/Å, positive.
-    strength : float
-        In eV Å/e^2.
+    potential : InitialPotential
+    amplitudes, widths : Tensor, shape (n_gaussians,), in eV/e^2 and Å
 
     Returns
     -------
-    Yukawa
-
-    Raises
-    ------
-    ConfigError
-        If `kappa` is not positive, the strength is zero or either is not finite.
+    float
+        Largest deviation from 3.4 times the narrowest width to 0.15 times the widest, or
+        at least to 7 times the narrowest, relative to the largest value of the potential at
+        any larger distance of this range.
     """
-    if not (kappa > 0.0 and math.isfinite(kappa)):
-        remedy = "Use coulomb() for kappa = 0."
-        raise ConfigError(explain("kappa", "positive and finite", str(kappa), remedy))
-    _check_strength(strength)
-    return Yukawa(float(kappa), float(strength))
+    near, far = float(widths[0]), float(widths[-1])
+    r = log_spaced(3.4 * near, max(7.0 * near, 0.15 * far), 1000)
+    values = potential.radial(r)
+    found = _gaussians(r, widths) @ amplitudes
+    return float(((found - values).abs() / _envelope(values)).max())
 
 
-def _check_strength(strength: float) -> None:
-    if strength == 0.0 or not math.isfinite(strength):
-        raise ConfigError(explain("strength", "finite and not zero", str(strength)))
+def log_spaced(low: float, high: float, count: int) -> Tensor:
+    """Numbers in float64 from `low` to `high` in equal ratios.
+
+    Parameters
+    ----------
+    low, high : float
+        Positive.
+    count : int
+
+    Returns
+    -------
+    Tensor, shape (count,)
+    """
+    ends = torch.tensor([low, high], dtype=torch.float64).log()
+    return torch.linspace(float(ends[0]), float(ends[1]), count, dtype=torch.float64).exp()
+
+
+def _gaussians(r: Tensor, widths: Tensor) -> Tensor:
+    return torch.exp(-0.5 * (r[:, None] / widths) ** 2)
+
+
+def _envelope(values: Tensor) -> Tensor:
+    """Largest size of a value at the same or a larger distance."""
+    largest = values.abs().flip(0).cummax(0).values.flip(0)
+    return largest.clamp(min=_FLOOR * float(largest[0]))

@@ -2,53 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sog_longrange.errors import InputError, explain
+from sog_longrange.errors import ConfigError, InputError, explain
 
 
-class Kernel(Protocol):
-    """What the energy needs to know of a kernel.
+class Kernel:
+    """Base of all kernels: functions K(r) with their Fourier transforms.
+
+    A kernel of your own has `fourier` and `radial`, sets `min_width` and, unless it is like that
+    of Coulomb, `zero_mode`. With parameters to be learned it is an :class:`torch.nn.Module` too.
 
     Attributes
     ----------
     num_channels : int
-        Number of channels of the charges; 1 means any number, which all share one law.
+        Number of channels of the charges; 1 means any number, which all share one kernel.
     min_width : float
-        Width in Å that every Gaussian of the kernel exceeds; sets the k cutoff.
+        Width in Å of the narrowest Gaussian: Khat(k) must fall at least as fast as
+        exp(-min_width^2 k^2 / 2), which sets the k cutoff.
+    zero_mode : tuple of bool
+        Whether k = 0 is part of the reciprocal sum, for each kernel that `fourier` returns.
+    spec : str
+        How :func:`~sog_longrange.kernels.registry.parse_kernels` reads the kernel; empty where
+        its numbers cannot be written so.
 
     Notes
     -----
-    There are as many laws as channels, or one for each pair of channels that meet; see
+    There are as many kernels as channels, or one for each pair of coupled channels; see
     :mod:`~sog_longrange.kernels.channels`.
     """
 
-    num_channels: int
+    name: ClassVar[str] = ""
+    num_channels: int = 1
     min_width: float
+    zero_mode: tuple[bool, ...] = (False,)
+    spec: str = ""
 
     @property
-    def zero_mode(self) -> bool | tuple[bool, ...]:
-        """Whether k = 0 is part of the reciprocal sum: of all laws, or of each."""
-        ...
+    def conserved(self) -> bool:
+        """Whether the charges are electric charges, whose sum may be prescribed."""
+        return not all(self.zero_mode)
 
     @property
     def gaussians(self) -> tuple[Tensor, Tensor] | None:
         """Amplitudes and widths, shape (n_kernels, n_gaussians); None if it is no sum of them."""
-        ...
+        return None
 
     def fourier(self, k2: Tensor) -> Tensor:
         """Khat(k) in eV Å^3/e^2 of squared wave numbers; shape (n_kernels, *k2.shape)."""
-        ...
+        raise NotImplementedError
 
     def radial(self, r2: Tensor) -> Tensor:
         """K(r) in eV/e^2 of squared distances; shape (n_kernels, *r2.shape)."""
-        ...
+        raise NotImplementedError
 
     def snapshot(self) -> Kernel:
         """Return the kernel for one evaluation, with all that depends on parameters computed."""
-        ...
+        return self
+
+    def in_double(self) -> Kernel:
+        """Return a copy in float64, without a graph."""
+        twin = copy.deepcopy(self)
+        if isinstance(twin, nn.Module):
+            twin.double()
+        return twin
+
+    def to_options(self) -> str:
+        """Everything but `gaussians`, as JSON, written so that tracers can follow.
+
+        Raises
+        ------
+        ConfigError
+            If there is more to the kernel, as parameters of its own.
+        """
+        if not self.spec:
+            expected = "a sum of Gaussians, or registered and without parameters, to be traced"
+            raise ConfigError(explain("kernel", expected, type(self).__name__))
+        return f'{{"spec": "{self.spec}"}}'
 
 
 def check_channels(kernel: Kernel, charges: Tensor) -> None:
@@ -64,19 +97,3 @@ def check_channels(kernel: Kernel, charges: Tensor) -> None:
     if own != 1 and own != charges.shape[1]:  # `in` is more than tracers follow
         expected = f"of {own} channels, as many as the kernel has"
         raise InputError(explain("charges", expected, str(charges.shape[1])))
-
-
-def zero_modes(kernel: Kernel) -> tuple[bool, ...]:
-    """Whether k = 0 is part of the reciprocal sum, for each law.
-
-    Parameters
-    ----------
-    kernel : Kernel
-
-    Returns
-    -------
-    tuple of bool
-        One for each law, or a single one for all.
-    """
-    zero_mode = kernel.zero_mode
-    return (zero_mode,) if isinstance(zero_mode, bool) else zero_mode

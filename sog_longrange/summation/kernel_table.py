@@ -23,7 +23,7 @@ from torch.autograd import Function
 
 from sog_longrange.errors import DerivativeError
 from sog_longrange.geometry import taper
-from sog_longrange.kernels.kernel import Kernel, zero_modes
+from sog_longrange.kernels.kernel import Kernel
 
 from .multipoles import apply_function
 from .resolution import Resolution
@@ -183,7 +183,7 @@ def tapered_fourier(kernel: Kernel, k2: Tensor, taper_start: float) -> Tensor:
     Tensor, shape (n_kernels, *k2.shape), in eV Å^3/e^2
     """
     factor = taper(k2, taper_start)
-    keeps = zero_modes(kernel)
+    keeps = kernel.zero_mode
     if all(keeps):
         return kernel.fourier(k2) * factor
     # Made of whole tensors, because a graph for export takes no lists of numbers.
@@ -238,7 +238,7 @@ def sample_kernel(
     values = kernel.fourier(points) * factor
     inner = values.unflatten(1, (-1, intervals.degree + 1)) @ to_coefficients
     coefficients = torch.nn.functional.pad(inner, (0, 0, 1, 1))
-    keeps = zero_modes(kernel)
+    keeps = kernel.zero_mode
     if any(keeps):
         means = kernel.fourier(points.new_zeros(1))[:, 0]
         coefficients[:, 0, 0] = means if all(keeps) else means * means.new_tensor(keeps)

@@ -1,4 +1,4 @@
-"""Laws between channels, against sums over pairs and modes that share no code with the package."""
+"""Kernels between channels, against sums over pairs and modes without code of the package."""
 
 import copy
 import itertools
@@ -42,7 +42,7 @@ from sog_longrange import (
 from sog_longrange.kernels.channels import channel_pairs
 from sog_longrange.testing import assert_invariant, assert_twice_differentiable, join
 
-LAWS = (coulomb(), power_law(6.0, -20.0))
+PAIR = (coulomb(), power_law(6.0, -20.0))
 OPTIONS = {"num_gaussians": 6, "max_width": 8.0}
 
 
@@ -56,7 +56,7 @@ def gaussians(n_channels, n_gaussians=3, seed=0):
     return symmetric, torch.maximum(widths, widths.transpose(0, 1))
 
 
-def laws_at(r2, amplitudes, widths):
+def kernels_at(r2, amplitudes, widths):
     """K_pq at squared distances of any shape; (n_channels, n_channels, *shape)."""
     shape = amplitudes.shape + (1,) * r2.ndim
     return (amplitudes.view(shape) * torch.exp(-0.5 * r2 / widths.view(shape) ** 2)).sum(2)
@@ -66,7 +66,7 @@ def pair_sum(charges, positions, amplitudes, widths):
     """Energy of an open structure, pair after pair of atoms."""
     energy = 0.0
     for i, j in itertools.combinations(range(len(charges)), 2):
-        matrix = laws_at((positions[i] - positions[j]).square().sum(), amplitudes, widths)
+        matrix = kernels_at((positions[i] - positions[j]).square().sum(), amplitudes, widths)
         energy = energy + charges[i] @ matrix @ charges[j]
     return energy
 
@@ -80,7 +80,7 @@ def mode_sum(charges, positions, cell, amplitudes, widths, keeps, cutoff=6.0):
     angles = k @ positions.T
     real, imaginary = torch.cos(angles) @ charges, torch.sin(angles) @ charges
     weights = amplitudes * (2.0 * math.pi) ** 1.5 * widths**3
-    table = laws_at(k.square().sum(1), weights, 1.0 / widths)
+    table = kernels_at(k.square().sum(1), weights, 1.0 / widths)
     both = keeps[:, None] & keeps
     table = table * torch.where(k.detach().norm(dim=1) > 0.0, 1.0, both[..., None].double())
     pairs = torch.einsum("kp,kq->pqk", real, real) + torch.einsum(
@@ -95,9 +95,9 @@ def needs(name):
         pytest.importorskip(name, reason=f"{name} is not installed.")
 
 
-def test_pairs_of_species_have_laws_of_their_own():
+def test_pairs_of_species_have_kernels_of_their_own():
     # K_AA, K_AB and K_BB are quite different functions; charges have one channel each.
-    laws = {
+    functions = {
         (0, 0): lambda r: 2.0 * math.exp(-0.5 * r**2 / 1.5**2),
         (0, 1): lambda r: -3.0 * math.exp(-0.5 * r**2 / 2.2**2) + math.exp(-0.5 * r**2),
         (1, 1): lambda r: 0.7 * math.exp(-0.5 * r**2 / 4.0**2),
@@ -111,7 +111,7 @@ def test_pairs_of_species_have_laws_of_their_own():
     one_hot = torch.nn.functional.one_hot(torch.tensor(species), 2)
     own, positions = structure.charges[:, 0].tolist(), structure.positions
     expected = sum(
-        own[i] * own[j] * laws[tuple(sorted((species[i], species[j])))](math.dist(a, b))
+        own[i] * own[j] * functions[tuple(sorted((species[i], species[j])))](math.dist(a, b))
         for (i, a), (j, b) in itertools.combinations(enumerate(positions.tolist()), 2)
     )
     structure = structure._replace(charges=structure.charges * one_hot)
@@ -205,7 +205,7 @@ def test_slabs_and_wires_have_the_sum_over_images():
         ranges = [torch.arange(-6.0, 7.0, dtype=DOUBLE) if x else torch.zeros(1) for x in flags]
         shifts = torch.cartesian_prod(*(x.double() for x in ranges)) @ structure.cell
         delta = structure.positions[:, None, None] - structure.positions[:, None] - shifts
-        values = laws_at(delta.square().sum(-1), *matrix).sum(-1)
+        values = kernels_at(delta.square().sum(-1), *matrix).sum(-1)
         own = torch.einsum("ip,iq,pq->", *[structure.charges] * 2, matrix[0].sum(2))
         sums = torch.einsum("ip,jq,pqij->", *[structure.charges] * 2, values)
         expected = float(0.5 * (sums - own))
@@ -216,7 +216,7 @@ def test_slabs_and_wires_have_the_sum_over_images():
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-def test_mixing_charges_and_laws_by_inverse_matrices_changes_nothing(periodic):
+def test_mixing_charges_and_kernels_by_inverse_matrices_changes_nothing(periodic):
     generator = torch.Generator().manual_seed(3)
     mixing = torch.eye(3, dtype=DOUBLE) + 0.3 * torch.randn(3, 3, generator=generator).double()
     amplitudes, widths = gaussians(3)[0], torch.linspace(1.0, 3.0, 3).double().expand(3, 3, 3)
@@ -235,7 +235,7 @@ def test_mixing_charges_and_laws_by_inverse_matrices_changes_nothing(periodic):
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-def test_laws_that_are_all_the_same_act_on_the_sum_of_the_channels(periodic):
+def test_kernels_that_are_all_the_same_act_on_the_sum_of_the_channels(periodic):
     structure = random_structure(6, 5, 3, periodic=periodic, edge=6.0)
     coupled = CoupledGaussians(yukawa(0.2), num_channels=3, coupling=1.0, **OPTIONS).double()
     single = SumOfGaussians(yukawa(0.2), **OPTIONS).double()
@@ -244,13 +244,13 @@ def test_laws_that_are_all_the_same_act_on_the_sum_of_the_channels(periodic):
     assert energy_value(LongRangeEnergy(coupled), structure) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("start", [LAWS, coulomb()])
+@pytest.mark.parametrize("initial", [PAIR, coulomb()])
 @pytest.mark.parametrize("name", SUMS)
-def test_channels_begin_uncoupled_and_can_be_coupled(name, start):
+def test_channels_begin_uncoupled_and_can_be_coupled(name, initial):
     needs(name)
     structure, how = atoms_in(CELLS["triclinic"], n_channels=2), {"tolerance": 1e-6} | SUMS[name]
-    coupled = CoupledGaussians(start, num_channels=2, **OPTIONS).double()
-    plain = SumOfGaussians(start, num_channels=2, **OPTIONS).double()
+    coupled = CoupledGaussians(initial, num_channels=2, **OPTIONS).double()
+    plain = SumOfGaussians(initial, num_channels=2, **OPTIONS).double()
     model = LongRangeEnergy(coupled, **how)
     expected = evaluate(LongRangeEnergy(plain, **how), structure)
     found = evaluate(model, structure)
@@ -261,8 +261,8 @@ def test_channels_begin_uncoupled_and_can_be_coupled(name, start):
 
 
 def test_training_leaves_pins_signs_and_bounds_of_widths():
-    kernel = CoupledGaussians(LAWS, **OPTIONS).double()
-    r2 = tensor([kernel.gauge_radius**2])
+    kernel = CoupledGaussians(PAIR, **OPTIONS).double()
+    r2 = tensor([kernel.normalisation_radius**2])
     before = kernel.radial(r2).detach()
     assert float(before[1]) == 0.0
     perturbed(kernel, 3.0)
@@ -273,22 +273,25 @@ def test_training_leaves_pins_signs_and_bounds_of_widths():
     assert signs[[0, 2]].unique(dim=1).tolist() == [[1.0], [-1.0]]
     assert set(signs[1].tolist()) == {1.0, -1.0}
     assert float(kernel.widths.detach().min()) >= kernel.min_width
-    assert kernel.start_error(3.0, 5.0, 1) > 0.0
-    assert CoupledGaussians(LAWS, **OPTIONS).start_error(3.0, 5.0) == pytest.approx(
-        SumOfGaussians(LAWS, num_channels=2, **OPTIONS).start_error(3.0, 5.0)
+    assert kernel.initial_error(3.0, 5.0, 1) > 0.0
+    assert CoupledGaussians(PAIR, **OPTIONS).initial_error(3.0, 5.0) == pytest.approx(
+        SumOfGaussians(PAIR, num_channels=2, **OPTIONS).initial_error(3.0, 5.0)
     )
 
 
 def test_a_pair_of_channels_keeps_its_zero_mode_where_both_do():
-    starts = (coulomb(), power_law(6.0), yukawa(0.1))
-    kernel = CoupledGaussians(starts, num_channels=3, **OPTIONS)
+    initials = (coulomb(), power_law(6.0), yukawa(0.1))
+    kernel = CoupledGaussians(initials, num_channels=3, **OPTIONS)
     kept = [channel_pairs(3)[i] for i, keep in enumerate(kernel.zero_mode) if keep]
     assert kept == [(1, 1), (1, 2), (2, 2)]
-    assert CoupledGaussians(starts, num_channels=3, zero_mode=True, **OPTIONS).zero_mode is True
+    assert (
+        CoupledGaussians(initials, num_channels=3, zero_mode=True, **OPTIONS).zero_mode
+        == (True,) * 6
+    )
 
 
-def test_the_field_is_the_slope_of_the_potential_that_a_probe_feels():
-    kernel = perturbed(CoupledGaussians(LAWS, coupling=0.4, **OPTIONS).double(), 0.3)
+def test_the_field_is_the_slope_of_the_potential_at_a_probe():
+    kernel = perturbed(CoupledGaussians(PAIR, coupling=0.4, **OPTIONS).double(), 0.3)
     energy, step = LongRangeEnergy(kernel.requires_grad_(False), tolerance=1e-9), 1e-4
     parts = [random_structure(s, 5, 2, edge=6.0, periodic=s != 1) for s in range(3)]
     parts[2] = parts[2]._replace(pbc=torch.tensor([True, True, False]))
@@ -322,14 +325,14 @@ def test_every_invariance_holds(boundary):
     structure = random_structure(2, 4, 2, edge=6.0, periodic=boundary != "open")
     if boundary == "slab":
         structure = structure._replace(pbc=torch.tensor([True, True, False]))
-    kernel = perturbed(CoupledGaussians(LAWS, coupling=0.5, **OPTIONS).double(), 0.3)
+    kernel = perturbed(CoupledGaussians(PAIR, coupling=0.5, **OPTIONS).double(), 0.3)
     model = LongRangeEnergy(kernel, tolerance=1e-7, backend="dense")
     assert_invariant(energy_of(model), structure, tolerance=1e-8)
 
 
 def test_float32_follows_float64():
     structure = atoms_in(CELLS["triclinic"], n_channels=2)
-    kernel = perturbed(CoupledGaussians(LAWS, coupling=0.5, **OPTIONS).double(), 0.3)
+    kernel = perturbed(CoupledGaussians(PAIR, coupling=0.5, **OPTIONS).double(), 0.3)
     model = LongRangeEnergy(kernel, backend="mesh")
     exact = forces_of(model, structure)
     single = structure._replace(
@@ -341,8 +344,8 @@ def test_float32_follows_float64():
 
 
 def test_learned_couplings_survive_copies_and_state():
-    kernel, x = perturbed(CoupledGaussians(LAWS, **OPTIONS), 0.3), torch.tensor([0.3, 4.0])
-    other = CoupledGaussians(LAWS, **OPTIONS)
+    kernel, x = perturbed(CoupledGaussians(PAIR, **OPTIONS), 0.3), torch.tensor([0.3, 4.0])
+    other = CoupledGaussians(PAIR, **OPTIONS)
     other.load_state_dict(kernel.state_dict())
     twin = pickle.loads(pickle.dumps(kernel))  # noqa: S301
     assert str(twin) == str(kernel)
@@ -352,14 +355,13 @@ def test_learned_couplings_survive_copies_and_state():
 
 CONFIG = SOGConfig(
     num_channels=2,
-    share_kernel=False,
     couple_channels=True,
     tolerance=1e-4,
     charge_constraint="none",
 )
 
 
-def test_a_model_learns_laws_of_pairs_of_species():
+def test_a_model_learns_kernels_of_pairs_of_species():
     # Fixed charges of one species in each channel: like attract, unlike repel.
     class Species(LatentCharges):
         def forward(self, features):
@@ -390,7 +392,7 @@ def test_a_module_saves_its_couplings_and_asks_for_the_same_option():
     twin = SOGLongRange([3], CONFIG)
     twin.load_state_dict(module.state_dict())
     assert torch.equal(twin.energy.kernel.couplings, module.energy.kernel.couplings)
-    plain = SOGLongRange([3], SOGConfig(num_channels=2, share_kernel=False, tolerance=1e-4))
+    plain = SOGLongRange([3], SOGConfig(kernel="coulomb+coulomb", num_channels=2, tolerance=1e-4))
     with pytest.raises((ConfigError, RuntimeError), match="couplings|couple_channels"):
         plain.load_state_dict(module.state_dict())
 
@@ -427,7 +429,7 @@ def test_matrices_that_are_none_are_refused(options, error, message):
     [
         ({"num_channels": 1}, "`num_channels` must be at least 2 where channels are coupled"),
         ({"coupling": math.inf}, "`coupling` must be finite, got inf"),
-        ({"start": (coulomb(),) * 3}, "`num_channels` must be 3, one for each start, got 2"),
+        ({"initial": (coulomb(),) * 3}, "`num_channels` must be 3, one for each initial"),
     ],
 )
 def test_kernels_that_cannot_couple_are_refused(options, message):
@@ -436,7 +438,7 @@ def test_kernels_that_cannot_couple_are_refused(options, message):
 
 
 def test_charges_of_other_channels_than_the_kernel_has_are_refused():
-    kernel = CoupledGaussians(LAWS, **OPTIONS).double()
+    kernel = CoupledGaussians(PAIR, **OPTIONS).double()
     structure = random_structure(0, 3, 3, periodic=False)
     with pytest.raises(InputError, match="`charges` must be of 2 channels"):
         energy_value(LongRangeEnergy(kernel), structure)

@@ -1,13 +1,13 @@
 import copy
 import io
 import pickle
-from contextlib import nullcontext
 
 import pytest
 import torch
 from references import DOUBLE, evaluate, random_structure, tensor
 
 from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
+from sog_longrange.long_range import FORMAT
 from sog_longrange.testing import join
 
 SIZES = [3, 2]
@@ -15,7 +15,7 @@ every_kernel = pytest.mark.parametrize(
     "options",
     [
         {"kernel": "coulomb"},
-        {"kernel": "power_law", "exponent": 6},
+        {"kernel": "power_law(exponent=6)"},
         {"kernel": "yukawa"},
         {"kernel": "ewald"},
     ],
@@ -121,14 +121,9 @@ def reload(module):
     "options",
     [
         {},
-        {"share_kernel": False, "num_channels": 2},
+        {"kernel": "coulomb+coulomb", "num_channels": 2},
         {"kernel": "ewald"},
-        {
-            "kernel": "yukawa+power_law",
-            "exponent": 6,
-            "share_kernel": False,
-            "num_channels": 2,
-        },
+        {"kernel": "yukawa+power_law(exponent=6)", "num_channels": 2},
     ],
 )
 def test_state_dict_restores_the_energy(options):
@@ -163,10 +158,10 @@ def test_a_restarted_training_goes_on_where_the_gate_stood():
     "options",
     [
         {},
-        {"kernel": "power_law", "exponent": 6},
+        {"kernel": "power_law(exponent=6)"},
         {"kernel": "yukawa", "charge_constraint": "neutral"},
         {"kernel": "ewald", "num_channels": 3},
-        {"share_kernel": False, "num_channels": 2},
+        {"kernel": "coulomb+coulomb", "num_channels": 2},
     ],
 )
 def test_every_parameter_gets_a_gradient_from_a_force_loss_at_the_start(options):
@@ -251,12 +246,7 @@ def test_charges_obey_the_constraint(constraint):
 
 @pytest.mark.parametrize("constraint", ["neutral", "total"])
 def test_dispersion_beside_coulomb_is_free_of_the_constraint(constraint):
-    options = {
-        "kernel": "coulomb+power_law",
-        "exponent": 6,
-        "num_channels": 4,
-        "share_kernel": False,
-    }
+    options = {"kernel": "coulomb+power_law(exponent=6)", "num_channels": 4}
     batch, wanted = make_batch(), torch.zeros(3, dtype=DOUBLE)
     free = make_module(**options)(*batch).charges
     module = make_module(charge_constraint=constraint, **options)
@@ -376,22 +366,13 @@ def test_state_of_other_options_is_refused():
         make_module(min_width=0.7).load_state_dict(state)
 
 
-def test_state_of_a_newer_format_is_refused():
+@pytest.mark.parametrize(("version", "remedy"), [(FORMAT + 1, "Update"), (2, "Train the model")])
+def test_state_of_another_format_is_refused(version, remedy):
     state = make_module().state_dict()
-    state["_extra_state"]["format"] += 1
-    with pytest.raises(ConfigError, match="`format` must be at most 2, got 3. Update"):
+    state["_extra_state"]["format"] = version
+    message = f"`format` must be {FORMAT}, got {version}. {remedy}"
+    with pytest.raises(ConfigError, match=message):
         make_module().load_state_dict(state)
-
-
-@pytest.mark.parametrize("constraint", ["none", "neutral"])
-def test_joined_laws_that_were_constrained_in_all_channels_are_told_apart(constraint):
-    options = {"kernel": "coulomb+power_law", "exponent": 6, "num_channels": 2}
-    options |= {"share_kernel": False, "charge_constraint": constraint}
-    state = make_module(**options).state_dict()
-    state["_extra_state"]["format"] = 1
-    expected = pytest.raises(ConfigError, match="constrained all channels of joined laws")
-    with nullcontext() if constraint == "none" else expected:
-        make_module(**options).load_state_dict(state)
 
 
 def test_fade_in_goes_on_from_where_the_gate_stands():

@@ -39,7 +39,7 @@ def line(ax, label):
     [Ewald(1.0), SumOfGaussians(), sum_of_gaussians(power_law(6.0, -20.0)).requires_grad_(False)],
     ids=["ewald", "float32", "negative"],
 )
-def test_a_kernel_is_drawn_as_it_is_beside_laws_that_meet_it(kernel):
+def test_a_kernel_is_drawn_as_it_is_beside_potentials_that_cross_it(kernel):
     ax = plots.draw_kernel(kernel, scale=2.0)
     r, drawn = line(ax, "kernel")
     like = next(iter(kernel.parameters()), torch.zeros(1, dtype=torch.float64))
@@ -53,22 +53,22 @@ def test_a_kernel_is_drawn_as_it_is_beside_laws_that_meet_it(kernel):
         assert np.interp(middle, x, y) == pytest.approx(np.interp(middle, r, drawn), rel=1e-3)
 
 
-STARTS = (coulomb(), power_law(6.0, -20.0))
+PAIR = (coulomb(), power_law(6.0, -20.0))
 
 
 @pytest.mark.parametrize(
-    ("kernel", "channel", "law"),
+    ("kernel", "channel", "row"),
     [
-        (SumOfGaussians(STARTS, num_channels=2), 1, 1),
-        (CoupledGaussians(STARTS, coupling=-0.5), 0, 0),
-        (CoupledGaussians(STARTS, coupling=-0.5), 1, 2),
-        (CoupledGaussians(STARTS, coupling=-0.5), (0, 1), 1),
-        (CoupledGaussians(STARTS, coupling=-0.5), (1, 0), 1),
+        (SumOfGaussians(PAIR, num_channels=2), 1, 1),
+        (CoupledGaussians(PAIR, coupling=-0.5), 0, 0),
+        (CoupledGaussians(PAIR, coupling=-0.5), 1, 2),
+        (CoupledGaussians(PAIR, coupling=-0.5), (0, 1), 1),
+        (CoupledGaussians(PAIR, coupling=-0.5), (1, 0), 1),
     ],
 )
-def test_the_law_of_each_channel_and_of_each_pair_is_drawn(kernel, channel, law):
+def test_the_kernel_of_each_channel_and_of_each_pair_is_drawn(kernel, channel, row):
     r, drawn = line(plots.draw_kernel(kernel, channel=channel), "kernel")
-    expected = kernel.radial(torch.tensor(r).float() ** 2)[law].detach().abs()
+    expected = kernel.radial(torch.tensor(r).float() ** 2)[row].detach().abs()
     np.testing.assert_allclose(drawn, expected.numpy(), rtol=1e-5)
     assert drawn.min() > 0.0
 
@@ -77,19 +77,21 @@ def test_the_law_of_each_channel_and_of_each_pair_is_drawn(kernel, channel, law)
     ("kernel", "channel", "message"),
     [
         (SumOfGaussians(), 1, "`channel` must be from 0 to 0, got 1"),
-        (SumOfGaussians(STARTS, num_channels=2), -1, "`channel` must be from 0 to 1, got -1"),
-        (SumOfGaussians(STARTS, num_channels=2), (0, 1), "to 1, got .0, 1.. Its .* not coupled"),
-        (CoupledGaussians(STARTS), (0, 2), "from 0 to 1, or a pair of such, got .0, 2."),
+        (SumOfGaussians(PAIR, num_channels=2), -1, "`channel` must be from 0 to 1, got -1"),
+        (SumOfGaussians(PAIR, num_channels=2), (0, 1), "to 1, got .0, 1.. Its .* not coupled"),
+        (CoupledGaussians(PAIR), (0, 2), "from 0 to 1, or a pair of such, got .0, 2."),
     ],
 )
-def test_a_law_that_the_kernel_has_not_is_refused(kernel, channel, message):
+def test_a_channel_that_the_kernel_has_not_is_refused(kernel, channel, message):
     with pytest.raises(InputError, match=message):
         plots.draw_kernel(kernel, channel=channel)
 
 
-def test_laws_can_be_given_and_axes_reused():
+def test_potentials_can_be_given_and_axes_reused():
     figure, (ax, other) = plots.panels(2)
-    same = plots.draw_kernel(Ewald(1.0), ax=ax, laws={"mine": lambda r: -3.0 / r}, reach=(1.0, 9.0))
+    same = plots.draw_kernel(
+        Ewald(1.0), ax=ax, potentials={"mine": lambda r: -3.0 / r}, reach=(1.0, 9.0)
+    )
     assert same is ax
     x, y = line(ax, "mine")
     np.testing.assert_allclose(y, 3.0 / x)

@@ -55,7 +55,7 @@ def test_unphysical_charges_are_warned_of(charges, options, message):
 
 
 def test_charges_of_dispersion_may_have_one_sign():
-    options = {"kernel": "power_law", "exponent": 6.0, "strength": -20.0}
+    options = {"kernel": "power_law(exponent=6, strength=-20)"}
     assert summary([1.0, 0.5, 1.0, 0.5], **options).warnings() == []
 
 

@@ -98,7 +98,7 @@ def test_zero_mode_adds_the_analytic_term_of_the_total_charge(name):
     energies = {}
     for keep in (True, False):
         kernel = all_kernels()[name]
-        kernel.zero_mode = keep
+        kernel.zero_mode = (keep,)
         energies[keep] = evaluate(LongRangeEnergy(kernel), structure).energy
     volume = torch.linalg.det(structure.cell).abs()
     at_zero = kernel.fourier(tensor([0.0]))[0, 0].detach()
@@ -110,7 +110,7 @@ def test_zero_mode_adds_the_analytic_term_of_the_total_charge(name):
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_cell_too_small_for_any_wave_has_the_mean_and_the_self_term_only(keep):
     kernel = all_kernels()["yukawa"]
-    kernel.zero_mode = keep
+    kernel.zero_mode = (keep,)
     structure = random_structure(2, 3, edge=0.4)
     total, squares = structure.charges.sum(), structure.charges.square().sum()
     volume = torch.linalg.det(structure.cell).abs()

@@ -66,7 +66,7 @@ def test_power_law_gives_the_lattice_sum_within_its_stated_error(
     kernel = sum_of_gaussians(
         power_law(exponent), num_gaussians=num_gaussians, min_width=0.3, max_width=max_width
     )
-    stated = kernel.start_error(edge, reach)
+    stated = kernel.initial_error(edge, reach)
     # No Gaussian is wider than max_width: of the law beyond reach, nothing is certain.
     rest = 4.0 * math.pi / (exponent - 3) * (edge / reach) ** (exponent - 3)
     exact = 0.5 * SIMPLE_CUBIC[exponent] / edge**exponent
@@ -88,10 +88,10 @@ def test_a_fine_start_of_dispersion_has_a_small_error():
 def test_yukawa_start_equals_the_screened_lattice_sum(seed):
     kappa, structure = 0.8, random_structure(seed, 3, edge=5.0)
     spread = structure._replace(positions=torch.eye(3, dtype=DOUBLE) * 2.5)
-    start = yukawa(kappa)
-    kernel = sum_of_gaussians(start, num_gaussians=30, min_width=0.25, max_width=60.0)
+    initial = yukawa(kappa)
+    kernel = sum_of_gaussians(initial, num_gaussians=30, min_width=0.25, max_width=60.0)
     found = energy_value(LongRangeEnergy(kernel), spread)
-    expected = float(lattice_pair_sum(spread, start.law, 40.0))
+    expected = float(lattice_pair_sum(spread, initial.radial, 40.0))
     assert found == pytest.approx(expected, rel=1e-5)
 
 

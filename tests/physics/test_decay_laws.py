@@ -89,7 +89,7 @@ def test_exact_coulomb_energies_are_those_of_the_ewald_kernel_far_apart():
 def test_energies_of_the_fit_are_those_of_the_package(name):
     law = laws.LAWS[name]
     frames = laws.make_frames(law, (4.0, 8.0), 2, seed=5)
-    kernel = laws.SumOfGaussians(law.start, zero_mode=law.zero_mode, max_width=20.0).double()
+    kernel = laws.SumOfGaussians(law.initial, zero_mode=law.zero_mode, max_width=20.0).double()
     kernel.requires_grad_(False)
     model = LongRangeEnergy(kernel, tolerance=1e-8)
     charges, cell = tensor(law.charges)[:, None], laws.BOX * torch.eye(3, dtype=DOUBLE)

@@ -33,7 +33,7 @@ def make_kernel(name, num_channels=2, **options):
         return Ewald(1.0)
     own = 1 if name == "shared" else num_channels
     start = coulomb()
-    if name == "joined":
+    if name == "combined":
         start = [coulomb(), power_law(6.0, -20.0)][:own]
         options = {"zero_mode": False} | options
     kernel = sum_of_gaussians(start, num_channels=own, num_gaussians=2, max_width=2.5, **options)
@@ -66,7 +66,7 @@ def test_energy_is_twice_differentiable_in_every_input(boundary, kernel, n_chann
 
 
 @pytest.mark.parametrize("boundary", ["left_handed", "open", "mixed"])
-@pytest.mark.parametrize("kernel", ["shared", "per_channel", "joined"])
+@pytest.mark.parametrize("kernel", ["shared", "per_channel", "combined"])
 def test_energy_is_twice_differentiable_in_raw_parameters(boundary, kernel):
     model = LongRangeEnergy(make_kernel(kernel), tolerance=TOLERANCE)
     names, values = zip(*model.named_parameters(), strict=True)
@@ -238,18 +238,13 @@ def five_point_difference(function, entry, step=1e-3):
 @pytest.mark.parametrize(
     "options",
     [
-        {"share_kernel": False, "charge_constraint": "neutral"},
+        {"kernel": "coulomb+coulomb", "charge_constraint": "neutral"},
         {"kernel": "yukawa"},
         {"kernel": "ewald"},
-        {
-            "kernel": "coulomb+power_law",
-            "exponent": 6,
-            "strength": -20,
-            "share_kernel": False,
-        },
-        {"share_kernel": False, "couple_channels": True},
+        {"kernel": "coulomb+power_law(exponent=6, strength=-20)"},
+        {"couple_channels": True},
     ],
-    ids=["per_channel", "shared", "ewald", "joined", "coupled"],
+    ids=["per_channel", "shared", "ewald", "combined", "coupled"],
 )
 def test_force_loss_gradient_of_every_parameter_equals_finite_differences(options):
     model = make_module(**options)

@@ -134,7 +134,7 @@ def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConf
         If positions, cell or a label are malformed or not finite, or a total charge is no number,
         or no whole number where it must be, or there is the stress of a frame without a volume.
     BoundaryError
-        If the frame is periodic along one or two axes and the kernel is "ewald".
+        If the frame is periodic along one or two axes and the kernel is no sum of Gaussians.
     """
     check_positions(frame.positions, where)
     check_cell(frame.cell, frame.pbc, where)
@@ -316,8 +316,8 @@ def _check_boundary(where: str, frame: Any, config: SOGConfig) -> None:
     periodic = np.asarray(frame.pbc, dtype=bool)
     if periodic.all() or not periodic.any():
         return
-    if config.kernel == "ewald":
-        expected = "all true or all false in each frame with the Ewald kernel"
+    if not config.is_sum_of_gaussians:
+        expected = f"all true or all false in each frame with the kernel {config.kernel}"
         remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."
         raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
     rows = np.where(periodic[:, None], frame.cell, np.eye(3))

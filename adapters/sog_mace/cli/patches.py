@@ -23,6 +23,7 @@ from mace.cli import run_train
 from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
+from sog_longrange.config import option
 from sog_longrange.errors import NotFiniteError, explain
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
@@ -71,9 +72,18 @@ class Schedule:
         Optimizer steps over which the long-range energy is faded in; 0 for none.
     """
 
-    lr_factor: float = 1.0
-    kernel_lr_factor: float = 0.1
-    warmup: int = 100
+    lr_factor: float = option(
+        1.0,
+        "learning rate of charges and charge states relative to --lr (stage two has one rate)",
+    )
+    kernel_lr_factor: float = option(
+        0.1, "learning rate of the kernel relative to --lr (stage two has one rate)"
+    )
+    warmup: int = option(
+        100,
+        "optimizer steps over which the long-range energy is scaled up from zero, so that "
+        "training starts at the model without it; 0 for none",
+    )
 
     def __post_init__(self) -> None:
         for name in ("lr_factor", "kernel_lr_factor", "warmup"):

@@ -10,13 +10,14 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from mace import tools
 from mace.cli import run_train
 
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
-from sog_longrange import SOGConfig
+from sog_longrange import SOGConfig, list_kernels
+from sog_longrange.config import help_of
 
 from .arguments import end_in_one_line, parse
 from .patches import Schedule, patched_run_train
@@ -26,58 +27,30 @@ PROGRAM = "sog_mace_run_train"
 
 Options = TypeVar("Options", SOGConfig, Schedule)
 
-HELP = {
-    "kernel": "law that the sum of Gaussians starts as: coulomb, power_law, yukawa, or laws joined "
-    "as in coulomb+power_law for equal blocks of channels; or the fixed ewald kernel",
-    "exponent": "exponent of the power_law start, which has no default",
-    "kappa": "inverse screening length of the yukawa start, 1/Å",
-    "strength": "strength of the power_law or yukawa start (of power_law where both are joined), "
-    "eV Å^exponent/e^2; negative for dispersion, where like attracts like",
-    "smearing": "width of the Gaussian charges of the ewald kernel, Å",
-    "num_channels": "latent charges of each atom; a multiple of the number of joined laws",
-    "share_kernel": "one sum of Gaussians for all channels; False for joined laws",
-    "couple_channels": "a learned law of each pair of channels, which begins as zero; with two "
-    "channels or more and --sog_share_kernel=False",
-    "num_gaussians": "number of Gaussians",
-    "min_width": "lower bound of every width, Å",
-    "max_width": "widest Gaussian of the start, Å",
-    "learn_amplitudes": "train the amplitudes of the Gaussians",
-    "learn_widths": "train the widths of the Gaussians",
-    "hidden_size": "width of the perceptron of the charge readout; 0 for none",
-    "charge_constraint": "auto, none, neutral, or total: latent charges are free, sum to zero, or "
-    "to the total_charge of the data; auto is total where every frame has one, else neutral; those "
-    "of power laws with exponents above 3, as of dispersion, stay free",
-    "charge_embedding": "functions of the total_charge of the data that the model knows, with an "
-    "energy of the charge state; 0 for none",
-    "fractional_charge": "let total charges be other than whole numbers",
-    "latent_dipoles": "give atoms latent dipoles too, from the vectors (1o) of hidden_irreps",
-    "tolerance": "relative accuracy of the reciprocal sum",
-    "backend": "what does the reciprocal sum: auto, direct, mesh or finufft",
-    "engine": "compiled code for the mesh: auto, none, numba or triton",
-    "zero_mode": "keep k = 0 in all channels (default: each law decides for its own)",
-    "remove_self": "remove the interaction of each charge with itself",
-    "lr_factor": "learning rate of charges and charge states relative to --lr (stage two has one "
-    "rate)",
-    "kernel_lr_factor": "learning rate of the kernel relative to --lr (stage two has one rate)",
-    "warmup": "optimizer steps over which the long-range energy is faded in, so that training "
-    "starts at the model without it; 0 for none",
-}
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Return MACE's own argument parser with the ``--sog_*`` options added."""
     parser: argparse.ArgumentParser = tools.build_default_arg_parser()
-    group = parser.add_argument_group("long range (sog-longrange)")
-    defaults, hints = SOGConfig().to_dict(), get_type_hints(SOGConfig)
-    for name, default in defaults.items():
-        kind = getattr(hints[name], "__args__", (hints[name],))[0]
-        convert = tools.arg_parser.str2bool if kind is bool else kind
-        group.add_argument(f"--sog_{name}", type=convert, default=default, help=HELP[name])
-    for field in dataclasses.fields(Schedule):
-        text = HELP[field.name]
-        kind = type(field.default)
-        group.add_argument(f"--sog_{field.name}", type=kind, default=field.default, help=text)
+    group = parser.add_argument_group("long range (sog-longrange)", _describe_kernels())
+    for options in (SOGConfig, Schedule):
+        hints, texts = get_type_hints(options), help_of(options)
+        for field in dataclasses.fields(options):
+            kind = (get_args(hints[field.name]) or (hints[field.name],))[0]
+            convert = tools.arg_parser.str2bool if kind is bool else kind
+            help_text = texts[field.name].replace("%", "%%")
+            group.add_argument(
+                f"--sog_{field.name}", type=convert, default=field.default, help=help_text
+            )
     return parser
+
+
+def _describe_kernels() -> str:
+    """Text about all kernels that there are."""
+    kernels = "; ".join(f"{call}: {text.rstrip('.')}" for call, text in list_kernels().items())
+    return (
+        "Kernels for --sog_kernel, one or several joined by +, or package.module:Class of your "
+        f"own: {kernels}."
+    )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

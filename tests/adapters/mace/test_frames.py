@@ -167,7 +167,7 @@ def test_frames_that_are_right_pass(tmp_path):
         ([0.5] * 6, {"fractional_charge": True}, "total"),
         ([1] * 6, {"charge_constraint": "neutral"}, "neutral"),
         ([None] * 6, {"charge_constraint": "none"}, "none"),
-        ([1] * 6, {"kernel": "power_law", "exponent": 6.0}, "none"),
+        ([1] * 6, {"kernel": "power_law(exponent=6)"}, "none"),
     ],
 )
 def test_total_charges_of_the_data_decide_on_the_constraint(charges, options, constraint, tmp_path):
@@ -181,7 +181,7 @@ def test_total_charges_of_the_data_decide_on_the_constraint(charges, options, co
 def test_charges_of_channels_that_are_never_constrained_need_not_be_complete(tmp_path):
     frames = molecules()
     frames[3].info["total_charge"] = 0.5
-    assert resolve(frames, tmp_path, kernel="power_law", exponent=6.0) == "none"
+    assert resolve(frames, tmp_path, kernel="power_law(exponent=6)") == "none"
 
 
 def test_isolated_atoms_of_training_files_need_no_charge_and_those_of_tests_do(tmp_path):

@@ -1,5 +1,6 @@
 """The training command, from the command line to a model in ASE."""
 
+import dataclasses
 import logging
 import re
 import sys
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from damped_dispersion import DampedDispersion
 from mace.calculators import MACECalculator
 from mace.cli import eval_configs, run_train
 from mace_builders import make_sogmace, open_molecule, water_box
 
-from sog_longrange import HostError, SOGConfig
+from sog_longrange import HostError, SOGConfig, list_kernels
+from sog_longrange.kernels.coulomb import Coulomb
 from sog_mace import SOGMACE
 from sog_mace.cli import patches
 from sog_mace.cli.run_train import build_parser, main, parse_args
@@ -113,7 +116,7 @@ def test_restart_continues_where_it_stopped(training_folder, caplog):
 
 
 def test_yaml_config_takes_our_options(training_folder):
-    config = SETTINGS | {"sog_kernel": "ewald", "sog_smearing": 1.5, "max_num_epochs": 1}
+    config = SETTINGS | {"sog_kernel": "ewald(smearing=1.5)", "max_num_epochs": 1}
     (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
     main(["--config=config.yaml"])
     assert load().long_range.energy.kernel.smearing == 1.5
@@ -121,8 +124,8 @@ def test_yaml_config_takes_our_options(training_folder):
 
 @pytest.mark.parametrize("coupled", [False, True])
 def test_yaml_config_trains_charge_and_dispersion(training_folder, coupled):
-    options = {"kernel": "coulomb+power_law", "exponent": 6, "strength": -20, "num_channels": 2}
-    options |= {"share_kernel": False, "couple_channels": coupled, "charge_constraint": "neutral"}
+    options = {"kernel": "coulomb+power_law(exponent=6, strength=-20)", "num_channels": 2}
+    options |= {"couple_channels": coupled, "charge_constraint": "neutral"}
     config = SETTINGS | {f"sog_{k}": v for k, v in options.items()} | {"max_num_epochs": 1}
     (training_folder / "config.yaml").write_text(yaml.safe_dump(config))
     main(["--config=config.yaml"])
@@ -134,6 +137,31 @@ def test_yaml_config_trains_charge_and_dispersion(training_folder, coupled):
     signs = kernel.amplitudes.detach()[:, 0].sign().tolist()
     assert (signs[0], signs[-1]) == (1.0, -1.0)
     assert not coupled or kernel.couplings.detach().abs().min() > 0.0
+
+
+def test_a_kernel_of_a_users_own_is_trained(training_folder, monkeypatch):
+    # By module and class in one run, by an entry point in the next.
+    own = {"sog_num_channels": 2, "sog_charge_constraint": "neutral", "max_num_epochs": 1}
+    kernel = "coulomb+damped_dispersion:DampedDispersion(radius=4)"
+    main(arguments(sog_kernel=kernel, **own))
+    part = load().long_range
+    assert part.config.kernel == kernel.replace("4", "4.0")
+    assert part.energy.kernel.potentials == (Coulomb(), DampedDispersion(radius=4.0))
+    assert part.energy.kernel.log_amplitudes.detach().abs().amax(1).min() > 0.0
+    info = training_folder / "own-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
+    entry = "damped = damped_dispersion:DampedDispersion"
+    (info / "entry_points.txt").write_text(f"[sog_longrange.kernels]\n{entry}\n")
+    monkeypatch.syspath_prepend(training_folder)
+    main(arguments(name="short", sog_kernel="damped", sog_max_width=20, max_num_epochs=1))
+    assert load("short.model").long_range.energy.kernel.initial == DampedDispersion()
+
+
+def test_help_lists_every_kernel_and_option():
+    text = " ".join(build_parser().format_help().split())
+    assert all(call in text for call in list_kernels())
+    assert all(f"--sog_{field.name}" in text for field in dataclasses.fields(SOGConfig))
 
 
 def test_bare_foundation_model_is_extended_and_the_start_equals_it(training_folder):
@@ -235,7 +263,7 @@ def test_unknown_option_suggests_the_nearest(capsys):
         ({"sog_min_width": -1.0}, "`min_width` must be positive"),
         ({"enable_cueq": True}, "--enable_cueq is not supported"),
         ({"sog_kernel": "power_law"}, "`exponent` must be given"),
-        ({"sog_kernel": "coulomb+yukawa"}, "`share_kernel` must be False"),
+        ({"sog_kernel": "coulomb+yukawa"}, "`num_channels` must be a multiple of 2"),
         ({"sog_num_channels": 0}, "`num_channels` must be at least 1"),
         ({"sog_tolerance": 7.0}, "`tolerance` must be between"),
         ({"sog_lr_factor": -1.0}, "`lr_factor` must be finite and not negative, got -1.0"),

@@ -399,7 +399,7 @@ def test_a_closed_gate_is_the_model_without_a_long_range(base):
             assert torch.equal(found[key], expected[key])
 
 
-COUPLED = {"share_kernel": False, "couple_channels": True}
+COUPLED = {"couple_channels": True}
 
 
 @every_base

@@ -54,7 +54,7 @@ def test_the_energy_is_that_of_the_core():
     assert expected.shape == (5, 1)
 
 
-COUPLED = {"share_kernel": False, "couple_channels": True}
+COUPLED = {"couple_channels": True}
 
 
 @pytest.mark.parametrize("options", [{}, COUPLED], ids=["shared", "coupled"])
