@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import box_shapes
+from sog_longrange.geometry import box_shapes, largest_mode
 
 from .kernel_table import ModeBoxes, running_sum
 from .windows import influence
@@ -61,10 +61,31 @@ def choose_grids(lengths: list[list[float]], cutoff: float, width: int) -> Grids
     SizeError
         If the grids have more points than any memory holds.
     """
-    shapes = [
-        tuple(fast_length(max(n, width + 1)) for n in row) for row in box_shapes(lengths, cutoff)
-    ]
+    box_shapes(lengths, cutoff)
+    shapes = [tuple(grid_points(a, cutoff, width) for a in row) for row in lengths]
     return Grids(tuple(shapes), width)  # type: ignore[arg-type]
+
+
+def grid_points(length: float, cutoff: float, width: int) -> int:
+    """Smallest number of points along an axis that holds |k| <= cutoff, with a fast transform.
+
+    No alias of a mode up to the cutoff is closer to k = 0 than the cutoff.
+
+    Parameters
+    ----------
+    length : float
+        Of the lattice vector, in Å.
+    cutoff : float
+        Largest wave number, in 1/Å.
+    width : int
+        Of the window, in grid points.
+
+    Returns
+    -------
+    int
+    """
+    modes = 2 * largest_mode(length, cutoff) + 1
+    return fast_length(max(modes, math.ceil(length * cutoff / math.pi), width + 1))
 
 
 def fast_length(n: int) -> int:

@@ -35,7 +35,7 @@ from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.validation import Structures, check_no_overflow
 
 from .cost_model import Size, check_cost, predict_memory, predict_time
-from .grids import Grids, choose_grids, fast_length
+from .grids import Grids, choose_grids, grid_points
 from .interaction import Interaction, Potentials
 from .mesh import MeshBackend
 from .modes import sum_over_modes
@@ -265,11 +265,10 @@ def _round_up(length: float, resolution: Resolution) -> float:
 
     So boxes and grids stay the same while a structure changes its extent by a little.
     """
-    needed = 2 * largest_mode(length, resolution.cutoff) + 1
-    if needed > MAX_NODES:
+    if largest_mode(length, resolution.cutoff) > MAX_NODES:
         return length
-    nodes = fast_length(max(needed, resolution.window + 1))
-    return (1.0 - 1e-9) * 2.0 * math.pi / resolution.cutoff * ((nodes + 1) // 2)
+    points = grid_points(length, resolution.cutoff, resolution.window)
+    return (1.0 - 1e-9) * math.pi / resolution.cutoff * points
 
 
 def _origins(middles: Tensor, lengths: Tensor, free: Tensor, grids: Grids) -> Tensor:
