@@ -25,6 +25,7 @@ from .kernels.ewald import Ewald
 from .kernels.gaussians import SumOfGaussians
 from .kernels.initial import coulomb, power_law, yukawa
 from .long_range import SOGLongRange
+from .model_output import EnergyParts, ModelOutput
 from .observables.born_charges import BornCharges, born_charges
 from .observables.external_field import FieldOutput, field_energy, uniform_field
 from .observables.infrared import InfraredSpectrum, infrared_spectrum
@@ -37,6 +38,7 @@ __all__ = [
     "ConfigError",
     "CoupledGaussians",
     "DerivativeError",
+    "EnergyParts",
     "Ewald",
     "FixedMeshEnergy",
     "GridReport",
@@ -47,6 +49,7 @@ __all__ = [
     "LatentDipoles",
     "LongRangeEnergy",
     "LongRangeOutput",
+    "ModelOutput",
     "PerformanceWarning",
     "PotentialOutput",
     "SOGConfig",

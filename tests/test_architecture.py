@@ -49,6 +49,7 @@ LAYERS = {
     "fixed_mesh": 6,
     "tuning": 6,
     "config": 6,
+    "model_output": 6,
     "long_range": 7,
     "charge_summary": 8,
 }

@@ -14,19 +14,16 @@ from nequip.nn.model_modifier_utils import model_modifier
 from torch import Tensor, nn
 
 from sog_longrange import (
-    ChargeStateOutput,
     ConfigError,
-    FieldOutput,
     FixedMeshEnergy,
     HostError,
     InputError,
-    LongRangeOutput,
+    ModelOutput,
     SOGConfig,
     SOGLongRange,
-    uniform_field,
 )
-from sog_longrange.ase_support import PERPENDICULAR
 from sog_longrange.errors import explain
+from sog_longrange.model_output import Energies
 from sog_longrange.validation import is_traced
 
 from .keys import (
@@ -224,34 +221,22 @@ class LongRange(GraphModuleMixin, nn.Module):
         _check_host(data)
         if self.training and not is_traced():
             self._check_gate()
-        out, state, added = self._evaluate(data)
-        data[LATENT_CHARGES_KEY] = out.charges
-        if out.dipoles is not None:
-            data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
-        data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
-        data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
-        _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
-        _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
-        # Compile targets that take a charge have this output, of every model.
-        data[CHARGE_STATE_ENERGY_KEY] = torch.zeros_like(data[LONG_RANGE_ENERGY_KEY])
-        for key, more in ((CHARGE_STATE_ENERGY_KEY, state), (FIELD_ENERGY_KEY, added)):
-            if more is not None:
-                data[key] = more.energy[:, None]
-                _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[key])
-                _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, more.atomic_energies[:, None])
+        out = self._evaluate(data)
+        data |= _names(out)
+        _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, out.energy[:, None])
+        _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, out.atomic_energies[:, None])
         return data
 
-    def _evaluate(
-        self, data: Data
-    ) -> tuple[LongRangeOutput, ChargeStateOutput | None, FieldOutput | None]:
-        """Results of charges, charge states and a field, atoms in the order of the data."""
+    def _evaluate(self, data: Data) -> ModelOutput:
+        """Results of the long-range part, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
-        cell, total_charge, batch = (
+        cell, total_charge, batch, field = (
             data.get(key)
             for key in (
                 AtomicDataDict.CELL_KEY,
                 AtomicDataDict.TOTAL_CHARGE_KEY,
                 AtomicDataDict.BATCH_KEY,
+                EXTERNAL_FIELD_KEY,
             )
         )
         self._check_total_charge(total_charge)
@@ -262,30 +247,20 @@ class LongRange(GraphModuleMixin, nn.Module):
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
             vectors = None if vectors is None else vectors[order]
-        structures = (
+        out: ModelOutput = self.long_range(
+            features,
+            positions,
             None if cell is None else cell.view(-1, 3, 3),
             pbc,
             batch,
             n_graphs,
+            None if total_charge is None else total_charge.view(-1),
+            vectors,
+            None if field is None else field.to(positions),
         )
-        total_charge = None if total_charge is None else total_charge.view(-1)
-        out, state = self.long_range.parts(features, positions, *structures, total_charge, vectors)
         if contradicted is not None:
             out = _without_energies(out, contradicted)
-        added = _in_field(data, out, positions, *structures)
-        if order is None:
-            return out, state, added
-        back = order.argsort()
-        if state is not None:
-            state = state._replace(atomic_energies=state.atomic_energies[back])
-        if added is not None:
-            added = added._replace(atomic_energies=added.atomic_energies[back])
-        of_atoms: dict[str, Any] = {
-            name: None if x is None else x[back]
-            for name, x in out._asdict().items()
-            if name != "energy"
-        }
-        return out._replace(**of_atoms), state, added
+        return out if order is None else out.reorder(order.argsort())
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
@@ -472,10 +447,14 @@ def _order(batch: Tensor | None) -> Tensor | None:
     return batch.argsort(stable=True)
 
 
-def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOutput:
+def _without_energies(out: ModelOutput, contradicted: Tensor) -> ModelOutput:
     """NaN where the data contradict the boundary, because no graph can raise."""
     lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
-    return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
+    own = out.parts.long_range
+    nan = Energies(own.energy + lost, own.atomic_energies + lost.sum())
+    parts = out.parts._replace(long_range=nan)
+    energies = out.energy + lost, out.atomic_energies + lost.sum()
+    return out._replace(energy=energies[0], atomic_energies=energies[1], parts=parts)
 
 
 def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
@@ -488,40 +467,23 @@ def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
     return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
 
 
-def _in_field(
-    data: Data, out: LongRangeOutput, positions: Tensor, *structures: Any
-) -> FieldOutput | None:
-    """Energies in an external field, if the data hold one."""
-    field = data.get(EXTERNAL_FIELD_KEY)
-    if field is None:
-        return None
-    if is_traced():
-        return _traced_field(out.charges[:, 0], positions, field.to(positions), *structures)
-    charges, field = out.charges[:, 0], field.to(positions)
-    dipoles = out.dipoles[:, :, 0] if out.dipoles is not None else None
-    return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
-
-
-def _traced_field(
-    charges: Tensor,
-    positions: Tensor,
-    field: Tensor,
-    cell: Tensor | None,
-    pbc: Tensor | None,
-    batch: Tensor | None,
-    n_graphs: int,
-) -> FieldOutput:
-    """Energies in fields across periodic axes, in which the images of atoms do not matter."""
-    if cell is not None and pbc is not None:
-        rises = torch.einsum("gkc,gc->gk", cell.detach(), field).abs()
-        along = (pbc & (rises > PERPENDICULAR)).any(-1, keepdim=True)
-        field = torch.where(along, torch.nan, field)  # No graph can raise.
-    if batch is None:
-        batch = torch.zeros_like(charges, dtype=torch.long)
-    moments = charges[:, None] * positions
-    energies = -(moments * field[batch]).sum(-1)
-    sums = [x.new_zeros(n_graphs, *x.shape[1:]).index_add(0, batch, x) for x in (energies, moments)]
-    return FieldOutput(sums[0], energies, sums[1])
+def _names(out: ModelOutput) -> Data:
+    """Give the results of the long-range part the names of NequIP's fields."""
+    long_range, state, in_field = out.parts
+    data = {
+        LATENT_CHARGES_KEY: out.charges,
+        LONG_RANGE_ENERGY_KEY: long_range.energy[:, None],
+        LONG_RANGE_ATOMIC_ENERGY_KEY: long_range.atomic_energies[:, None],
+        # Compile targets that take a charge have this output, of every model.
+        CHARGE_STATE_ENERGY_KEY: torch.zeros_like(long_range.energy[:, None]),
+    }
+    if out.dipoles is not None:
+        data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
+    if state is not None:
+        data[CHARGE_STATE_ENERGY_KEY] = state.energy[:, None]
+    if in_field is not None:
+        data[FIELD_ENERGY_KEY] = in_field.energy[:, None]
+    return data
 
 
 def _add(data: Data, field: str, energy: Tensor) -> None:

@@ -21,7 +21,7 @@ OUTPUTS = ("energy", "features")
 _potential_and_field = torch.compiler.disable(sog_longrange.potential_and_field)
 
 
-class SOGLongRange(nn.Module):
+class LongRangeLayer(nn.Module):
     r"""Long-range message passing between all nodes, at near-linear cost.
 
     Each node is given a few latent charges :math:`q_{jp}`, a learned function of its features.
@@ -80,12 +80,12 @@ class SOGLongRange(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sog_pyg import SOGLongRange
+    >>> from sog_pyg import LongRangeLayer
     >>> x, pos = torch.randn(10, 64), 5 * torch.rand(10, 3)
     >>> cell, pbc = 8 * torch.eye(3), torch.tensor([True, True, True])
-    >>> SOGLongRange(num_charges=4)(x, pos, cell=cell, pbc=pbc).shape
+    >>> LongRangeLayer(num_charges=4)(x, pos, cell=cell, pbc=pbc).shape
     torch.Size([1, 1])
-    >>> layer = SOGLongRange(num_charges=4, output="features")
+    >>> layer = LongRangeLayer(num_charges=4, output="features")
     >>> potential, field = layer(x, pos, cell=cell, pbc=pbc)
     >>> potential.shape, field.shape
     (torch.Size([10, 4]), torch.Size([10, 3, 4]))

@@ -1,13 +1,20 @@
 import copy
 import io
 import pickle
-from contextlib import nullcontext
 
 import pytest
 import torch
 from references import DOUBLE, evaluate, random_structure, tensor
 
-from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
+from sog_longrange import (
+    ConfigError,
+    InputError,
+    InputTypeError,
+    SOGConfig,
+    SOGLongRange,
+    uniform_field,
+)
+from sog_longrange.long_range import FORMAT, parameter_groups
 from sog_longrange.testing import join
 
 SIZES = [3, 2]
@@ -376,22 +383,85 @@ def test_state_of_other_options_is_refused():
         make_module(min_width=0.7).load_state_dict(state)
 
 
-def test_state_of_a_newer_format_is_refused():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1, "version": "7.1"}, "of sog-longrange 7.1. Update sog-longrange"),
+        (
+            {"format": 2},
+            "of format 3, .* got format 2 of a version before .* Train the model again",
+        ),
+    ],
+)
+def test_states_in_another_format_are_refused(change, message):
     state = make_module().state_dict()
-    state["_extra_state"]["format"] += 1
-    with pytest.raises(ConfigError, match="`format` must be at most 2, got 3. Update"):
+    del state["_extra_state"]["version"]
+    state["_extra_state"] |= change
+    with pytest.raises(InputError, match=message):
         make_module().load_state_dict(state)
 
 
-@pytest.mark.parametrize("constraint", ["none", "neutral"])
-def test_joined_laws_that_were_constrained_in_all_channels_are_told_apart(constraint):
-    options = {"kernel": "coulomb+power_law", "exponent": 6, "num_channels": 2}
-    options |= {"share_kernel": False, "charge_constraint": constraint}
-    state = make_module(**options).state_dict()
-    state["_extra_state"]["format"] = 1
-    expected = pytest.raises(ConfigError, match="constrained all channels of joined laws")
-    with nullcontext() if constraint == "none" else expected:
-        make_module(**options).load_state_dict(state)
+def test_pickles_in_another_format_are_refused():
+    module = make_module()
+    del module.format
+    with pytest.raises(InputError, match="`model` must be of format 3, .* or export it with the"):
+        pickle.loads(pickle.dumps(module))  # noqa: S301
+
+
+def test_results_keep_their_meaning_in_another_order_of_atoms():
+    module = make_module(charge_embedding=2, charge_constraint="total")
+    total, field = tensor([1.0, -1.0, 0.0]), tensor([0.1, 0.2, -0.3])
+    out = module(*make_batch(), total_charge=total, external_field=field)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    moved = out.reorder(order)
+    assert torch.equal(moved.energy, out.energy)
+    assert torch.equal(moved.electric_charges, out.charges[order, 0])
+    assert torch.equal(moved.potential, out.potential[order])
+    assert torch.equal(moved.atomic_energies, out.atomic_energies[order])
+    for found, expected in zip(moved.parts, out.parts, strict=True):
+        assert torch.equal(found.energy, expected.energy)
+        assert torch.equal(found.atomic_energies, expected.atomic_energies[order])
+
+
+def test_an_external_field_acts_on_the_gated_electric_charges():
+    module, batch = make_module(num_channels=2, charge_constraint="neutral"), make_batch()
+    module.gate.fill_(0.25)
+    field = tensor([[0.1, 0.2, -0.3], [0.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
+    out, without = module(*batch, external_field=field), module(*batch)
+    assert without.parts.external_field is None
+    expected = uniform_field(without.charges[:, 0], batch[1], field, *batch[2:])
+    for found, own in zip(out.parts.external_field, expected, strict=True):
+        assert torch.equal(found, own)
+    torch.testing.assert_close(out.energy, without.energy + expected.energy)
+    torch.testing.assert_close(
+        out.atomic_energies, without.atomic_energies + expected.atomic_energies
+    )
+    assert torch.equal(out.parts.long_range.energy, without.energy)
+    for wrong in (field[:2], field.float(), torch.nan * field):
+        with pytest.raises((InputError, InputTypeError), match="`external_field` must be"):
+            module(*batch, external_field=wrong)
+
+
+def test_kernel_and_charges_are_all_parameters_and_get_rates_of_their_own():
+    modules = [make_module(charge_embedding=2), make_module(learn_widths=False)]
+    charges, kernel = parameter_groups(modules, charges=1e-2, kernel=1e-3)
+    found = [id(p) for group in (charges, kernel) for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for module in modules for p in module.parameters())
+    own = {id(p) for module in modules for p in module.energy.parameters()}
+    assert {id(p) for p in kernel["params"]} == own
+    assert (charges["lr"], kernel["lr"], kernel["weight_decay"]) == (1e-2, 1e-3, 0.0)
+    (alone,) = parameter_groups(modules, kernel=1e-3)
+    assert alone == kernel
+    for rate in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="`kernel_lr` must be finite and not negative"):
+            parameter_groups(modules, kernel=rate)
+
+
+def test_a_gate_that_is_not_open_is_explained():
+    module = make_module()
+    assert module.explain_gate("Train longer.") == ""
+    module.gate.fill_(0.4)
+    assert module.explain_gate("Train longer.").endswith("faded in to 40% only. Train longer.")
 
 
 def test_fade_in_goes_on_from_where_the_gate_stands():
