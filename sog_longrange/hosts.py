@@ -9,13 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from torch import Tensor
 
 from ._version import __version__
 from .errors import HostError, InputError, MissingLibraryError, explain
 
-_AGAIN = "Train the model again, or export it with the version that wrote it."
-_LOST = re.compile(r"Can't get attribute '([\w.]+)' on <module '(sog_[\w.]+)'")
+_AGAIN: Final = "Train the model again, or export it with the version that wrote it."
+_LOST: Final = re.compile(r"Can't get attribute '([\w.]+)' on <module '(sog_[\w.]+)'")
+
+SCALARS: Final = (0, 1)
+"""Degree and parity of scalars (0e)."""
+
+VECTORS: Final = (1, -1)
+"""Degree and parity of vectors (1o)."""
 
 
 class SupportedVersions(NamedTuple):
@@ -180,7 +188,7 @@ def feature_slices(irreps: Any, degree: int, parity: int) -> list[slice]:  # noq
     irreps : e3nn.o3.Irreps
         Of all features.
     degree, parity : int
-        0 and 1 for scalars (0e), 1 and -1 for vectors (1o).
+        Those of `SCALARS` or `VECTORS`.
 
     Returns
     -------
@@ -203,3 +211,32 @@ def count_columns(slices: list[slice]) -> int:
     int
     """
     return sum(part.stop - part.start for part in slices)
+
+
+def unflatten_vectors(columns: Tensor) -> Tensor:
+    """Vectors of atoms from features of degree 1, in e3nn's order of the components: x, y, z.
+
+    Parameters
+    ----------
+    columns : Tensor, shape (n_atoms, 3 n_vectors)
+        One vector after another.
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, 3, n_vectors)
+    """
+    return columns.view(len(columns), -1, 3).transpose(1, 2)
+
+
+def flatten_vectors(vectors: Tensor) -> Tensor:
+    """Features of degree 1 from vectors: the inverse of :func:`unflatten_vectors`.
+
+    Parameters
+    ----------
+    vectors : Tensor, shape (n_atoms, 3, n_vectors)
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, 3 n_vectors)
+    """
+    return vectors.transpose(1, 2).flatten(1)

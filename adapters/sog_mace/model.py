@@ -19,6 +19,7 @@ from sog_longrange import (
 )
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
+from sog_longrange.hosts import count_columns
 
 from .cells import INPUT_CELL, own_cells
 from .charges import check_given
@@ -84,7 +85,7 @@ class SOGMACE(nn.Module):
                 "Use hidden irreps with 1o, such as 64x0e + 64x1o, and more than one layer, or "
                 "leave latent_dipoles out."
             )
-        num_vectors = sum(part.stop - part.start for part in self.vectors) // 3
+        num_vectors = count_columns(self.vectors) // 3
         sizes = layer_sizes(self.invariants)
         self.long_range = SOGLongRange(sizes, config, num_vectors=num_vectors)
         self.long_range.to(next(mace.parameters()))

@@ -17,15 +17,22 @@ from sog_longrange import (
     ConfigError,
     FixedMeshEnergy,
     HostError,
-    InputError,
     ModelOutput,
     SOGConfig,
     SOGLongRange,
 )
 from sog_longrange.errors import explain
+from sog_longrange.hosts import (
+    SCALARS,
+    count_columns,
+    feature_slices,
+    flatten_vectors,
+    unflatten_vectors,
+)
 from sog_longrange.model_output import Energies
 from sog_longrange.validation import is_traced
 
+from .boundary import check_boundary, check_host, lattice_rows, take_periodicity
 from .keys import (
     CHARGE_STATE_ENERGY_KEY,
     EXTERNAL_FIELD_KEY,
@@ -37,71 +44,16 @@ from .keys import (
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
 )
+from .vectors import count_vectors
 
-BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
-
-
-@compile_mode("unsupported")
-class LatentVectors(GraphModuleMixin, nn.Module):
-    """Copies the vectors (1o) among the features of atoms to a field of their own.
-
-    Stands behind the last convolution whose features hold vectors: later ones are scalars.
-
-    Parameters
-    ----------
-    irreps_in : dict
-        Irreps of the fields that come in.
-    """
-
-    def __init__(self, irreps_in: dict[str, Any]) -> None:
-        super().__init__()
-        irreps = Irreps(str(irreps_in[AtomicDataDict.NODE_FEATURES_KEY]))
-        self.vectors = vector_slices(irreps)
-        width = sum(s.stop - s.start for s in self.vectors)
-        GraphModuleMixin._init_irreps(
-            self,
-            irreps_in=irreps_in,
-            irreps_out={LATENT_VECTORS_KEY: Irreps([(width // 3, (1, -1))])},
-        )
-
-    def forward(self, data: Data) -> Data:
-        """Add the vectors to a batch.
-
-        Parameters
-        ----------
-        data : dict
-            Fields of a batch.
-
-        Returns
-        -------
-        dict
-            With `latent_vectors` (n_atoms, 3 n_vectors), one vector after another.
-        """
-        features = data[AtomicDataDict.NODE_FEATURES_KEY]
-        data[LATENT_VECTORS_KEY] = torch.cat([features[:, s] for s in self.vectors], dim=1)
-        return data
-
-
-def vector_slices(irreps: Irreps) -> list[slice]:
-    """Where vectors (1o) lie among features.
-
-    Parameters
-    ----------
-    irreps : Irreps
-
-    Returns
-    -------
-    list of slice
-    """
-    return [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (1, -1)]
 
 
 @compile_mode("unsupported")
 class LongRange(GraphModuleMixin, nn.Module):
     """Latent charges from the scalar features of a model, and their long-range energy.
 
-    Stands behind the module that sums atomic to total energies, and adds to both, so that
+    Its place is behind the module that sums atomic to total energies, and adds to both, so that
     atomic energies still sum to the total one wherever the model runs. The sum is done in
     the precision of the positions, which is float64 in NequIP whatever the model's.
 
@@ -128,7 +80,7 @@ class LongRange(GraphModuleMixin, nn.Module):
     ConfigError
         If an option has an unknown value.
     HostError
-        If no scalar features come in, or no vectors where there shall be latent dipoles.
+        If no scalar features come in, or no vectors for latent dipoles.
     """
 
     is_sog_long_range = True  # Classes of packaged models are not those of this process.
@@ -143,21 +95,21 @@ class LongRange(GraphModuleMixin, nn.Module):
         n_types: int = 0,
     ) -> None:
         super().__init__()
-        _check_boundary(boundary)
+        check_boundary(boundary)
         self.boundary = boundary
-        self.largest_cell = None if largest_cell is None else _lattice_rows(largest_cell)
+        self.largest_cell = None if largest_cell is None else lattice_rows(largest_cell)
         self.field = _feature_field(irreps_in)
         self.edge_norm: Any = edge_norm
         if self.field == AtomicDataDict.EDGE_FEATURES_KEY and edge_norm is None:
             raise ConfigError(explain("edge_norm", "given for features of edges", "None"))
         irreps = Irreps(irreps_in[self.field])
-        self.scalars = [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (0, 1)]
+        self.scalars = feature_slices(irreps, *SCALARS)
         if not self.scalars:
             raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
         self.n_types = n_types
-        sizes = [n_types, sum(s.stop - s.start for s in self.scalars)]
+        sizes = [n_types, count_columns(self.scalars)]
         sizes = [size for size in sizes if size > 0]
-        self.long_range = SOGLongRange(sizes, config, num_vectors=_num_vectors(config, irreps_in))
+        self.long_range = SOGLongRange(sizes, config, num_vectors=count_vectors(config, irreps_in))
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -218,7 +170,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         InputError, BoundaryError
             If a structure is malformed, or its boundary is not what was configured.
         """
-        _check_host(data)
+        check_host(data)
         if self.training and not is_traced():
             self._check_gate()
         out = self._evaluate(data)
@@ -242,7 +194,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         self._check_total_charge(total_charge)
         features, positions = self._features(data), data[AtomicDataDict.POSITIONS_KEY]
         vectors = self._vectors(data)
-        pbc, contradicted = self._periodicity(data, n_graphs)
+        pbc, contradicted = take_periodicity(data, self.boundary, n_graphs)
         order = _order(batch)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
@@ -264,13 +216,11 @@ class LongRange(GraphModuleMixin, nn.Module):
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
-        gate = float(self.long_range.gate)
-        if not self.is_opening and gate < 1.0:
-            raise HostError(
-                f"The long-range energy of the model is faded in to {gate:.0%} only (`warm_up: "
-                "true`), and nothing goes on with it. Add `- _target_: sog_nequip.train.WarmUp` "
-                "to the callbacks of the trainer."
-            )
+        remedy = "Nothing goes on with it (`warm_up: true`): add `- _target_: "
+        remedy += "sog_nequip.train.WarmUp` to the callbacks of the trainer."
+        message = self.long_range.explain_gate(remedy)
+        if message and not self.is_opening:
+            raise HostError(message)
 
     def _check_total_charge(self, total_charge: Tensor | None) -> None:
         if total_charge is None and self.long_range.config.needs_total_charge:
@@ -282,7 +232,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
 
     def _vectors(self, data: Data) -> Tensor | None:
-        """Vectors that dipoles are made from, (n_atoms, 3, n_vectors), if there shall be any."""
+        """Vectors (n_atoms, 3, n_vectors) that latent dipoles are made from; None without these."""
         if not self.long_range.config.latent_dipoles:
             return None
         if is_traced():
@@ -291,8 +241,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 "compile` in training, and open checkpoints and packages by "
                 "SOGNequIPCalculator.from_saved_model."
             )
-        vectors = data[LATENT_VECTORS_KEY]
-        return vectors.view(len(vectors), -1, 3).transpose(1, 2)
+        return unflatten_vectors(data[LATENT_VECTORS_KEY])
 
     def _features(self, data: Data) -> Tensor:
         """Features that charges are made from: of the type, if wanted, and of the model."""
@@ -314,33 +263,6 @@ class LongRange(GraphModuleMixin, nn.Module):
         fields = {AtomicDataDict.NODE_FEATURES_KEY: summed, AtomicDataDict.ATOM_TYPE_KEY: types}
         normed: Tensor = self.edge_norm(fields)[AtomicDataDict.NODE_FEATURES_KEY]
         return normed
-
-    def _periodicity(self, data: Data, n_graphs: int) -> tuple[Tensor | None, Tensor | None]:
-        """Tell which axes are periodic, and in a graph which structures contradict that.
-
-        The field is taken out, as NequIP's own models do.
-        """
-        given = data.pop(AtomicDataDict.PBC_KEY, None)
-        if self.boundary == "data":
-            if given is None and AtomicDataDict.CELL_KEY in data:
-                raise HostError(
-                    "The boundary of the structures is not known: NequIP passes cells without "
-                    f"`{AtomicDataDict.PBC_KEY}` here. In `nequip-compile` use --target sog_ase "
-                    "or sog_batch; for pair_nequip --modifiers sog_use_mesh; or, to run in Python, "
-                    "say what all structures are by --modifiers sog_periodic or sog_open."
-                )
-            return given, None
-        shape = (n_graphs, 3)
-        device = data[AtomicDataDict.POSITIONS_KEY].device
-        pbc = torch.full(shape, self.boundary == "periodic", dtype=torch.bool, device=device)
-        if given is None:
-            return pbc, None
-        if is_traced():
-            return pbc, (given != pbc).any(-1)
-        if not torch.equal(given, pbc):
-            got = f"a structure with pbc {given.tolist()}"
-            raise InputError(explain("pbc", f"as boundary={self.boundary!r} says", got))
-        return pbc, None
 
     def fix_mesh(self) -> None:
         """Prepare for export to C++; see :meth:`sog_use_mesh`."""
@@ -376,15 +298,13 @@ class LongRange(GraphModuleMixin, nn.Module):
             raise HostError("The mesh is fixed already: let `sog_use_mesh` be the last modifier.")
 
     def _get_metadata_contributions(self) -> dict[str, str]:
-        """Return what a compiled model tells about its long-range part."""
-        gate = float(self.long_range.gate)
-        if gate < 1.0:
-            warnings.warn(
-                f"The long-range energy of this model is faded in to {gate:.0%} only: it is from a "
-                "step before the end of the warm-up. Train longer, or with fewer steps of WarmUp.",
-                stacklevel=2,
-            )
-        found = {"sog_boundary": self.boundary, "sog_gate": str(gate)}
+        """Return what the file of a compiled model says about its long-range part."""
+        remedy = "It is from a step before the end of the warm-up: train longer, or with fewer "
+        remedy += "steps of WarmUp."
+        message = self.long_range.explain_gate(remedy)
+        if message:
+            warnings.warn(message, stacklevel=2)
+        found = {"sog_boundary": self.boundary, "sog_gate": str(float(self.long_range.gate))}
         found[WHOLE_CHARGE] = str(not self.long_range.config.fractional_charge)
         if self.largest_cell is not None:
             found["sog_largest_cell"] = str(self.largest_cell)
@@ -419,7 +339,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         lengths : list of 3 floats or of 3 rows, in Å
             Allow for the fluctuations of a simulation at constant pressure.
         """
-        rows = _lattice_rows(lengths)
+        rows = lattice_rows(lengths)
         return _for_each(cls, model, lambda part: part.set_largest_cell(rows))
 
     @model_modifier(persistent=False)
@@ -440,13 +360,6 @@ def _for_each(cls: type, model: nn.Module, change: Any) -> nn.Module:
     return model
 
 
-def _order(batch: Tensor | None) -> Tensor | None:
-    """Sort atoms by structure, which NequIP does not ask for; None if they are sorted."""
-    if batch is None or not (is_traced() or bool((batch.diff() < 0).any())):
-        return None
-    return batch.argsort(stable=True)
-
-
 def _without_energies(out: ModelOutput, contradicted: Tensor) -> ModelOutput:
     """NaN where the data contradict the boundary, because no graph can raise."""
     lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
@@ -457,14 +370,11 @@ def _without_energies(out: ModelOutput, contradicted: Tensor) -> ModelOutput:
     return out._replace(energy=energies[0], atomic_energies=energies[1], parts=parts)
 
 
-def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
-    """Count the vectors that dipoles are made from, if there shall be any."""
-    if not config.latent_dipoles:
-        return 0
-    if LATENT_VECTORS_KEY not in irreps_in:
-        expected = f"False where there is no field `{LATENT_VECTORS_KEY}`"
-        raise HostError(explain("latent_dipoles", expected, "True"))
-    return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
+def _order(batch: Tensor | None) -> Tensor | None:
+    """Sort atoms by structure, which NequIP does not ask for; None if they are sorted."""
+    if batch is None or not (is_traced() or bool((batch.diff() < 0).any())):
+        return None
+    return batch.argsort(stable=True)
 
 
 def _names(out: ModelOutput) -> Data:
@@ -478,7 +388,7 @@ def _names(out: ModelOutput) -> Data:
         CHARGE_STATE_ENERGY_KEY: torch.zeros_like(long_range.energy[:, None]),
     }
     if out.dipoles is not None:
-        data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
+        data[LATENT_DIPOLES_KEY] = flatten_vectors(out.dipoles)
     if state is not None:
         data[CHARGE_STATE_ENERGY_KEY] = state.energy[:, None]
     if in_field is not None:
@@ -490,28 +400,6 @@ def _add(data: Data, field: str, energy: Tensor) -> None:
     data[field] = data[field] + energy.to(data[field].dtype)
 
 
-def _check_host(data: Data) -> None:
-    """Refuse hosts from which the long-range energy cannot be had."""
-    if AtomicDataDict.POSITIONS_KEY not in data:
-        raise HostError(
-            "LAMMPS ML-IAP passes edge vectors but neither positions nor cell, so the long-range "
-            "energy cannot be computed there. Compile for pair_nequip with --modifiers "
-            "sog_use_mesh, or run the model through ASE."
-        )
-    unknown = not {AtomicDataDict.CELL_KEY, AtomicDataDict.PBC_KEY} & data.keys()
-    if unknown and is_traced():
-        raise HostError(
-            "The compile target passes neither cell nor boundary. pair_allegro replaces periodic "
-            "images by ghost atoms, whose charges would count twice. Compile for pair_nequip with "
-            "--modifiers sog_use_mesh, which runs Allegro models too. Data of your own need `pbc`."
-        )
-
-
-def _check_boundary(boundary: str) -> None:
-    if boundary not in BOUNDARIES:
-        raise ConfigError(explain("boundary", "one of " + ", ".join(BOUNDARIES), repr(boundary)))
-
-
 def _feature_field(irreps_in: dict[str, Any]) -> str:
     """Where the last features are: Allegro keeps them on edges, NequIP on atoms."""
     fields = (AtomicDataDict.NODE_FEATURES_KEY, AtomicDataDict.EDGE_FEATURES_KEY)
@@ -519,19 +407,3 @@ def _feature_field(irreps_in: dict[str, Any]) -> str:
         if field in irreps_in:
             return str(field)
     raise HostError(explain("model", f"with one of {fields}", str(sorted(irreps_in))))
-
-
-def _lattice_rows(largest_cell: list[Any]) -> list[list[float]]:
-    """Three rows from three lengths or from three rows."""
-    expected = "three positive lengths or three lattice vectors, in Å"
-    wrong = ConfigError(explain("largest_cell", expected, str(largest_cell)))
-    try:
-        cell = torch.tensor([list(x) if hasattr(x, "__len__") else x for x in largest_cell])
-    except (TypeError, ValueError) as error:
-        raise wrong from error
-    if cell.shape == (3,) and bool((cell > 0).all()):
-        cell = torch.diag(cell)
-    if cell.shape != (3, 3) or not bool((cell.double().norm(dim=-1) > 0).all()):
-        raise wrong
-    rows: list[list[float]] = cell.double().tolist()
-    return rows

@@ -41,7 +41,7 @@ from sog_mace.charges import mark_given
 from sog_mace.model import SOGMACE
 from sog_mace.results import as_array, linked_charges, long_range_results
 
-from .arguments import check_output, end_in_one_line, load_model, parse
+from .arguments import check_output, load_model, run_command
 
 PROGRAM = "sog_mace_eval_configs"
 
@@ -329,8 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv : sequence of str, optional
         Arguments; those of the process by default.
     """
-    args = parse(build_parser(), PROGRAM, argv)
-    end_in_one_line(PROGRAM, lambda: run(args))
+    run_command(PROGRAM, build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import NotFiniteError, explain
+from sog_longrange.long_range import parameter_groups
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
@@ -202,16 +203,14 @@ class Patches:
         """Give the long-range part its parameter group and leave no parameter out."""
         self.model = model  # MACE may have copied it on the way here.
         options: dict[str, Any] = self.originals["get_params_options"](args, model)
-        kernel = list(model.long_range.energy.parameters())
-        known = {id(parameter) for parameter in kernel}
-        charges = [p for p in model.long_range.parameters() if id(p) not in known]
-        parts = (
-            ("long_range_charges", charges, self.schedule.lr_factor),
-            ("long_range_kernel", kernel, self.schedule.kernel_lr_factor),
-        )
-        for name, parameters, factor in parts:
-            group = {"name": name, "params": parameters, "lr": factor * args.lr}
-            options["params"].append(group | {"weight_decay": 0.0})
+        schedule = self.schedule
+        rates = {
+            "charges": schedule.lr_factor * args.lr,
+            "kernel": schedule.kernel_lr_factor * args.lr,
+        }
+        groups = parameter_groups([model.long_range], **rates)
+        for name, group in zip(rates, groups, strict=True):
+            options["params"].append({"name": f"long_range_{name}"} | group)
         for group in options["params"]:
             # MACE hands over generators: looking into them would empty them.
             group["params"] = list(group["params"])
