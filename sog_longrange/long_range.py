@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -123,7 +123,7 @@ class SOGLongRange(nn.Module):
         self.energy = FixedMeshEnergy(self.energy, largest_cell)
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
-        """Begin without the long-range energy and fade it in as the optimizer steps.
+        """Begin without the long-range energy and add it step by step of the optimizer.
 
         The gate is part of the state dict, so a restarted training goes on where it
         stopped: call this first, then load the state. The gate is not learned: a
@@ -208,11 +208,7 @@ class SOGLongRange(nn.Module):
         InputError
             If another version wrote the state, in a format that is not read here.
         """
-        if state["format"] != FORMAT:
-            raise wrong_format(state["format"], FORMAT, state.get("version"))
-        # How the numbers are computed may need a library that is not installed here.
-        stored = {key: value for key, value in state["config"].items() if key not in HOW}
-        theirs = SOGConfig.from_dict(stored)
+        theirs = read_config(state)
         ours = self.config
         if ours.charge_constraint == "auto":
             # The data of that training have decided.
@@ -315,9 +311,7 @@ class SOGLongRange(nn.Module):
         """Evaluate charges and charge states of arguments that are checked, up to features."""
         features = self._embed(features, structures, total)
         charges = self._charges(features, structures, total)
-        dipoles = None
-        if self.config.latent_dipoles:
-            dipoles = self.latent_dipoles(features, structures, vectors)
+        dipoles = self._dipoles(features, structures, vectors)
         out: LongRangeOutput = self.energy.evaluate(charges, structures, dipoles)
         state = None if self.states is None else self.states(features, total, structures.batch)
         return self._gated(out), state
@@ -400,27 +394,12 @@ class SOGLongRange(nn.Module):
         wanted = total if self.config.takes_total_charge else torch.zeros_like(total)
         return project_total_charge(charges, wanted, structures.batch, channels)
 
-    def latent_dipoles(
+    def _dipoles(
         self, features: Tensor, structures: Structures, vectors: Tensor | None
-    ) -> Tensor:
-        """Latent dipoles of structures that are validated already, without the gate.
-
-        Parameters
-        ----------
-        features, vectors
-            As in :meth:`forward`; the features are checked already.
-        structures : Structures
-            From :func:`~sog_longrange.validation.check_structures`.
-
-        Returns
-        -------
-        Tensor, shape (n_atoms, 3, num_channels), in e Å
-
-        Raises
-        ------
-        InputError, InputTypeError
-            If the vectors do not fit or are missing.
-        """
+    ) -> Tensor | None:
+        """Latent dipoles (n_atoms, 3, num_channels) in e Å, without the gate, if there are any."""
+        if not self.config.latent_dipoles:
+            return None
         if vectors is None:
             raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
         dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
@@ -437,35 +416,26 @@ def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig
         raise ConfigError(explain("process_group", expected, "a process group", remedy))
 
 
-def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict[str, Any]]:
-    """Give kernels, or charges, a learning rate of their own.
+def read_config(state: dict[str, Any]) -> SOGConfig:
+    """Options of the model that a state dict is of.
 
     Parameters
     ----------
-    parts : iterable of SOGLongRange
-    **rates : float
-        Learning rates of `kernel`, and of `charges`, which stand for all other parameters, those
-        of dipoles and charge states too.
+    state : dict
+        From :meth:`SOGLongRange.get_extra_state`.
 
     Returns
     -------
-    list of dict
-        Parameter group of an optimizer for each rate, in their order, without weight decay.
+    SOGConfig
+        How its numbers are computed is left open: that may need a library that is not here.
 
     Raises
     ------
     ConfigError
-        If a rate is negative or not finite.
+        If an option is unknown or has a wrong value.
+    InputError
+        If another version wrote the state, in a format that is not read here.
     """
-    modules = list(parts)
-    kernel = [p for module in modules for p in module.energy.parameters()]
-    known = {id(p) for p in kernel}
-    charges = [p for module in modules for p in module.parameters() if id(p) not in known]
-    parameters = {"kernel": kernel, "charges": charges}
-    for name, rate in rates.items():
-        if not 0.0 <= rate < float("inf"):
-            raise ConfigError(explain(f"{name}_lr", "finite and not negative", str(rate)))
-    return [
-        {"params": parameters[name], "lr": rate, "weight_decay": 0.0}
-        for name, rate in rates.items()
-    ]
+    if state["format"] != FORMAT:
+        raise wrong_format(state["format"], FORMAT, state.get("version"))
+    return SOGConfig.from_dict({k: v for k, v in state["config"].items() if k not in HOW})

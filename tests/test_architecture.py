@@ -52,6 +52,7 @@ LAYERS = {
     "model_output": 6,
     "long_range": 7,
     "charge_summary": 8,
+    "training": 8,
 }
 """A module of the core imports only from layers below its own, also what it needs for types."""
 

@@ -123,7 +123,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         if charge is not None:
             mark_given(batch)
         if EXTERNAL_FIELD in batch.keys:
-            # MACE 0.3.15 turns a row of a field that it does not know into a column.
+            # MACE 0.3.15 turns a row of an unknown field into a column.
             batch[EXTERNAL_FIELD] = batch[EXTERNAL_FIELD].view(-1, 3)
         return batch
 

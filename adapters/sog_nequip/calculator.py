@@ -75,7 +75,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
     ]
     _not_implemented = PropertyNotImplementedError
 
-    _is_charge_whole = False  # Models that are not compiled tell themselves.
+    _is_charge_whole = False  # Models that are not compiled check it themselves.
 
     @classmethod
     def _get_aoti_compile_target(cls) -> dict[str, Any]:

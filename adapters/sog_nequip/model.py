@@ -56,7 +56,7 @@ def SOGModel(  # noqa: N802
         See :class:`~sog_nequip.nn.LongRange`.
     warm_up : bool
         Start without the long-range energy; :class:`~sog_nequip.train.WarmUp` must be among
-        the callbacks of the trainer and fades it in.
+        the callbacks of the trainer and adds it step by step.
     per_type_charges : bool
         Let the type of an atom alone give it a charge, too. Needed where isolated ions must
         carry one; the energy of isolated atoms is then not that of their type alone.

@@ -69,7 +69,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         Whether structures are periodic as the field `pbc` of the data says, or all of them
         are, or none.
     largest_cell : list of 3 floats or of 3 rows, in Å, optional
-        Longest lattice vectors that a model compiled for C++ will meet, see
+        Longest lattice vectors that a model compiled for C++ will be used for, see
         :meth:`sog_use_mesh`.
     n_types : int
         Number of types of atoms, where the type itself gives each atom a charge, also without
@@ -149,8 +149,8 @@ class LongRange(GraphModuleMixin, nn.Module):
         data : dict
             Fields of a batch, behind the sum of atomic energies. With `external_field`
             (n_graphs, 3) in V/Å, the charges of the first channel are in that uniform
-            electric field; :func:`sog_longrange.field_energy` tells the gauge. Once compiled,
-            energies are NaN in fields along periodic axes, where the gauge would matter.
+            electric field; :func:`sog_longrange.field_energy` describes its origin. Once
+            compiled, energies are NaN in fields along periodic axes, where the origin matters.
 
         Returns
         -------
@@ -166,7 +166,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         Raises
         ------
         HostError
-            If the host passes too little to know the long-range energy.
+            If the host passes too little for the long-range energy.
         InputError, BoundaryError
             If a structure is malformed, or its boundary is not what was configured.
         """
@@ -313,25 +313,25 @@ class LongRange(GraphModuleMixin, nn.Module):
     @model_modifier(persistent=True)
     @classmethod
     def sog_periodic(cls, model: nn.Module) -> nn.Module:
-        """Take all structures as periodic, where the host does not tell.
+        """Take all structures as periodic, where the host does not say.
 
-        If it tells otherwise, that is an error, or in a compiled model an energy of NaN.
+        If it says otherwise, that is an error, or in a compiled model an energy of NaN.
         """
         return _for_each(cls, model, lambda part: part.set_boundary("periodic"))
 
     @model_modifier(persistent=True)
     @classmethod
     def sog_open(cls, model: nn.Module) -> nn.Module:
-        """Take all structures as open, where the host does not tell.
+        """Take all structures as non-periodic, where the host does not say.
 
-        If it tells otherwise, that is an error, or in a compiled model an energy of NaN.
+        If it says otherwise, that is an error, or in a compiled model an energy of NaN.
         """
         return _for_each(cls, model, lambda part: part.set_boundary("open"))
 
     @model_modifier(persistent=True)
     @classmethod
     def sog_largest_cell(cls, model: nn.Module, lengths: list[Any]) -> nn.Module:
-        """Record the longest lattice vectors that a model compiled for C++ will meet.
+        """Record the longest lattice vectors that a model compiled for C++ will be used for.
 
         Parameters
         ----------

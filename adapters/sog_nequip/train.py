@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sog_longrange import ConfigError, HostError
 from sog_longrange.errors import explain
-from sog_longrange.long_range import parameter_groups
+from sog_longrange.training import parameter_groups
 
 from .labels import check_neutral, check_stress_labels, coincidence, warn_of_odd_electrons
 from .parts import long_range_parts
@@ -20,11 +20,11 @@ from .report import ChargeReport
 
 
 class WarmUp(Callback):
-    """Fade the long-range energy in over the first optimizer steps.
+    """Bring the long-range energy in over the first optimizer steps.
 
     For models that were built with ``warm_up: true``: training starts at exactly the
     short-range model. A restarted training goes on where it stopped. Stress labels of structures
-    without a volume are refused in the first epoch. After training the charges of the validation
+    without a volume raise an error in the first epoch. After training the charges of the validation
     set are reported, with warnings of what looks unphysical.
 
     Parameters

@@ -26,16 +26,17 @@ class LongRangeLayer(nn.Module):
 
     Each node is given a few latent charges :math:`q_{jp}`, a learned function of its features.
     They act on each other over any distance, through periodic boundaries where there are
-    any, by the law
+    any, through the kernel K:
 
     .. math::
         \phi_{ip} = \sum_{j \neq i} K(|r_i - r_j|) \, q_{jp}, \qquad
         K(r) = \sum_l a_l \, e^{-r^2 / 2 s_l^2},
 
-    whose amplitudes and widths are learned too and begin as 1/r, the law of electric charges.
+    whose amplitudes and widths are learned too. It is 1/r at initialisation, the potential of
+    electric charges.
 
     With ``output="energy"`` the module returns their energy, which is added to the output of
-    a model. With ``output="features"`` it returns what each node feels, the potential
+    a model. With ``output="features"`` it returns at each node the potential
     :math:`\phi` (invariant) and the field :math:`-\nabla \phi` (vectors), for the layers of a
     network that come after it. Both can be differentiated twice, as training on forces needs.
 
@@ -52,9 +53,9 @@ class LongRangeLayer(nn.Module):
         What is returned.
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
-        ("coulomb", "power_law", "yukawa", "ewald"), `min_width` in Å, below which the law
+        ("coulomb", "power_law", "yukawa", "ewald"), `min_width` in Å, below which the kernel
         is smoothed, `charge_constraint` ("auto", "none", "neutral", "total"), `tolerance`, and
-        `charge_embedding`, which tells charge states apart and needs `in_channels` and
+        `charge_embedding`, which makes charge states differ and needs `in_channels` and
         ``output="energy"``.
 
     Raises
@@ -129,7 +130,7 @@ class LongRangeLayer(nn.Module):
         return self.readout.num_channels
 
     def reset_parameters(self) -> None:
-        """Draw new weights, and begin again with the law of the start."""
+        """Draw new weights, and begin again with the initial kernel."""
         self.readout.reset_parameters()
         self.part.energy.load_state_dict(self.part.config.build_energy().state_dict())
         self.part.gate.fill_(1.0)
@@ -259,7 +260,7 @@ class LongRangeLayer(nn.Module):
         return fit_boundary(cell, pbc, batch, batch_size)
 
     def __repr__(self) -> str:
-        """Name, channels, law and output."""
+        """Name, channels, kernel and output."""
         kernel = self.part.config.kernel
         return (
             f"{type(self).__name__}({self.in_channels}, {self.num_charges}, "

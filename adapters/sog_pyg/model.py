@@ -31,7 +31,7 @@ class WithLongRange(nn.Module):
     latent : callable, optional
         ``latent(model, z, pos, batch, cell, pbc)`` runs a model of your own and returns its
         energies [batch_size, 1] and its node features [num_nodes, F], which must not
-        change when a structure is rotated. It must heed `cell` and `pbc`, see
+        change when a structure is rotated. It must use `cell` and `pbc`, see
         :func:`~sog_pyg.periodic_edges`.
 
     Raises
@@ -170,7 +170,7 @@ class WithLongRange(nn.Module):
 
 
 def _one_per_graph(energy: Tensor, batch_size: int) -> Tensor:
-    """Energies [batch_size, 1]; models know nothing of empty graphs at the end of a batch."""
+    """Energies [batch_size, 1]; models leave out empty graphs at the end of a batch."""
     if energy.numel() > batch_size or energy.numel() != len(energy):
         expected = f"one energy for each of {batch_size} graphs"
         raise HostError(explain("model", expected, f"an output of shape {list(energy.shape)}"))

@@ -194,12 +194,12 @@ def add_periodic_field(
 
 
 def check_results(results: dict[str, Any], atoms: AtomsLike, more: str = "") -> None:
-    """Refuse energies and forces that are not finite, and say why.
+    """Raise an error for energies and forces that are not finite, with the reason.
 
     Parameters
     ----------
     results : dict
-        Of a calculator; emptied if they are refused, so that nobody meets them later.
+        Of a calculator; emptied if they are not finite, so that none of them is used later.
     atoms : ase.Atoms
         What they are for.
     more : str

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from old_models import write_old_model
 from references import DOUBLE, evaluate, random_structure, tensor
 
 from sog_longrange import (
@@ -14,8 +15,10 @@ from sog_longrange import (
     SOGLongRange,
     uniform_field,
 )
-from sog_longrange.long_range import FORMAT, parameter_groups
+from sog_longrange.hosts import explain_old_models
+from sog_longrange.long_range import FORMAT
 from sog_longrange.testing import join
+from sog_longrange.training import parameter_groups
 
 SIZES = [3, 2]
 every_kernel = pytest.mark.parametrize(
@@ -406,6 +409,17 @@ def test_pickles_in_another_format_are_refused():
     del module.format
     with pytest.raises(InputError, match="`model` must be of format 3, .* or export it with the"):
         pickle.loads(pickle.dumps(module))  # noqa: S301
+
+
+@pytest.mark.parametrize("module", ["sog_longrange.module", "sog_longrange.kernels"])
+def test_files_of_older_versions_are_explained(tmp_path, module):
+    write_old_model(tmp_path / "old.model", module)
+    message = f"sog-longrange 0.1.0 reads, got a file of an older version, with `{module}.* Train"
+    with pytest.raises(InputError, match=message), explain_old_models():
+        torch.load(tmp_path / "old.model", weights_only=False)
+    for code in ("import surely_no_module", "torch.surely_no_attribute"):
+        with pytest.raises((ImportError, AttributeError)), explain_old_models():
+            exec(code)  # noqa: S102
 
 
 def test_results_keep_their_meaning_in_another_order_of_atoms():

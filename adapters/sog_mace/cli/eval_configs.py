@@ -1,7 +1,7 @@
 """``sog_mace_eval_configs``: ``mace_eval_configs`` for models with a long-range part.
 
-It knows the total charge of each structure and the external field that it is in, and also writes
-what only such models say: charges, dipole and the parts of the energy.
+It reads the total charge of each structure and its external field, and also writes what only such
+models give: charges, dipole and the parts of the energy.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def has_stress(atoms: Atoms) -> bool:
 
 
 def _inner_field(atoms: Atoms) -> np.ndarray:
-    """Field that the model itself is told: the one along periodic axes acts by Born charges."""
+    """Field that the model itself takes: one along periodic axes acts by Born charges."""
     field = external_field(atoms)
     if field is None or periodic_field(atoms) is not None:
         return np.zeros(3)
@@ -430,7 +430,7 @@ def read_frames(path: str) -> list[Atoms]:
         raise InputError(explain("configs", "a file that exists", repr(path)))
     try:
         frames: list[Atoms] = ase.io.read(path, ":")
-    except Exception as error:  # The readers of ASE raise whatever they meet.
+    except Exception as error:  # The readers of ASE raise errors of any kind.
         raise InputError(explain("configs", "readable by ASE", f"{path!r}: {error!r}")) from error
     if not frames:
         raise InputError(explain("configs", "one frame or more", f"none in {path!r}"))

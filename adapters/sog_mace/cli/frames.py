@@ -63,7 +63,7 @@ class Listing:
 
 
 class StreamedLike(Protocol):
-    """What data that stream from files tell of their frames."""
+    """What is known of the frames of data that stream from files."""
 
     known: int
     charged: int
@@ -178,8 +178,8 @@ def read_checked(
     InputError, BoundaryError
         As :func:`check_frame`.
     """
-    told = inspect.signature(read).bind(*args, **kwargs).arguments
-    sources = _sources(told)
+    given = inspect.signature(read).bind(*args, **kwargs).arguments
+    sources = _sources(given)
     try:
         result = read(*args, **kwargs)
         for name, frames in _sets(result[0]):
@@ -187,7 +187,7 @@ def read_checked(
                 check_frame(f"frame {index} of the set {name!r}", frame, {}, config)
                 _settle_charge(frame)
     except Exception:
-        # The frame as the user knows it; MACE has dropped and shuffled some by now.
+        # The frame as it is in its file; MACE has dropped and shuffled some by now.
         _check_sources(sources, config)
         raise
     return result, sources
@@ -318,7 +318,7 @@ def _check_boundary(where: str, frame: Any, config: SOGConfig) -> None:
         return
     if config.kernel == "ewald":
         expected = "all true or all false in each frame with the Ewald kernel"
-        remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."
+        remedy = "Along one or two directions sums of Gaussians are periodic: choose such a kernel."
         raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
     rows = np.where(periodic[:, None], frame.cell, np.eye(3))
     if abs(np.linalg.det(rows)) < _SPAN * np.linalg.norm(rows, axis=1).prod():
@@ -396,14 +396,14 @@ def _names(keys: Any) -> dict[str, str]:
     return {**keys.info_keys, **keys.arrays_keys}
 
 
-def _sources(told: Mapping[str, Any]) -> list[Source]:
-    head, found = told.get("head_name"), []
-    keys = copy.deepcopy(told["key_specification"])  # MACE changes its own while it reads.
+def _sources(given: Mapping[str, Any]) -> list[Source]:
+    head, found = given.get("head_name"), []
+    keys = copy.deepcopy(given["key_specification"])  # MACE changes its own while it reads.
     of_head = f" of head {head!r}" if head else ""
     for name in ("train", "valid", "test"):
-        paths = told.get(f"{name}_path") or []
+        paths = given.get(f"{name}_path") or []
         paths = [paths] if isinstance(paths, str) else paths
-        drops = name == "train" and not told.get("keep_isolated_atoms")
+        drops = name == "train" and not given.get("keep_isolated_atoms")
         found += [Source(path, f"set {name!r}{of_head}", keys, drops) for path in paths]
     return found
 

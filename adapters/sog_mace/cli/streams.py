@@ -223,7 +223,7 @@ def _lmdb_frames(dataset: LMDBDataset) -> Iterator[StreamedFrame]:
         where = _name(dataset, place)
         try:
             atoms = source.get_atoms(index)
-        except Exception as error:  # The databases raise whatever they meet.
+        except Exception as error:  # The databases raise errors of any kind.
             remedy = "MACE would print an error and go on without it. Prepare the file again."
             got = f"{error!r} in {where}"
             raise InputError(explain("frame", "readable", got, remedy)) from error
