@@ -30,12 +30,12 @@ from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
 from sog_mace.cli.frames import (
-    Source,
     check_frame,
     read_checked,
     resolve_constraint,
     warn_of_ignored_charges,
 )
+from sog_mace.cli.sources import Source
 from sog_mace.cli.streams import StreamedCharges, checked_frames
 from sog_mace.heads import select_head
 from sog_mace.host import check_names

@@ -25,7 +25,8 @@ from sog_longrange.errors import explain
 from sog_mace.host import check_names
 
 from .arguments import run_command
-from .frames import Listing, Source, all_frames, frames_of, has_charge, read_checked
+from .frames import has_charge, read_checked
+from .sources import Listing, Source, all_frames, frames_of
 
 PROGRAM = "sog_mace_prepare_data"
 READER: Final = "get_dataset_from_xyz"

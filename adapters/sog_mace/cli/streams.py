@@ -21,7 +21,8 @@ from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE, as_number
 from sog_mace.host import check_names
 
-from .frames import Listing, check_total_charge, no_total_charge
+from .frames import check_total_charge, no_total_charge
+from .sources import Listing
 
 REMEDY: Final = (
     "Prepare the files again with sog_mace_prepare_data, which passes total charges on and takes "
