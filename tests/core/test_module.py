@@ -6,6 +6,7 @@ import pytest
 import torch
 from old_models import write_old_model
 from references import DOUBLE, evaluate, random_structure, tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import (
     ConfigError,
@@ -17,8 +18,10 @@ from sog_longrange import (
 )
 from sog_longrange.hosts import explain_old_models
 from sog_longrange.long_range import FORMAT
+from sog_longrange.observables.external_field import field_term
 from sog_longrange.testing import join
 from sog_longrange.training import parameter_groups
+from sog_longrange.validation import Structures
 
 SIZES = [3, 2]
 every_kernel = pytest.mark.parametrize(
@@ -454,6 +457,27 @@ def test_an_external_field_acts_on_the_gated_electric_charges():
     for wrong in (field[:2], field.float(), torch.nan * field):
         with pytest.raises((InputError, InputTypeError), match="`external_field` must be"):
             module(*batch, external_field=wrong)
+
+
+def test_a_traced_field_is_that_of_structures_without_periodic_axes_along_it():
+    module = make_module(charge_constraint="neutral")
+    _, positions, cell, _, batch, n_graphs = make_batch()
+    pbc = torch.tensor([[False] * 3, [True, True, False], [False, False, True]])
+    cell = torch.diag_embed(cell.diagonal(dim1=1, dim2=2))  # each along x, y and z
+    field = tensor([[0.1, 0.2, -0.3], [0.0, 0.0, 0.2], [0.0, 0.0, 0.2]])
+    charges = module(*make_batch()).electric_charges.detach()
+
+    def in_field(charges, positions, field):
+        structures = Structures(positions, cell, pbc, batch, n_graphs)
+        return field_term(charges, structures, field)
+
+    traced = make_fx(in_field)(charges, positions, field)(charges, positions, field)
+    eager = in_field(charges, positions, field)
+    for found, expected in zip(traced[:2], eager[:2], strict=True):
+        part = slice(6 if len(found) == 9 else 2)
+        torch.testing.assert_close(found[part], expected[part])
+        assert bool(found[part.stop :].isnan().all())
+        assert bool(expected.isfinite().all())
 
 
 def test_kernel_and_charges_are_all_parameters_and_get_rates_of_their_own():
