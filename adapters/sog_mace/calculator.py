@@ -40,9 +40,9 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     described at :class:`~sog_longrange.ase_support.ChargesInASE`.
 
     Everything that `MACECalculator` returns is right for SOGMACE models too, but for the stress of
-    structures with non-periodic directions, which is NaN there; it does not support models that
-    need a total charge. The sign of all charges together is free, so that a committee has no mean
-    charge or dipole: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) and
+    structures with non-periodic directions, which is NaN there; and models that need a total
+    charge raise an error there. The sign of all charges together is free, so that a committee has
+    no mean charge or dipole: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) and
     `dipole_comm` (n_models, 3) instead (also `latent_dipoles_comm` where all models have them),
     and raises `HostError` in fields.
 

@@ -193,9 +193,9 @@ def test_models_in_a_field_are_equivariant(model):
 
 
 def test_malformed_fields_are_refused(model):
-    with pytest.raises(InputError, match="`field` must be of shape"):
+    with pytest.raises(InputError, match="`external_field` must be of shape"):
         in_field(model, crystal(), torch.ones(2, 3))
-    with pytest.raises(InputError, match="`field` must be finite"):
+    with pytest.raises(InputError, match="`external_field` must be finite"):
         in_field(model, crystal(), FIELD * torch.nan)
 
 
