@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-from sog_pyg import SOGLongRange
+from sog_pyg import LongRangeLayer
 
 CHANNELS = 64
 TASKS = ("evaluation", "forces", "training")
@@ -28,7 +28,7 @@ def prepare(n_nodes: int, min_width: float, output: str):
     edge = (10.0 * n_nodes) ** (1 / 3)
     x, places = torch.randn(n_nodes, CHANNELS), edge * torch.rand(n_nodes, 3)
     cell, pbc = edge * torch.eye(3), torch.tensor([True] * 3)
-    layer = SOGLongRange(CHANNELS, 1, output=output, min_width=min_width, tolerance=1e-4)
+    layer = LongRangeLayer(CHANNELS, 1, output=output, min_width=min_width, tolerance=1e-4)
 
     def number(pos: Tensor) -> Tensor:
         out = layer(x, pos, cell=cell, pbc=pbc)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import SchNet
 
-from sog_pyg import PeriodicGraph, SOGLongRange, WithLongRange
+from sog_pyg import LongRangeLayer, PeriodicGraph, WithLongRange
 
 CUTOFF = 5.0  # Å
 
@@ -51,7 +51,7 @@ def make_bare() -> nn.Module:
 
 def make_long_range() -> nn.Module:
     """SchNet with a long range: one charge for each ion, neutral in sum, as the gas is."""
-    long_range = SOGLongRange(num_charges=1, charge_constraint="neutral", tolerance=1e-4)
+    long_range = LongRangeLayer(num_charges=1, charge_constraint="neutral", tolerance=1e-4)
     return WithLongRange(make_schnet(), long_range)
 
 

@@ -1,6 +1,6 @@
 """A hand-written network of PyTorch Geometric with a long-range layer inside.
 
-The network has two message-passing layers. Between them a `SOGLongRange` layer lets each ion
+The network has two message-passing layers. Between them a `LongRangeLayer` lets each ion
 feel the potential and the field of all others, however far away; see charge_network.py, which
 is all there is to write. The same network with a third convolution instead is trained beside it.
 

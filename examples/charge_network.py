@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
-from sog_pyg import SOGLongRange, periodic_edges
+from sog_pyg import LongRangeLayer, periodic_edges
 
 
 class Convolution(MessagePassing):
@@ -35,13 +35,13 @@ class Convolution(MessagePassing):
         return x_j * weight
 
 
-class LongRangeLayer(nn.Module):
+class ChargeLayer(nn.Module):
     """What a node becomes when it feels the potential and the field of all others."""
 
     def __init__(self, channels: int, num_charges: int) -> None:
         super().__init__()
         options = {"output": "features", "tolerance": 1e-4, "charge_constraint": "neutral"}
-        self.long_range = SOGLongRange(channels, num_charges, hidden_channels=0, **options)
+        self.long_range = LongRangeLayer(channels, num_charges, hidden_channels=0, **options)
         self.receive = nn.Linear(channels, channels, bias=False)
         self.mix = nn.Linear(2 * num_charges, channels, bias=False)
         self.update_net = perceptron(channels, channels, channels)
@@ -72,7 +72,7 @@ class ChargeNetwork(nn.Module):
         self.embedding = nn.Embedding(100, channels)
         self.first = Convolution(channels, cutoff)
         self.between = (
-            LongRangeLayer(channels, num_charges) if num_charges else Convolution(channels, cutoff)
+            ChargeLayer(channels, num_charges) if num_charges else Convolution(channels, cutoff)
         )
         self.second = Convolution(channels, cutoff)
         self.readout = perceptron(channels, channels, 1)
@@ -90,7 +90,7 @@ class ChargeNetwork(nn.Module):
         edge_index, edge_vec = periodic_edges(pos, self.cutoff, cell, pbc, batch, batch_size)
         length = edge_vec.norm(dim=-1)
         x = self.first(self.embedding(z), edge_index, length)
-        if isinstance(self.between, LongRangeLayer):
+        if isinstance(self.between, ChargeLayer):
             x = self.between(x, pos, batch, cell, pbc, batch_size)
         else:
             x = self.between(x, edge_index, length)

@@ -30,6 +30,7 @@ from .kernels.power_law import power_law
 from .kernels.registry import list_kernels, register
 from .kernels.yukawa import yukawa
 from .long_range import SOGLongRange
+from .model_output import EnergyParts, ModelOutput
 from .observables.born_charges import BornCharges, born_charges
 from .observables.external_field import FieldOutput, field_energy, uniform_field
 from .observables.infrared import InfraredSpectrum, infrared_spectrum
@@ -41,6 +42,7 @@ __all__ = [
     "ConfigError",
     "CoupledGaussians",
     "DerivativeError",
+    "EnergyParts",
     "Ewald",
     "FixedMeshEnergy",
     "GridReport",
@@ -53,6 +55,7 @@ __all__ = [
     "LatentDipoles",
     "LongRangeEnergy",
     "LongRangeOutput",
+    "ModelOutput",
     "PerformanceWarning",
     "PotentialOutput",
     "SOGConfig",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .charges.electric import electric
 from .long_range import SOGLongRange
 
 NET_CHARGE: float = 0.05
@@ -55,7 +56,7 @@ class ChargeSummary:
         long_range_energy, short_range_energy : Tensor, shape (n_graphs,), in eV
             The latter without the energies of isolated atoms.
         """
-        own = charges[:, 0].detach().double().cpu()
+        own = electric(charges).detach().double().cpu()
         energies = torch.stack([long_range_energy, short_range_energy.to(long_range_energy)])
         net = own.new_zeros(energies.shape[1]).index_add(0, batch.cpu(), own)
         self._charges.append(own)

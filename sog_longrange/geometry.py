@@ -202,6 +202,40 @@ def virial_to_stress(virial: Tensor, cell: Tensor) -> Tensor:
     return torch.where(missing, torch.nan, virial / torch.where(missing, 1.0, volume))
 
 
+def at_atoms(per_graph: Tensor, batch: Tensor) -> Tensor:
+    """Values of structures at their atoms; of a single one, in a shape that broadcasts.
+
+    Parameters
+    ----------
+    per_graph : Tensor, shape (n_graphs, ...)
+    batch : Tensor, shape (n_atoms,)
+
+    Returns
+    -------
+    Tensor, shape (n_atoms or 1, ...)
+    """
+    return per_graph if per_graph.shape[0] == 1 else per_graph[batch]
+
+
+def sum_over_atoms(per_atom: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
+    """Sum over the atoms of each structure.
+
+    Parameters
+    ----------
+    per_atom : Tensor, shape (n_atoms, ...)
+    batch : Tensor, shape (n_atoms,)
+    num_graphs : int
+
+    Returns
+    -------
+    Tensor, shape (n_graphs, ...)
+    """
+    if num_graphs == 1:
+        return per_atom.sum(0, keepdim=True)
+    zeros = per_atom.new_zeros(num_graphs, *per_atom.shape[1:])
+    return zeros.index_add(0, batch, per_atom)
+
+
 def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tensor:
     """Phases k.r of the three reciprocal lattice vectors, wrapped into [0, 2 pi].
 
@@ -215,7 +249,10 @@ def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tens
     -------
     Tensor, shape (n_atoms, 3)
     """
-    turns = torch.einsum("nc,nkc->nk", positions, reciprocal[batch]) / (2.0 * math.pi)
+    if reciprocal.shape[0] == 1:
+        turns = positions @ reciprocal[0].T / (2.0 * math.pi)
+    else:
+        turns = torch.einsum("nc,nkc->nk", positions, reciprocal[batch]) / (2.0 * math.pi)
     # In turns the difference is exact, so that no rounding leaves the range.
     return 2.0 * math.pi * (turns - torch.floor(turns.detach()))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ._version import __version__
 from .charges.charge_states import ChargeStateOutput, ChargeStates
 from .charges.constraint import project_total_charge
 from .charges.readout import LatentCharges, LatentDipoles
@@ -17,6 +18,10 @@ from .config import HOW, SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, NotFiniteError, explain
 from .fixed_mesh import FixedMeshEnergy
+from .hosts import wrong_format
+from .model_output import ModelOutput
+from .observables.external_field import field_term
+from .observables.images import vector_by_graph
 from .validation import (
     Structures,
     check_shape,
@@ -26,8 +31,8 @@ from .validation import (
     is_traced,
 )
 
-FORMAT: int = 3
-"""Version of what :class:`SOGLongRange` stores in a state dict."""
+FORMAT: Final = 3
+"""Version of what :class:`SOGLongRange` stores in state dicts and pickles."""
 
 
 class SOGLongRange(nn.Module):
@@ -53,7 +58,7 @@ class SOGLongRange(nn.Module):
     Raises
     ------
     ConfigError
-        If there shall be latent dipoles and there are no vectors, or a size is out of range.
+        If latent dipoles are wanted and there are no vectors, or a size is out of range.
 
     References
     ----------
@@ -87,11 +92,12 @@ class SOGLongRange(nn.Module):
         states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
         self.register_module("states", states)
         self.register_buffer("gate", torch.ones(()))
+        self.format = FORMAT
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled module, also of a version that had no charge states."""
+        if state.get("format") != FORMAT:
+            raise wrong_format(state.get("format", FORMAT - 1), FORMAT)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._modules.setdefault("states", None)
 
     def fix_mesh(self, largest_cell: Tensor) -> None:
         """Evaluate single periodic structures on a mesh of fixed shape from now on.
@@ -116,7 +122,7 @@ class SOGLongRange(nn.Module):
         self.energy = FixedMeshEnergy(self.energy, largest_cell, order)
 
     def warm_up(self, optimizer: Optimizer, steps: int = 100) -> None:
-        """Begin without the long-range energy and fade it in as the optimizer steps.
+        """Begin without the long-range energy and add it step by step of the optimizer.
 
         The gate is part of the state dict, so a restarted training goes on where it
         stopped: call this first, then load the state. The gate is not learned: a
@@ -163,10 +169,28 @@ class SOGLongRange(nn.Module):
 
         optimizer.register_step_post_hook(open_gate)
 
+    def explain_gate(self, remedy: str) -> str:
+        """Say that the long-range energy is not there in full, where that is so.
+
+        Parameters
+        ----------
+        remedy : str
+            What to do about it.
+
+        Returns
+        -------
+        str
+            Empty if the gate is open.
+        """
+        gate = float(self.gate)
+        if gate >= 1.0:
+            return ""
+        return f"The long-range energy of the model is faded in to {gate:.0%} only. {remedy}"
+
     def get_extra_state(self) -> dict[str, Any]:
         """Return the options, which the state dict keeps beside the weights."""
-        config = self.config.to_dict()
-        return {"format": FORMAT, "config": {k: v for k, v in config.items() if k not in HOW}}
+        config = {k: v for k, v in self.config.to_dict().items() if k not in HOW}
+        return {"format": FORMAT, "version": __version__, "config": config}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuse weights that were trained with other options.
@@ -179,15 +203,11 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         ConfigError
-            If the options differ or the format is that of another version.
+            If the options differ.
+        InputError
+            If another version wrote the state, in a format that is not read here.
         """
-        if state["format"] != FORMAT:
-            newer = state["format"] > FORMAT
-            remedy = "Update sog-longrange." if newer else "Train the model again."
-            raise ConfigError(explain("format", str(FORMAT), str(state["format"]), remedy))
-        # How the numbers are computed may need a library that is not installed here.
-        stored = {key: value for key, value in state["config"].items() if key not in HOW}
-        theirs = SOGConfig.from_dict(stored)
+        theirs = read_config(state)
         ours = self.config
         if ours.charge_constraint == "auto":
             # The data of that training have decided.
@@ -207,8 +227,9 @@ class SOGLongRange(nn.Module):
         num_graphs: int | None = None,
         total_charge: Tensor | None = None,
         vectors: Tensor | None = None,
-    ) -> LongRangeOutput:
-        """Evaluate what the host model adds to its energy.
+        external_field: Tensor | None = None,
+    ) -> ModelOutput:
+        """Evaluate what is added to the energy of the host model.
 
         Parameters
         ----------
@@ -223,13 +244,14 @@ class SOGLongRange(nn.Module):
         vectors : Tensor, shape (n_atoms, 3, num_vectors), optional
             Cartesian equivariant vectors, layer after layer, in the dtype of the readout.
             Required if, and used only if, `latent_dipoles` is set.
+        external_field : Tensor, shape (3,) or (n_graphs, 3), in V/Å, optional
+            Uniform electric field that acts on the electric charges and dipoles, those of the
+            first channel; see :func:`~sog_longrange.field_energy`. Where a tracer records this,
+            energies are NaN in fields along periodic axes.
 
         Returns
         -------
-        LongRangeOutput
-            Energy and charges of the gated model: while the gate is below 1, charges, dipoles,
-            potential and field are scaled by its square root, so that they give the gated
-            energy. With `charge_embedding` the energies hold that of the charge states, too.
+        ModelOutput
 
         Raises
         ------
@@ -239,61 +261,56 @@ class SOGLongRange(nn.Module):
             If features or vectors, or what is made of them, are not finite. It names two atoms
             at one place, if there are any.
         """
-        structures = (cell, pbc, batch, num_graphs)
-        out, state = self.parts(features, positions, *structures, total_charge, vectors)
-        if state is None:
-            return out
-        energy, atomic_energies = out.energy + state.energy, out.atomic_energies + state[1]
-        return out._replace(energy=energy, atomic_energies=atomic_energies)
+        values = not self.energy.traced
+        structures = check_structures(positions, cell, pbc, batch, num_graphs, values=values)
+        return self.evaluate(features, structures, total_charge, vectors, external_field)
 
-    def parts(
+    def evaluate(
         self,
         features: Tensor,
-        positions: Tensor,
-        cell: Tensor | None = None,
-        pbc: Tensor | None = None,
-        batch: Tensor | None = None,
-        num_graphs: int | None = None,
+        structures: Structures,
         total_charge: Tensor | None = None,
         vectors: Tensor | None = None,
-    ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
-        """Evaluate the interaction of the charges and the charge states, each for itself.
+        external_field: Tensor | None = None,
+    ) -> ModelOutput:
+        """Evaluate structures that are validated already.
 
         Parameters
         ----------
-        features, positions, cell, pbc, batch, num_graphs, total_charge, vectors
+        features, total_charge, vectors, external_field
             As in :meth:`forward`.
+        structures : Structures
+            From :func:`~sog_longrange.validation.check_structures`.
 
         Returns
         -------
-        LongRangeOutput
-            The gated interaction of the latent charges.
-        ChargeStateOutput or None
-            What the total charges cost, without a gate; None without `charge_embedding`.
+        ModelOutput
 
         Raises
         ------
-        InputError, InputTypeError, BoundaryError, SizeError
+        InputError, InputTypeError, BoundaryError, SizeError, NotFiniteError
             As :meth:`forward`.
         """
-        structures = check_structures(
-            positions, cell, pbc, batch, num_graphs, values=not self.energy.traced
-        )
         total = self._wanted_charge(structures, total_charge)
         try:
-            return self._evaluate(features, structures, total, vectors)
+            out, state = self._interact(features, structures, total, vectors)
         except NotFiniteError as error:
             raise explain_not_finite(error, structures) from error
+        output = ModelOutput.add_up(out, state)
+        if external_field is None:
+            return output
+        fields = vector_by_graph("external_field", external_field, structures)
+        charges, dipoles = output.electric_charges, output.electric_dipoles
+        in_field = field_term(charges, structures, fields, dipoles=dipoles)
+        return ModelOutput.add_up(out, state, in_field)
 
-    def _evaluate(
+    def _interact(
         self, features: Tensor, structures: Structures, total: Tensor, vectors: Tensor | None
     ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
-        """Evaluate both parts for arguments that are checked, up to features and vectors."""
+        """Evaluate charges and charge states of arguments that are checked, up to features."""
         features = self._embed(features, structures, total)
         charges = self._charges(features, structures, total)
-        dipoles = None
-        if self.config.latent_dipoles:
-            dipoles = self.latent_dipoles(features, structures, vectors)
+        dipoles = self._dipoles(features, structures, vectors)
         out: LongRangeOutput = self.energy.evaluate(charges, structures, dipoles)
         state = None if self.states is None else self.states(features, total, structures.batch)
         return self._gated(out), state
@@ -376,27 +393,12 @@ class SOGLongRange(nn.Module):
         wanted = total if self.config.takes_total_charge else torch.zeros_like(total)
         return project_total_charge(charges, wanted, structures.batch, channels)
 
-    def latent_dipoles(
+    def _dipoles(
         self, features: Tensor, structures: Structures, vectors: Tensor | None
-    ) -> Tensor:
-        """Latent dipoles of structures that are validated already, without the gate.
-
-        Parameters
-        ----------
-        features, vectors
-            As in :meth:`forward`; the features are checked already.
-        structures : Structures
-            From :func:`~sog_longrange.validation.check_structures`.
-
-        Returns
-        -------
-        Tensor, shape (n_atoms, 3, num_channels), in e Å
-
-        Raises
-        ------
-        InputError, InputTypeError
-            If the vectors do not fit or are missing.
-        """
+    ) -> Tensor | None:
+        """Latent dipoles (n_atoms, 3, num_channels) in e Å, without the gate, if there are any."""
+        if not self.config.latent_dipoles:
+            return None
         if vectors is None:
             raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
         dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
@@ -411,3 +413,28 @@ def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig
         expected = 'None unless charge_constraint="none" and charge_embedding=0'
         remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
         raise ConfigError(explain("process_group", expected, "a process group", remedy))
+
+
+def read_config(state: dict[str, Any]) -> SOGConfig:
+    """Options of the model that a state dict is of.
+
+    Parameters
+    ----------
+    state : dict
+        From :meth:`SOGLongRange.get_extra_state`.
+
+    Returns
+    -------
+    SOGConfig
+        How its numbers are computed is left open: that may need a library that is not here.
+
+    Raises
+    ------
+    ConfigError
+        If an option is unknown or has a wrong value.
+    InputError
+        If another version wrote the state, in a format that is not read here.
+    """
+    if state["format"] != FORMAT:
+        raise wrong_format(state["format"], FORMAT, state.get("version"))
+    return SOGConfig.from_dict({k: v for k, v in state["config"].items() if k not in HOW})

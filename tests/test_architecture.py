@@ -16,12 +16,16 @@ HOSTS = ("mace", "nequip", "torch_geometric", "e3nn", "ase")
 ALLOWED_IN_CORE = {"torch", "numpy", "finufft", "cufinufft", *sys.stdlib_module_names}
 ENGINES = {
     "numba_engine.py": set(),
-    "numba_loops.py": {"numba", "llvmlite"},
+    "numba_spread.py": {"numba"},
+    "numba_table.py": set(),
+    "numba_vectors.py": {"numba", "llvmlite"},
     "triton_engine.py": {"triton"},
 }
 """Modules that are imported only where the libraries they may need are installed."""
 
 OPTIONAL = {
+    "cufinufft": "cuda",
+    "finufft": "finufft",
     "matplotlib": "plot",
     "matplotlib.pyplot": "plot",
     "matplotlib.ticker": "plot",
@@ -50,8 +54,10 @@ LAYERS = {
     "fixed_mesh": 6,
     "tuning": 6,
     "config": 6,
+    "model_output": 6,
     "long_range": 7,
     "charge_summary": 8,
+    "training": 8,
 }
 """A module of the core imports only from layers below its own, also what it needs for types."""
 

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError
 from mace.calculators import MACECalculator
 from torch import Tensor, nn
 
 from sog_longrange import HostError, InputError
 from sog_longrange.ase_support import (
     EXTERNAL_FIELD,
+    RESULTS,
     TOTAL_CHARGE,
     ChargesInASE,
-    add_periodic_field,
-    check_atoms,
-    check_results,
-    explain_no_stress,
-    explain_no_volume,
     external_field,
-    has_volume,
-    keep_info,
     periodic_field,
     total_charge,
 )
 from sog_longrange.errors import explain
+from sog_longrange.hosts import explain_old_models
 
 from .cells import INPUT_CELL
 from .charges import mark_given
@@ -40,39 +36,15 @@ ENERGIES = ("long_range_energy", "short_range_energy", "charge_state_energy", "f
 class SOGMACECalculator(ChargesInASE, MACECalculator):
     """`MACECalculator` for SOGMACE models, with long-range results.
 
+    What it adds to ``results``, and the charges and fields that it reads from ``info``, are
+    described at :class:`~sog_longrange.ase_support.ChargesInASE`.
+
     Everything that `MACECalculator` returns is right for SOGMACE models too, but for the stress of
-    structures with open axes, which is NaN there; models that need a total charge are refused
-    there. This class adds to ``results``:
-    `long_range_energy` and `short_range_energy` in eV,
-    `latent_charges` (n_atoms, n_channels) in e, `charges` (n_atoms,), the first
-    channel, and their `dipole` (3,) in e Å, of periodic structures on the branch of
-    :func:`sog_longrange.dipole`. Models with a charge embedding also give `charge_state_energy` in
-    eV, which is in neither of the two energies. Models with latent dipoles also report
-    `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first channel are part of the
-    `dipole`. The sign of all charges together is free, so that a committee has no mean charge or
-    dipole: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) and `dipole_comm`
-    (n_models, 3) instead (also `latent_dipoles_comm` where all models have them), and refuses
-    fields.
-
-    Stress is that of the structure's own cell, whatever axes are periodic. A structure whose cell
-    has no volume has none: `stress` is not among the results, and asking for it raises
-    `PropertyNotImplementedError`.
-
-    The total charge of a structure is read from ``info["charge"]`` or ``info["total_charge"]``, as
-    whatever means one finite number, by models that take one; others do not look at it. A uniform
-    external electric field, of 3 floats in V/Å, is read from ``info["external_field"]``.
-    Its energy is in all results, and `field_energy` in eV.
-    With charges whose sign no training data fixed, the field may act the wrong way round.
-    Charges that are screened by electrons feel sqrt(eps_inf) times the field: give it so.
-
-    In a field along periodic axes, the macroscopic one, forces have Z^T E added, with
-    `born_charges` Z (n_atoms, 3, 3) among the results: those of :meth:`get_born_charges` that
-    obey the sum rule, so that the field moves no neutral cell as a whole. The energy is that of
-    charges where the atoms are, also outside the cell: let no atom be wrapped during a
-    simulation. Where charge flows across the cell it is not the potential of these forces, and
-    energies in a simulation are not conserved. There is no stress. It takes a backward pass
-    through the model for each atom: for 192 atoms of water thirty times as long as energy and
-    forces without it.
+    structures with non-periodic directions, which is NaN there; and models that need a total
+    charge raise an error there. The sign of all charges together is free, so that a committee has
+    no mean charge or dipole: it reports `latent_charges_comm` (n_models, n_atoms, n_channels) and
+    `dipole_comm` (n_models, 3) instead (also `latent_dipoles_comm` where all models have them),
+    and raises `HostError` in fields.
 
     Parameters
     ----------
@@ -83,7 +55,11 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     ------
     HostError
         If a model is no SOGMACE, or compilation or an accelerated backend is asked for.
+    InputError
+        If an older version of this package wrote the file of a model.
     """
+
+    _not_implemented = PropertyNotImplementedError
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         refused = [key for key in ("compile_mode", "enable_cueq", "enable_oeq") if kwargs.get(key)]
@@ -92,7 +68,8 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 f"SOGMACECalculator does not support {', '.join(refused)} yet: "
                 "they rebuild the model by class. Leave them out."
             )
-        super().__init__(*args, **kwargs)
+        with explain_old_models("a model file"):
+            super().__init__(*args, **kwargs)
         for model in self.models:
             if not isinstance(model, SOGMACE):
                 raise HostError(
@@ -100,51 +77,27 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                     "Use mace.calculators.MACECalculator for models without a long-range part."
                 )
         if self.num_models == 1:
-            own = ["charges", "dipole"]
-            self.implemented_properties: list[str] = [*self.implemented_properties, *own]
+            self.implemented_properties: list[str] = [*self.implemented_properties, *RESULTS]
+        self._outputs: list[dict[str, Any]] = []
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: list[str] | None = None,
-        system_changes: list[str] = all_changes,
-    ) -> None:
-        """Calculate all properties of a structure; see `ase.calculators.calculator`.
+    def _prepare(self, atoms: Atoms) -> None:
+        """Check the total charge and hand an external field on."""
+        self._total_charge(atoms)
+        self._read_field(atoms)
 
-        Energies and forces that are not finite are refused, naming two atoms at one place if
-        there are any.
-        """
-        given = self.atoms if atoms is None else atoms
-        self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
-        check_atoms(given)
-        self._total_charge(given)
-        self._read_field(given)
-        field = periodic_field(given)
-        if field is not None and "stress" in (properties or []):
-            raise PropertyNotImplementedError(explain_no_stress())
-        if "stress" in (properties or []) and not has_volume(given):
-            raise PropertyNotImplementedError(explain_no_volume(given))
-        outputs: list[dict[str, Any]] = []
+    def _evaluate(self, atoms: Atoms, properties: list[str], **changes: Sequence[str]) -> None:
+        """Evaluate the models and keep what they return."""
+        self._outputs = []
 
         def keep(_module: SOGMACE, _inputs: object, output: dict[str, Any]) -> None:
-            outputs.append(output)
+            self._outputs.append(output)
 
         hooks = [model.register_forward_hook(keep) for model in self.models]
         try:
-            super().calculate(atoms, properties, system_changes)
+            super()._evaluate(atoms, properties, **changes)
         finally:
             for hook in hooks:
                 hook.remove()
-        keep_info(self.atoms)
-        check_results(self.results, given)
-        if not has_volume(given):
-            for key in ("stress", "stress_comm", "stress_var"):
-                self.results.pop(key, None)
-        self._add_results(outputs)
-        if field is not None:
-            born = self.get_born_charges(given, enforce_sum_rule=True).values
-            units = (self.energy_units_to_eV, self.length_units_to_A)
-            add_periodic_field(self.results, born, given, field, *units)
 
     def _linked_charges(self, atoms: Atoms) -> tuple[Tensor, Tensor | None, Tensor]:
         """Charges and dipoles of the atoms in the graph of their positions, without any padding."""
@@ -170,7 +123,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         if charge is not None:
             mark_given(batch)
         if EXTERNAL_FIELD in batch.keys:
-            # MACE 0.3.15 turns a row of a field that it does not know into a column.
+            # MACE 0.3.15 turns a row of an unknown field into a column.
             batch[EXTERNAL_FIELD] = batch[EXTERNAL_FIELD].view(-1, 3)
         return batch
 
@@ -200,8 +153,10 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 f'by one, or remove atoms.info["{EXTERNAL_FIELD}"].'
             )
 
-    def _add_results(self, outputs: list[dict[str, Any]]) -> None:
-        parts = [long_range_results(out, self.atoms) for out in outputs]
+    def _add_results(self) -> None:
+        """Add the results of the long-range parts: means of energies, charges of one model."""
+        parts = [long_range_results(out, self.atoms) for out in self._outputs]
+        self._outputs = []
         for key in (key for key in ENERGIES if any(key in part for part in parts)):
             mean = sum(part.get(key, 0.0) for part in parts) / self.num_models
             self.results[key] = self.energy_units_to_eV * mean

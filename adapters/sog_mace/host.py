@@ -78,7 +78,7 @@ def refuse_program() -> None:
 
     To be called where a model is loaded, which is before any such program changes or writes
     anything. MACE has no hook for it, so the functions that are running are looked at. Our own
-    commands know what they do, and are let through.
+    commands are let through.
 
     Raises
     ------

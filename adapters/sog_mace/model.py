@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from sog_longrange import (
     HostError,
     InputError,
+    ModelOutput,
     SOGConfig,
     SOGLongRange,
-    uniform_field,
 )
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
+from sog_longrange.hosts import count_columns
 
 from .cells import INPUT_CELL, own_cells
 from .charges import check_given
@@ -50,8 +51,8 @@ class SOGMACE(nn.Module):
 
     The MACE model is held, not copied or subclassed: its forward pass runs as it is,
     the latent charges are read from the invariant features of all its layers, and latent
-    dipoles, if there shall be any, from the vectors. Forces and stress are derivatives of
-    the sum of both energies. Attributes that are not found here are those of the MACE
+    dipoles, with the option `latent_dipoles`, from the vectors. Forces and stress are derivatives
+    of the sum of both energies. Attributes that are not found here are those of the MACE
     model, so that MACE's own tools work.
 
     Parameters
@@ -84,7 +85,7 @@ class SOGMACE(nn.Module):
                 "Use hidden irreps with 1o, such as 64x0e + 64x1o, and more than one layer, or "
                 "leave latent_dipoles out."
             )
-        num_vectors = sum(part.stop - part.start for part in self.vectors) // 3
+        num_vectors = count_columns(self.vectors) // 3
         sizes = layer_sizes(self.invariants)
         self.long_range = SOGLongRange(sizes, config, num_vectors=num_vectors)
         self.long_range.to(next(mace.parameters()))
@@ -160,8 +161,8 @@ class SOGMACE(nn.Module):
         data : dict
             A MACE batch. Structures may be periodic along any axes. `external_field`
             (n_graphs, 3) in V/Å is a uniform electric field, and none where it is zero
-            throughout, which MACE fills in. Models that need a `total_charge` (n_graphs,) in e
-            must be told that it was given; see :func:`sog_mace.charges.check_given`. `input_cell`
+            throughout, which MACE fills in. For models that need a `total_charge` (n_graphs,) in e
+            it must be marked as given; see :func:`sog_mace.charges.check_given`. `input_cell`
             (3 n_graphs, 3) in Å are the cells before MACE changed their rows of open axes, see
             :func:`sog_mace.cells.keep_input_cells`; the stress of structures that are not
             periodic along all axes needs them.
@@ -184,8 +185,8 @@ class SOGMACE(nn.Module):
             the option `charge_embedding` also `charge_state_energy` (n_graphs,) in eV, in a field
             its energy `field_energy` (n_graphs,) in eV, both in the former energies and
             derivatives but not in `long_range_energy`; and in a field the `dipole` (n_graphs, 3)
-            in e Å, of the charges (and dipoles) of the first channel;
-            :func:`sog_longrange.field_energy` tells the gauge.
+            in e Å, of the charges (and dipoles) of the first channel, about the origin that
+            :func:`sog_longrange.field_energy` describes.
 
         Raises
         ------
@@ -230,7 +231,7 @@ class SOGMACE(nn.Module):
                 compute_displacement=False,
             )
         )
-        long_range, charge_state = self.long_range.parts(
+        added = self.long_range(
             invariant_features(out["node_feats"], self.invariants),
             geometry.data["positions"],
             geometry.cell,
@@ -239,55 +240,50 @@ class SOGMACE(nn.Module):
             geometry.num_graphs,
             geometry.data.get("total_charge"),
             self._vectors(out["node_feats"]),
+            _external_field(geometry.data),
         )
         energy = out["energy"]
         # Plain MACE differentiates the total energy and returns no interaction energy.
         interaction = out.get("interaction_energy", energy)
         out.update(
-            energy=energy + long_range.energy,
-            interaction_energy=interaction + long_range.energy,
-            node_energy=out["node_energy"] + long_range.atomic_energies,
-            long_range_energy=long_range.energy,
+            energy=energy + added.energy,
+            interaction_energy=interaction + added.energy,
+            node_energy=out["node_energy"] + added.atomic_energies,
             short_range_energy=energy,
-            latent_charges=long_range.charges,
-            latent_potential=long_range.potential,
             displacement=geometry.displacement,
         )
-        if charge_state is not None:
-            _add(out, *charge_state)
-            out["charge_state_energy"] = charge_state.energy
-        if long_range.dipoles is not None:
-            out.update(latent_dipoles=long_range.dipoles, latent_field=long_range.field)
-        _add_field(out, geometry)
-        return out
+        return out | _names(added)
 
     def _vectors(self, node_feats: Tensor) -> Tensor | None:
-        """Vectors that dipoles are made from, if there shall be any."""
+        """Vectors that latent dipoles are made from; None without latent dipoles."""
         if not self.long_range.config.latent_dipoles:
             return None
         return vector_features(node_feats, self.vectors)
 
 
-def _add(out: dict[str, Any], energy: Tensor, atomic_energies: Tensor) -> None:
-    """Add to all energies of an output that forces and stress are taken of."""
-    for key in ("energy", "interaction_energy"):
-        out[key] = out[key] + energy
-    out["node_energy"] = out["node_energy"] + atomic_energies
+def _names(added: ModelOutput) -> Output:
+    """Give the results of the long-range part the keys of this model's output."""
+    out: Output = {
+        "long_range_energy": added.parts.long_range.energy,
+        "latent_charges": added.charges,
+        "latent_potential": added.potential,
+    }
+    if added.dipoles is not None:
+        out |= {"latent_dipoles": added.dipoles, "latent_field": added.field}
+    if added.parts.charge_state is not None:
+        out["charge_state_energy"] = added.parts.charge_state.energy
+    if added.parts.external_field is not None:
+        out["field_energy"] = added.parts.external_field.energy
+        out["dipole"] = added.parts.external_field.dipole
+    return out
 
 
-def _add_field(out: dict[str, Any], geometry: _Geometry) -> None:
-    """Add the energy of an external field, if there is one, to an output."""
-    data, positions = geometry.data, geometry.data["positions"]
+def _external_field(data: dict[str, Tensor]) -> Tensor | None:
+    """External field of a batch, None where it is the zero that MACE fills in."""
     field = data.get("external_field")
     if field is None or not (field.requires_grad or bool(field.any())):
-        return
-    structures = (geometry.cell, geometry.pbc, data["batch"], geometry.num_graphs)
-    charges, dipoles = out["latent_charges"][:, 0], out.get("latent_dipoles")
-    dipoles = None if dipoles is None else dipoles[:, :, 0]
-    field = field.to(positions)
-    added = uniform_field(charges, positions, field, *structures, dipoles=dipoles)
-    _add(out, added.energy, added.atomic_energies)
-    out.update(field_energy=added.energy, dipole=added.dipole)
+        return None
+    return field.to(data["positions"])
 
 
 def _refuse(edges: bool, lammps_mliap: bool) -> None:

@@ -7,6 +7,8 @@ from e3nn import o3
 from mace import modules
 from torch import Tensor
 
+from sog_longrange.hosts import SCALARS, VECTORS, count_columns, feature_slices, unflatten_vectors
+
 
 def invariant_slices(mace: modules.MACE) -> list[list[slice]]:
     """Positions of the scalars (0e) of each layer in ``node_feats``.
@@ -23,7 +25,7 @@ def invariant_slices(mace: modules.MACE) -> list[list[slice]]:
     list of list of slice
         For each layer, the column ranges of its scalars.
     """
-    return _slices(mace, o3.Irrep("0e"))
+    return _slices(mace, SCALARS)
 
 
 def vector_slices(mace: modules.MACE) -> list[slice]:
@@ -39,20 +41,15 @@ def vector_slices(mace: modules.MACE) -> list[slice]:
     list of slice
         Column ranges; none if no layer has vectors.
     """
-    return [part for layer in _slices(mace, o3.Irrep("1o")) for part in layer]
+    return [part for layer in _slices(mace, VECTORS) for part in layer]
 
 
-def _slices(mace: modules.MACE, wanted: o3.Irrep) -> list[list[slice]]:
+def _slices(mace: modules.MACE, wanted: tuple[int, int]) -> list[list[slice]]:
     layers, offset = [], 0
     for product in mace.products:
         irreps = o3.Irreps(str(product.linear.irreps_out))
-        layers.append(
-            [
-                slice(offset + part.start, offset + part.stop)
-                for part, (_, irrep) in zip(irreps.slices(), irreps, strict=True)
-                if irrep == wanted
-            ]
-        )
+        own = feature_slices(irreps, *wanted)
+        layers.append([slice(offset + part.start, offset + part.stop) for part in own])
         offset += irreps.dim
     return layers
 
@@ -69,10 +66,9 @@ def vector_features(node_feats: Tensor, parts: list[slice]) -> Tensor:
     Returns
     -------
     Tensor, shape (n_atoms, 3, num_vectors)
-        Cartesian components: those of e3nn's l = 1 are in the order x, y, z.
     """
     columns = torch.cat([node_feats[:, part] for part in parts], dim=-1)
-    return columns.view(len(node_feats), -1, 3).transpose(1, 2)
+    return unflatten_vectors(columns)
 
 
 def layer_sizes(layers: list[list[slice]]) -> list[int]:
@@ -87,7 +83,7 @@ def layer_sizes(layers: list[list[slice]]) -> list[int]:
     -------
     list of int
     """
-    return [sum(part.stop - part.start for part in layer) for layer in layers]
+    return [count_columns(layer) for layer in layers]
 
 
 def invariant_features(node_feats: Tensor, layers: list[list[slice]]) -> Tensor:

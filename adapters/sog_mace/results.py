@@ -9,7 +9,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from sog_longrange.ase_support import EXTERNAL_FIELD, dipole_of_atoms
+from sog_longrange.ase_support import EXTERNAL_FIELD, charge_results
+from sog_longrange.charges.electric import electric
 
 from .model import SOGMACE
 
@@ -42,14 +43,9 @@ def long_range_results(
     if EXTERNAL_FIELD in atoms.info:
         energy = out.get("field_energy")
         results["field_energy"] = 0.0 if energy is None else float(energy[graph].detach())
-    charges = as_array(out["latent_charges"][rows])
-    own = None
-    if out.get("latent_dipoles") is not None:
-        results["latent_dipoles"] = as_array(out["latent_dipoles"][rows])
-        own = results["latent_dipoles"][:, :, 0]
-    results["latent_charges"], results["charges"] = charges, charges[:, 0].copy()
-    results["dipole"] = dipole_of_atoms(charges[:, 0], atoms, own)
-    return results
+    own = out.get("latent_dipoles")
+    dipoles = None if own is None else as_array(own[rows])
+    return results | charge_results(as_array(out["latent_charges"][rows]), atoms, dipoles)
 
 
 def linked_charges(
@@ -80,8 +76,8 @@ def linked_charges(
     data["positions"] = torch.cat([positions, data["positions"][n_atoms:]])
     out = model(data, compute_force=False)
     own = out.get("latent_dipoles")
-    dipoles = None if own is None else own[:n_atoms, :, 0]
-    return out["latent_charges"][:n_atoms, 0], dipoles, positions
+    dipoles = None if own is None else electric(own[:n_atoms])
+    return electric(out["latent_charges"][:n_atoms]), dipoles, positions
 
 
 def as_array(values: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Long-range NequIP and Allegro: a config plugin.
 
 NequIP loads this module whenever it is imported itself, so it stays small and never raises:
-beside a version of NequIP that it does not know it warns and registers nothing.
+beside a version of NequIP that is not supported it warns and registers nothing.
 """
 
 from .host import warn, warn_unless_supported

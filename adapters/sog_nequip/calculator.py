@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError
 from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
 from nequip.nn.compile import DictInputOutputWrapper
@@ -18,20 +18,17 @@ from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 from sog_longrange import HostError, InputError
 from sog_longrange.ase_support import (
     EXTERNAL_FIELD,
+    RESULTS,
     ChargesInASE,
-    add_periodic_field,
-    check_atoms,
-    check_results,
-    dipole_of_atoms,
-    explain_no_stress,
-    explain_no_volume,
+    charge_results,
     external_field,
     has_volume,
-    keep_info,
     periodic_field,
     total_charge,
 )
+from sog_longrange.charges.electric import electric
 from sog_longrange.errors import explain
+from sog_longrange.hosts import explain_old_models, unflatten_vectors
 from sog_longrange.validation import check_whole
 
 from .keys import (
@@ -58,52 +55,27 @@ _COMPILED = (
 class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
     """`NequIPCalculator` for models with a long-range part.
 
-    Adds to ``results``: `long_range_energy` and `short_range_energy` in eV,
-    `long_range_energies` (n_atoms,) in eV, `latent_charges` (n_atoms, n_channels) in e,
-    `charges` (n_atoms,), the first channel, and their `dipole` (3,) in e Å, of periodic
-    structures on the branch of :func:`sog_longrange.dipole`. The sign of all charges together
-    is free, and with it that of the dipole. Models with a charge embedding also give
-    `charge_state_energy` in eV, which is in neither of the two energies. Models with latent
-    dipoles also report `latent_dipoles` (n_atoms, 3, n_channels) in e Å; those of the first
-    channel are part of the `dipole`.
-
-    Stress is that of the structure's own cell, whatever axes are periodic. A structure whose cell
-    has no volume has none: `stress` is not among the results, and asking for it raises
-    `PropertyNotImplementedError`.
+    What it adds to ``results``, and the charges and fields that it reads from ``info``, are
+    described at :class:`~sog_longrange.ase_support.ChargesInASE`; here there are also
+    `long_range_energies` (n_atoms,) in eV.
 
     Open it by `from_compiled_model` with a model that was compiled by
-    ``nequip-compile --target sog_ase``, in which periodic and open structures may come in
+    ``nequip-compile --target sog_ase``, in which periodic and non-periodic structures may come in
     turn, or by `from_saved_model` with a checkpoint or package.
 
-    The total charge of a structure is read from ``info["charge"]`` or ``info["total_charge"]``, as
-    whatever means one finite number, by models that take one; others do not look at it. A uniform
-    external electric field, of 3 floats in V/Å, is read from ``info["external_field"]``.
-    Its energy is in all results, and `field_energy` in eV.
-    With charges whose sign no training data fixed, the field may act the wrong way round.
-    Charges that are screened by electrons feel sqrt(eps_inf) times the field: give it so.
     Compiled models take what they were compiled for: the target `sog_ase_charge` for the total
     charge, `sog_ase_field` for fields perpendicular to the periodic lattice vectors, as that on
-    a slab is, and `sog_ase_charge_field` for both.
-
-    In a field along periodic axes, the macroscopic one, forces have Z^T E added, with
-    `born_charges` Z (n_atoms, 3, 3) among the results: those of :meth:`get_born_charges` that
-    obey the sum rule, so that the field moves no neutral cell as a whole. The energy is that of
-    charges where the atoms are, also outside the cell: let no atom be wrapped during a
-    simulation. Where charge flows across the cell it is not the potential of these forces, and
-    energies in a simulation are not conserved. There is no stress. It takes a backward pass
-    through the model for each atom: for 192 atoms of water thirty times as long as energy and
-    forces without it.
-
-    Compiled models give neither Born charges nor these forces.
+    a slab is, and `sog_ase_charge_field` for both. They give neither Born charges nor forces in
+    a field along periodic axes.
     """
 
     implemented_properties = [  # noqa: RUF012
         *NequIPCalculator.implemented_properties,
-        "charges",
-        "dipole",
+        *RESULTS,
     ]
+    _not_implemented = PropertyNotImplementedError
 
-    _is_charge_whole = False  # Models that are not compiled tell themselves.
+    _is_charge_whole = False  # Models that are not compiled check it themselves.
 
     @classmethod
     def _get_aoti_compile_target(cls) -> dict[str, Any]:
@@ -146,40 +118,23 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         Returns
         -------
         SOGNequIPCalculator
+
+        Raises
+        ------
+        InputError
+            If an older version of this package wrote the file.
         """
-        calculator: SOGNequIPCalculator = cls._from_saved_model(*args, **kwargs)
+        with explain_old_models("a checkpoint or package"):
+            calculator: SOGNequIPCalculator = cls._from_saved_model(*args, **kwargs)
         return calculator
 
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = all_changes,
-    ) -> None:
-        """Calculate all properties of a structure; see `ase.calculators.calculator`.
+    def _prepare(self, atoms: Atoms) -> None:
+        """Refuse cells that NequIP cannot invert."""
+        _check_rows(atoms)
 
-        Energies and forces that are not finite are refused, naming two atoms at one place if
-        there are any.
-        """
-        given = self.atoms if atoms is None else atoms
-        self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
-        check_atoms(given)
-        _check_rows(given)
-        field = periodic_field(given)
-        if field is not None and "stress" in properties:
-            raise PropertyNotImplementedError(explain_no_stress())
-        if "stress" in properties and not has_volume(given):
-            raise PropertyNotImplementedError(explain_no_volume(given))
-        born = None if field is None else self.get_born_charges(given, enforce_sum_rule=True)
-        super().calculate(given, properties, system_changes)
-        keep_info(self.atoms)
-        compiled = isinstance(self.model, DictInputOutputWrapper)
-        check_results(self.results, given, _COMPILED if compiled else "")
-        if not has_volume(given):
-            self.results.pop("stress", None)
-        if field is not None and born is not None:
-            units = (self.energy_units_to_eV, self.length_units_to_A)
-            add_periodic_field(self.results, born.values, given, field, *units)
+    def _explain_not_finite(self) -> str:
+        """Name another cause of results that are not finite, of compiled models."""
+        return _COMPILED if isinstance(self.model, DictInputOutputWrapper) else ""
 
     def _linked_charges(
         self, atoms: Atoms
@@ -198,9 +153,9 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         positions = data[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_()
         out = network(data | {AtomicDataDict.POSITIONS_KEY: positions})
         _check_long_range(out)
-        # Channel after channel, each x, y, z.
-        dipoles = out[LATENT_DIPOLES_KEY][:, :3] if LATENT_DIPOLES_KEY in out else None
-        return out[LATENT_CHARGES_KEY][:, 0], dipoles, positions
+        own = _dipoles_of(out)
+        dipoles = None if own is None else electric(own)
+        return electric(out[LATENT_CHARGES_KEY]), dipoles, positions
 
     def atoms_to_data(self, atoms: Atoms) -> dict[str, torch.Tensor]:
         """Make the input of the model from a structure.
@@ -292,15 +247,16 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
                 short_range -= energy
         self.results["long_range_energy"] = unit * long_range
         self.results["short_range_energy"] = unit * short_range
-        self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY][:, 0]
-        self.results["latent_charges"] = found[LATENT_CHARGES_KEY]
-        charges = self.results["charges"] = found[LATENT_CHARGES_KEY][:, 0].copy()
-        own = None
-        if LATENT_DIPOLES_KEY in out:
-            flat = out[LATENT_DIPOLES_KEY].detach().cpu().numpy()
-            dipoles = flat.reshape(len(flat), -1, 3).transpose(0, 2, 1)
-            self.results["latent_dipoles"], own = dipoles, dipoles[:, :, 0]
-        self.results["dipole"] = dipole_of_atoms(charges, self.atoms, own)
+        self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY].ravel()
+        own = _dipoles_of(out)
+        dipoles = None if own is None else own.detach().cpu().numpy()
+        self.results |= charge_results(found[LATENT_CHARGES_KEY], self.atoms, dipoles)
+
+
+def _dipoles_of(out: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """Latent dipoles (n_atoms, 3, n_channels), if there are any: NequIP's are flat."""
+    flat = out.get(LATENT_DIPOLES_KEY)
+    return None if flat is None else unflatten_vectors(flat)
 
 
 def _check_long_range(out: dict[str, torch.Tensor]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 
 # The first thing that NequIP defines: it is there even while NequIP is being imported.
 from nequip import __version__
 
-OLDEST, FIRST_UNSUPPORTED = (0, 19), (0, 20)
-SUPPORTED = "nequip>=0.19,<0.20"
+from sog_longrange.hosts import SupportedVersions
+
+SUPPORTED = SupportedVersions("nequip", oldest="0.19", limit="0.20")
 
 
 def warn_unless_supported(version: str = __version__) -> bool:
@@ -24,8 +24,7 @@ def warn_unless_supported(version: str = __version__) -> bool:
     -------
     bool
     """
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if OLDEST <= numbers < FIRST_UNSUPPORTED:
+    if SUPPORTED.contains(version):
         return True
     warn(f"nequip {version} is installed")
     return False
@@ -40,6 +39,6 @@ def warn(reason: str) -> None:
     """
     warnings.warn(
         f"sog-longrange adds a long range to {SUPPORTED}, but {reason}: "
-        f'its models are not available. Install a supported one: pip install "{SUPPORTED}".',
+        f"its models are not available. {SUPPORTED.remedy}",
         stacklevel=2,
     )

@@ -18,8 +18,10 @@ from torch import nn
 
 from sog_longrange import HostError, SOGConfig
 from sog_longrange.errors import explain
+from sog_longrange.hosts import VECTORS, explain_old_models, feature_slices
 
-from .nn import LatentVectors, LongRange, vector_slices
+from .nn import LongRange
+from .vectors import LatentVectors
 
 EXPECTED = "a NequIP or Allegro model"
 COMPARED = (
@@ -54,7 +56,7 @@ def SOGModel(  # noqa: N802
         See :class:`~sog_nequip.nn.LongRange`.
     warm_up : bool
         Start without the long-range energy; :class:`~sog_nequip.train.WarmUp` must be among
-        the callbacks of the trainer and fades it in.
+        the callbacks of the trainer and adds it step by step.
     per_type_charges : bool
         Let the type of an atom alone give it a charge, too. Needed where isolated ions must
         carry one; the energy of isolated atoms is then not that of their type alone.
@@ -120,7 +122,7 @@ def SOGModelFromSaved(  # noqa: N802
         If the trained model was trained with something else, or cannot take a long-range part.
     """
     config = dict(model)
-    with fresh_model_builder_context():
+    with fresh_model_builder_context(), explain_old_models("the trained model"):
         saved = get_method(config.pop("_target_"))(**config)
     if isinstance(saved, nn.ModuleDict):
         if len(saved) != 1:
@@ -215,7 +217,7 @@ def _insert_vectors(network: HostModule) -> None:
     layers = [
         (name, module)
         for name, module in network.named_children()
-        if vector_slices(Irreps(str(module.irreps_out.get(features) or "")))
+        if feature_slices(Irreps(str(module.irreps_out.get(features) or "")), *VECTORS)
     ]
     if not layers:
         raise HostError(

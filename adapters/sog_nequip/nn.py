@@ -14,21 +14,25 @@ from nequip.nn.model_modifier_utils import model_modifier
 from torch import Tensor, nn
 
 from sog_longrange import (
-    ChargeStateOutput,
     ConfigError,
-    FieldOutput,
     FixedMeshEnergy,
     HostError,
-    InputError,
-    LongRangeOutput,
+    ModelOutput,
     SOGConfig,
     SOGLongRange,
-    uniform_field,
 )
-from sog_longrange.ase_support import PERPENDICULAR
 from sog_longrange.errors import explain
+from sog_longrange.hosts import (
+    SCALARS,
+    count_columns,
+    feature_slices,
+    flatten_vectors,
+    unflatten_vectors,
+)
+from sog_longrange.model_output import Energies
 from sog_longrange.validation import is_traced
 
+from .boundary import check_boundary, check_host, lattice_rows, take_periodicity
 from .keys import (
     CHARGE_STATE_ENERGY_KEY,
     EXTERNAL_FIELD_KEY,
@@ -40,71 +44,16 @@ from .keys import (
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
 )
+from .vectors import count_vectors
 
-BOUNDARIES = ("data", "periodic", "open")
 Data = dict[str, Tensor]
-
-
-@compile_mode("unsupported")
-class LatentVectors(GraphModuleMixin, nn.Module):
-    """Copies the vectors (1o) among the features of atoms to a field of their own.
-
-    Stands behind the last convolution whose features hold vectors: later ones are scalars.
-
-    Parameters
-    ----------
-    irreps_in : dict
-        Irreps of the fields that come in.
-    """
-
-    def __init__(self, irreps_in: dict[str, Any]) -> None:
-        super().__init__()
-        irreps = Irreps(str(irreps_in[AtomicDataDict.NODE_FEATURES_KEY]))
-        self.vectors = vector_slices(irreps)
-        width = sum(s.stop - s.start for s in self.vectors)
-        GraphModuleMixin._init_irreps(
-            self,
-            irreps_in=irreps_in,
-            irreps_out={LATENT_VECTORS_KEY: Irreps([(width // 3, (1, -1))])},
-        )
-
-    def forward(self, data: Data) -> Data:
-        """Add the vectors to a batch.
-
-        Parameters
-        ----------
-        data : dict
-            Fields of a batch.
-
-        Returns
-        -------
-        dict
-            With `latent_vectors` (n_atoms, 3 n_vectors), one vector after another.
-        """
-        features = data[AtomicDataDict.NODE_FEATURES_KEY]
-        data[LATENT_VECTORS_KEY] = torch.cat([features[:, s] for s in self.vectors], dim=1)
-        return data
-
-
-def vector_slices(irreps: Irreps) -> list[slice]:
-    """Where vectors (1o) lie among features.
-
-    Parameters
-    ----------
-    irreps : Irreps
-
-    Returns
-    -------
-    list of slice
-    """
-    return [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (1, -1)]
 
 
 @compile_mode("unsupported")
 class LongRange(GraphModuleMixin, nn.Module):
     """Latent charges from the scalar features of a model, and their long-range energy.
 
-    Stands behind the module that sums atomic to total energies, and adds to both, so that
+    Its place is behind the module that sums atomic to total energies, and adds to both, so that
     atomic energies still sum to the total one wherever the model runs. The sum is done in
     the precision of the positions, which is float64 in NequIP whatever the model's.
 
@@ -120,7 +69,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         Whether structures are periodic as the field `pbc` of the data says, or all of them
         are, or none.
     largest_cell : list of 3 floats or of 3 rows, in Å, optional
-        Longest lattice vectors that a model compiled for C++ will meet, see
+        Longest lattice vectors that a model compiled for C++ will be used for, see
         :meth:`sog_use_mesh`.
     n_types : int
         Number of types of atoms, where the type itself gives each atom a charge, also without
@@ -131,7 +80,7 @@ class LongRange(GraphModuleMixin, nn.Module):
     ConfigError
         If an option has an unknown value.
     HostError
-        If no scalar features come in, or no vectors where there shall be latent dipoles.
+        If no scalar features come in, or no vectors for latent dipoles.
     """
 
     is_sog_long_range = True  # Classes of packaged models are not those of this process.
@@ -146,21 +95,21 @@ class LongRange(GraphModuleMixin, nn.Module):
         n_types: int = 0,
     ) -> None:
         super().__init__()
-        _check_boundary(boundary)
+        check_boundary(boundary)
         self.boundary = boundary
-        self.largest_cell = None if largest_cell is None else _lattice_rows(largest_cell)
+        self.largest_cell = None if largest_cell is None else lattice_rows(largest_cell)
         self.field = _feature_field(irreps_in)
         self.edge_norm: Any = edge_norm
         if self.field == AtomicDataDict.EDGE_FEATURES_KEY and edge_norm is None:
             raise ConfigError(explain("edge_norm", "given for features of edges", "None"))
         irreps = Irreps(irreps_in[self.field])
-        self.scalars = [s for s, i in zip(irreps.slices(), irreps, strict=True) if i.ir == (0, 1)]
+        self.scalars = feature_slices(irreps, *SCALARS)
         if not self.scalars:
             raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
         self.n_types = n_types
-        sizes = [n_types, sum(s.stop - s.start for s in self.scalars)]
+        sizes = [n_types, count_columns(self.scalars)]
         sizes = [size for size in sizes if size > 0]
-        self.long_range = SOGLongRange(sizes, config, num_vectors=_num_vectors(config, irreps_in))
+        self.long_range = SOGLongRange(sizes, config, num_vectors=count_vectors(config, irreps_in))
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -200,8 +149,8 @@ class LongRange(GraphModuleMixin, nn.Module):
         data : dict
             Fields of a batch, behind the sum of atomic energies. With `external_field`
             (n_graphs, 3) in V/Å, the charges of the first channel are in that uniform
-            electric field; :func:`sog_longrange.field_energy` tells the gauge. Once compiled,
-            energies are NaN in fields along periodic axes, where the gauge would matter.
+            electric field; :func:`sog_longrange.field_energy` describes its origin. Once
+            compiled, energies are NaN in fields along periodic axes, where the origin matters.
 
         Returns
         -------
@@ -217,85 +166,61 @@ class LongRange(GraphModuleMixin, nn.Module):
         Raises
         ------
         HostError
-            If the host passes too little to know the long-range energy.
+            If the host passes too little for the long-range energy.
         InputError, BoundaryError
             If a structure is malformed, or its boundary is not what was configured.
         """
-        _check_host(data)
+        check_host(data)
         if self.training and not is_traced():
             self._check_gate()
-        out, state, added = self._evaluate(data)
-        data[LATENT_CHARGES_KEY] = out.charges
-        if out.dipoles is not None:
-            data[LATENT_DIPOLES_KEY] = out.dipoles.transpose(1, 2).flatten(1)
-        data[LONG_RANGE_ENERGY_KEY] = out.energy[:, None]
-        data[LONG_RANGE_ATOMIC_ENERGY_KEY] = out.atomic_energies[:, None]
-        _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[LONG_RANGE_ENERGY_KEY])
-        _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, data[LONG_RANGE_ATOMIC_ENERGY_KEY])
-        # Compile targets that take a charge have this output, of every model.
-        data[CHARGE_STATE_ENERGY_KEY] = torch.zeros_like(data[LONG_RANGE_ENERGY_KEY])
-        for key, more in ((CHARGE_STATE_ENERGY_KEY, state), (FIELD_ENERGY_KEY, added)):
-            if more is not None:
-                data[key] = more.energy[:, None]
-                _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, data[key])
-                _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, more.atomic_energies[:, None])
+        out = self._evaluate(data)
+        data |= _names(out)
+        _add(data, AtomicDataDict.TOTAL_ENERGY_KEY, out.energy[:, None])
+        _add(data, AtomicDataDict.PER_ATOM_ENERGY_KEY, out.atomic_energies[:, None])
         return data
 
-    def _evaluate(
-        self, data: Data
-    ) -> tuple[LongRangeOutput, ChargeStateOutput | None, FieldOutput | None]:
-        """Results of charges, charge states and a field, atoms in the order of the data."""
+    def _evaluate(self, data: Data) -> ModelOutput:
+        """Results of the long-range part, atoms in the order of the data."""
         n_graphs = AtomicDataDict.num_frames(data)
-        cell, total_charge, batch = (
+        cell, total_charge, batch, field = (
             data.get(key)
             for key in (
                 AtomicDataDict.CELL_KEY,
                 AtomicDataDict.TOTAL_CHARGE_KEY,
                 AtomicDataDict.BATCH_KEY,
+                EXTERNAL_FIELD_KEY,
             )
         )
         self._check_total_charge(total_charge)
         features, positions = self._features(data), data[AtomicDataDict.POSITIONS_KEY]
         vectors = self._vectors(data)
-        pbc, contradicted = self._periodicity(data, n_graphs)
+        pbc, contradicted = take_periodicity(data, self.boundary, n_graphs)
         order = _order(batch)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
             vectors = None if vectors is None else vectors[order]
-        structures = (
+        out: ModelOutput = self.long_range(
+            features,
+            positions,
             None if cell is None else cell.view(-1, 3, 3),
             pbc,
             batch,
             n_graphs,
+            None if total_charge is None else total_charge.view(-1),
+            vectors,
+            None if field is None else field.to(positions),
         )
-        total_charge = None if total_charge is None else total_charge.view(-1)
-        out, state = self.long_range.parts(features, positions, *structures, total_charge, vectors)
         if contradicted is not None:
             out = _without_energies(out, contradicted)
-        added = _in_field(data, out, positions, *structures)
-        if order is None:
-            return out, state, added
-        back = order.argsort()
-        if state is not None:
-            state = state._replace(atomic_energies=state.atomic_energies[back])
-        if added is not None:
-            added = added._replace(atomic_energies=added.atomic_energies[back])
-        of_atoms: dict[str, Any] = {
-            name: None if x is None else x[back]
-            for name, x in out._asdict().items()
-            if name != "energy"
-        }
-        return out._replace(**of_atoms), state, added
+        return out if order is None else out.reorder(order.argsort())
 
     def _check_gate(self) -> None:
         """Refuse to train while nothing would ever open the gate further."""
-        gate = float(self.long_range.gate)
-        if not self.is_opening and gate < 1.0:
-            raise HostError(
-                f"The long-range energy of the model is faded in to {gate:.0%} only (`warm_up: "
-                "true`), and nothing goes on with it. Add `- _target_: sog_nequip.train.WarmUp` "
-                "to the callbacks of the trainer."
-            )
+        remedy = "Nothing goes on with it (`warm_up: true`): add `- _target_: "
+        remedy += "sog_nequip.train.WarmUp` to the callbacks of the trainer."
+        message = self.long_range.explain_gate(remedy)
+        if message and not self.is_opening:
+            raise HostError(message)
 
     def _check_total_charge(self, total_charge: Tensor | None) -> None:
         if total_charge is None and self.long_range.config.needs_total_charge:
@@ -307,7 +232,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
 
     def _vectors(self, data: Data) -> Tensor | None:
-        """Vectors that dipoles are made from, (n_atoms, 3, n_vectors), if there shall be any."""
+        """Vectors (n_atoms, 3, n_vectors) that latent dipoles are made from; None without these."""
         if not self.long_range.config.latent_dipoles:
             return None
         if is_traced():
@@ -316,8 +241,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 "compile` in training, and open checkpoints and packages by "
                 "SOGNequIPCalculator.from_saved_model."
             )
-        vectors = data[LATENT_VECTORS_KEY]
-        return vectors.view(len(vectors), -1, 3).transpose(1, 2)
+        return unflatten_vectors(data[LATENT_VECTORS_KEY])
 
     def _features(self, data: Data) -> Tensor:
         """Features that charges are made from: of the type, if wanted, and of the model."""
@@ -339,33 +263,6 @@ class LongRange(GraphModuleMixin, nn.Module):
         fields = {AtomicDataDict.NODE_FEATURES_KEY: summed, AtomicDataDict.ATOM_TYPE_KEY: types}
         normed: Tensor = self.edge_norm(fields)[AtomicDataDict.NODE_FEATURES_KEY]
         return normed
-
-    def _periodicity(self, data: Data, n_graphs: int) -> tuple[Tensor | None, Tensor | None]:
-        """Tell which axes are periodic, and in a graph which structures contradict that.
-
-        The field is taken out, as NequIP's own models do.
-        """
-        given = data.pop(AtomicDataDict.PBC_KEY, None)
-        if self.boundary == "data":
-            if given is None and AtomicDataDict.CELL_KEY in data:
-                raise HostError(
-                    "The boundary of the structures is not known: NequIP passes cells without "
-                    f"`{AtomicDataDict.PBC_KEY}` here. In `nequip-compile` use --target sog_ase "
-                    "or sog_batch; for pair_nequip --modifiers sog_use_mesh; or, to run in Python, "
-                    "say what all structures are by --modifiers sog_periodic or sog_open."
-                )
-            return given, None
-        shape = (n_graphs, 3)
-        device = data[AtomicDataDict.POSITIONS_KEY].device
-        pbc = torch.full(shape, self.boundary == "periodic", dtype=torch.bool, device=device)
-        if given is None:
-            return pbc, None
-        if is_traced():
-            return pbc, (given != pbc).any(-1)
-        if not torch.equal(given, pbc):
-            got = f"a structure with pbc {given.tolist()}"
-            raise InputError(explain("pbc", f"as boundary={self.boundary!r} says", got))
-        return pbc, None
 
     def fix_mesh(self) -> None:
         """Prepare for export to C++; see :meth:`sog_use_mesh`."""
@@ -401,15 +298,13 @@ class LongRange(GraphModuleMixin, nn.Module):
             raise HostError("The mesh is fixed already: let `sog_use_mesh` be the last modifier.")
 
     def _get_metadata_contributions(self) -> dict[str, str]:
-        """Return what a compiled model tells about its long-range part."""
-        gate = float(self.long_range.gate)
-        if gate < 1.0:
-            warnings.warn(
-                f"The long-range energy of this model is faded in to {gate:.0%} only: it is from a "
-                "step before the end of the warm-up. Train longer, or with fewer steps of WarmUp.",
-                stacklevel=2,
-            )
-        found = {"sog_boundary": self.boundary, "sog_gate": str(gate)}
+        """Return what the file of a compiled model says about its long-range part."""
+        remedy = "It is from a step before the end of the warm-up: train longer, or with fewer "
+        remedy += "steps of WarmUp."
+        message = self.long_range.explain_gate(remedy)
+        if message:
+            warnings.warn(message, stacklevel=2)
+        found = {"sog_boundary": self.boundary, "sog_gate": str(float(self.long_range.gate))}
         found[WHOLE_CHARGE] = str(not self.long_range.config.fractional_charge)
         if self.largest_cell is not None:
             found["sog_largest_cell"] = str(self.largest_cell)
@@ -418,25 +313,25 @@ class LongRange(GraphModuleMixin, nn.Module):
     @model_modifier(persistent=True)
     @classmethod
     def sog_periodic(cls, model: nn.Module) -> nn.Module:
-        """Take all structures as periodic, where the host does not tell.
+        """Take all structures as periodic, where the host does not say.
 
-        If it tells otherwise, that is an error, or in a compiled model an energy of NaN.
+        If it says otherwise, that is an error, or in a compiled model an energy of NaN.
         """
         return _for_each(cls, model, lambda part: part.set_boundary("periodic"))
 
     @model_modifier(persistent=True)
     @classmethod
     def sog_open(cls, model: nn.Module) -> nn.Module:
-        """Take all structures as open, where the host does not tell.
+        """Take all structures as non-periodic, where the host does not say.
 
-        If it tells otherwise, that is an error, or in a compiled model an energy of NaN.
+        If it says otherwise, that is an error, or in a compiled model an energy of NaN.
         """
         return _for_each(cls, model, lambda part: part.set_boundary("open"))
 
     @model_modifier(persistent=True)
     @classmethod
     def sog_largest_cell(cls, model: nn.Module, lengths: list[Any]) -> nn.Module:
-        """Record the longest lattice vectors that a model compiled for C++ will meet.
+        """Record the longest lattice vectors that a model compiled for C++ will be used for.
 
         Parameters
         ----------
@@ -444,7 +339,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         lengths : list of 3 floats or of 3 rows, in Å
             Allow for the fluctuations of a simulation at constant pressure.
         """
-        rows = _lattice_rows(lengths)
+        rows = lattice_rows(lengths)
         return _for_each(cls, model, lambda part: part.set_largest_cell(rows))
 
     @model_modifier(persistent=False)
@@ -465,6 +360,16 @@ def _for_each(cls: type, model: nn.Module, change: Any) -> nn.Module:
     return model
 
 
+def _without_energies(out: ModelOutput, contradicted: Tensor) -> ModelOutput:
+    """NaN where the data contradict the boundary, because no graph can raise."""
+    lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
+    own = out.parts.long_range
+    nan = Energies(own.energy + lost, own.atomic_energies + lost.sum())
+    parts = out.parts._replace(long_range=nan)
+    energies = out.energy + lost, out.atomic_energies + lost.sum()
+    return out._replace(energy=energies[0], atomic_energies=energies[1], parts=parts)
+
+
 def _order(batch: Tensor | None) -> Tensor | None:
     """Sort atoms by structure, which NequIP does not ask for; None if they are sorted."""
     if batch is None or not (is_traced() or bool((batch.diff() < 0).any())):
@@ -472,82 +377,27 @@ def _order(batch: Tensor | None) -> Tensor | None:
     return batch.argsort(stable=True)
 
 
-def _without_energies(out: LongRangeOutput, contradicted: Tensor) -> LongRangeOutput:
-    """NaN where the data contradict the boundary, because no graph can raise."""
-    lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
-    return out._replace(energy=out.energy + lost, atomic_energies=out.atomic_energies + lost.sum())
-
-
-def _num_vectors(config: SOGConfig, irreps_in: dict[str, Any]) -> int:
-    """Count the vectors that dipoles are made from, if there shall be any."""
-    if not config.latent_dipoles:
-        return 0
-    if LATENT_VECTORS_KEY not in irreps_in:
-        expected = f"False where there is no field `{LATENT_VECTORS_KEY}`"
-        raise HostError(explain("latent_dipoles", expected, "True"))
-    return int(Irreps(str(irreps_in[LATENT_VECTORS_KEY])).dim) // 3
-
-
-def _in_field(
-    data: Data, out: LongRangeOutput, positions: Tensor, *structures: Any
-) -> FieldOutput | None:
-    """Energies in an external field, if the data hold one."""
-    field = data.get(EXTERNAL_FIELD_KEY)
-    if field is None:
-        return None
-    if is_traced():
-        return _traced_field(out.charges[:, 0], positions, field.to(positions), *structures)
-    charges, field = out.charges[:, 0], field.to(positions)
-    dipoles = out.dipoles[:, :, 0] if out.dipoles is not None else None
-    return uniform_field(charges, positions, field, *structures, dipoles=dipoles)
-
-
-def _traced_field(
-    charges: Tensor,
-    positions: Tensor,
-    field: Tensor,
-    cell: Tensor | None,
-    pbc: Tensor | None,
-    batch: Tensor | None,
-    n_graphs: int,
-) -> FieldOutput:
-    """Energies in fields across periodic axes, in which the images of atoms do not matter."""
-    if cell is not None and pbc is not None:
-        rises = torch.einsum("gkc,gc->gk", cell.detach(), field).abs()
-        along = (pbc & (rises > PERPENDICULAR)).any(-1, keepdim=True)
-        field = torch.where(along, torch.nan, field)  # No graph can raise.
-    if batch is None:
-        batch = torch.zeros_like(charges, dtype=torch.long)
-    moments = charges[:, None] * positions
-    energies = -(moments * field[batch]).sum(-1)
-    sums = [x.new_zeros(n_graphs, *x.shape[1:]).index_add(0, batch, x) for x in (energies, moments)]
-    return FieldOutput(sums[0], energies, sums[1])
+def _names(out: ModelOutput) -> Data:
+    """Give the results of the long-range part the names of NequIP's fields."""
+    long_range, state, in_field = out.parts
+    data = {
+        LATENT_CHARGES_KEY: out.charges,
+        LONG_RANGE_ENERGY_KEY: long_range.energy[:, None],
+        LONG_RANGE_ATOMIC_ENERGY_KEY: long_range.atomic_energies[:, None],
+        # Compile targets that take a charge have this output, of every model.
+        CHARGE_STATE_ENERGY_KEY: torch.zeros_like(long_range.energy[:, None]),
+    }
+    if out.dipoles is not None:
+        data[LATENT_DIPOLES_KEY] = flatten_vectors(out.dipoles)
+    if state is not None:
+        data[CHARGE_STATE_ENERGY_KEY] = state.energy[:, None]
+    if in_field is not None:
+        data[FIELD_ENERGY_KEY] = in_field.energy[:, None]
+    return data
 
 
 def _add(data: Data, field: str, energy: Tensor) -> None:
     data[field] = data[field] + energy.to(data[field].dtype)
-
-
-def _check_host(data: Data) -> None:
-    """Refuse hosts from which the long-range energy cannot be had."""
-    if AtomicDataDict.POSITIONS_KEY not in data:
-        raise HostError(
-            "LAMMPS ML-IAP passes edge vectors but neither positions nor cell, so the long-range "
-            "energy cannot be computed there. Compile for pair_nequip with --modifiers "
-            "sog_use_mesh, or run the model through ASE."
-        )
-    unknown = not {AtomicDataDict.CELL_KEY, AtomicDataDict.PBC_KEY} & data.keys()
-    if unknown and is_traced():
-        raise HostError(
-            "The compile target passes neither cell nor boundary. pair_allegro replaces periodic "
-            "images by ghost atoms, whose charges would count twice. Compile for pair_nequip with "
-            "--modifiers sog_use_mesh, which runs Allegro models too. Data of your own need `pbc`."
-        )
-
-
-def _check_boundary(boundary: str) -> None:
-    if boundary not in BOUNDARIES:
-        raise ConfigError(explain("boundary", "one of " + ", ".join(BOUNDARIES), repr(boundary)))
 
 
 def _feature_field(irreps_in: dict[str, Any]) -> str:
@@ -557,19 +407,3 @@ def _feature_field(irreps_in: dict[str, Any]) -> str:
         if field in irreps_in:
             return str(field)
     raise HostError(explain("model", f"with one of {fields}", str(sorted(irreps_in))))
-
-
-def _lattice_rows(largest_cell: list[Any]) -> list[list[float]]:
-    """Three rows from three lengths or from three rows."""
-    expected = "three positive lengths or three lattice vectors, in Å"
-    wrong = ConfigError(explain("largest_cell", expected, str(largest_cell)))
-    try:
-        cell = torch.tensor([list(x) if hasattr(x, "__len__") else x for x in largest_cell])
-    except (TypeError, ValueError) as error:
-        raise wrong from error
-    if cell.shape == (3,) and bool((cell > 0).all()):
-        cell = torch.diag(cell)
-    if cell.shape != (3, 3) or not bool((cell.double().norm(dim=-1) > 0).all()):
-        raise wrong
-    rows: list[list[float]] = cell.double().tolist()
-    return rows

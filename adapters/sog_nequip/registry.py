@@ -1,4 +1,4 @@
-"""What NequIP's commands must know besides the fields: compile targets and packaging."""
+"""What NequIP's commands need besides the fields: compile targets and packaging."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def find_target(compile_path: str | Path, name: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        The target of that name itself, if the file does not tell or was compiled for none.
+        The target of that name itself, if the file does not say or was compiled for none.
     """
     import_custom_ops_libs(str(compile_path))
     metadata = torch._inductor.aoti_load_package(str(compile_path)).get_metadata()

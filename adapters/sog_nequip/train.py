@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sog_longrange import ConfigError, HostError
 from sog_longrange.errors import explain
+from sog_longrange.training import parameter_groups
 
 from .labels import check_neutral, check_stress_labels, coincidence, warn_of_odd_electrons
 from .parts import long_range_parts
@@ -19,11 +20,11 @@ from .report import ChargeReport
 
 
 class WarmUp(Callback):
-    """Fade the long-range energy in over the first optimizer steps.
+    """Bring the long-range energy in over the first optimizer steps.
 
     For models that were built with ``warm_up: true``: training starts at exactly the
     short-range model. A restarted training goes on where it stopped. Stress labels of structures
-    without a volume are refused in the first epoch. After training the charges of the validation
+    without a volume raise an error in the first epoch. After training the charges of the validation
     set are reported, with warnings of what looks unphysical.
 
     Parameters
@@ -182,13 +183,10 @@ class WarmUp(Callback):
         if self._report is not None and trainer.is_global_zero:
             self._report.log()
         for part in long_range_parts(pl_module.model):
-            gate = float(part.long_range.gate)
-            if gate < 1.0:
-                warnings.warn(
-                    f"Training ended with the long-range energy faded in to {gate:.0%} only. Train "
-                    f"longer, or with fewer than {self.steps} steps of WarmUp.",
-                    stacklevel=2,
-                )
+            remedy = f"Train longer, or with fewer than {self.steps} steps of WarmUp."
+            message = part.long_range.explain_gate(remedy)
+            if message:
+                warnings.warn(f"Training ended too early. {message}", stacklevel=2)
 
 
 def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
@@ -216,10 +214,8 @@ def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
     HostError
         If the model has no long-range part.
     """
-    if not 0.0 <= kernel_lr < float("inf"):
-        raise ConfigError(explain("kernel_lr", "finite and not negative", str(kernel_lr)))
-    parts = long_range_parts(model)
-    kernel = [p for part in parts for p in part.long_range.energy.parameters()]
-    known = {id(p) for p in kernel}
+    parts = [part.long_range for part in long_range_parts(model)]
+    (kernel,) = parameter_groups(parts, kernel=kernel_lr)
+    known = {id(p) for p in kernel["params"]}
     others = [p for p in model.parameters() if id(p) not in known]
-    return [{"params": others}, {"params": kernel, "lr": kernel_lr, "weight_decay": 0.0}]
+    return [{"params": others}, kernel]

@@ -99,7 +99,7 @@ def take(data: Data, name: str) -> Tensor:
 
 
 def _count_graphs(cell: Tensor | None, pbc: Tensor | None, batch: Tensor | None) -> int:
-    """Read the number of graphs off a shape where one tells it: that needs no look at values."""
+    """Read the number of graphs off a shape where that is possible, without a look at values."""
     if batch is None:
         return 1
     check_tensor("batch", batch)

@@ -40,7 +40,7 @@ def periodic_edges(
     cutoff : float
         Length of the longest edge, in Å.
     cell, pbc, batch, batch_size
-        As in :meth:`SOGLongRange.forward`.
+        As in :meth:`LongRangeLayer.forward`.
 
     Returns
     -------
@@ -127,7 +127,7 @@ class PeriodicGraph(nn.Module):
         Parameters
         ----------
         cell, pbc, batch, batch_size
-            As in :meth:`SOGLongRange.forward`.
+            As in :meth:`LongRangeLayer.forward`.
 
         Yields
         ------

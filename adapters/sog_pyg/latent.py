@@ -144,7 +144,7 @@ def _check_seen(pbc: Tensor | None, blind: bool, name: str) -> None:
 
 
 def _handed_over(graph: object, cell: Tensor | None, pbc: Tensor | None, batch: Tensor) -> Any:
-    """Context in which the graph knows the cells, if it is one that wants to."""
+    """Context in which a `PeriodicGraph` has the cells; an empty one for other graphs."""
     return graph.at(cell, pbc, batch) if isinstance(graph, PeriodicGraph) else nullcontext()
 
 

@@ -21,21 +21,22 @@ OUTPUTS = ("energy", "features")
 _potential_and_field = torch.compiler.disable(sog_longrange.potential_and_field)
 
 
-class SOGLongRange(nn.Module):
+class LongRangeLayer(nn.Module):
     r"""Long-range message passing between all nodes, at near-linear cost.
 
     Each node is given a few latent charges :math:`q_{jp}`, a learned function of its features.
     They act on each other over any distance, through periodic boundaries where there are
-    any, through the kernel
+    any, through the kernel K:
 
     .. math::
         \phi_{ip} = \sum_{j \neq i} K(|r_i - r_j|) \, q_{jp}, \qquad
         K(r) = \sum_l a_l \, e^{-r^2 / 2 s_l^2},
 
-    whose amplitudes and widths are learned too and begin as 1/r, the potential of electric charges.
+    whose amplitudes and widths are learned too. It is 1/r at initialisation, the potential of
+    electric charges.
 
     With ``output="energy"`` the module returns their energy, which is added to the output of
-    a model. With ``output="features"`` it returns what each node feels, the potential
+    a model. With ``output="features"`` it returns at each node the potential
     :math:`\phi` (invariant) and the field :math:`-\nabla \phi` (vectors), for the layers of a
     network that come after it. Both can be differentiated twice, as training on forces needs.
 
@@ -54,8 +55,8 @@ class SOGLongRange(nn.Module):
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law(exponent=6)", ...; :func:`sog_longrange.list_kernels` has all),
         `min_width` in Å, below which the kernel is smoothed, `charge_constraint` ("auto",
-        "none", "neutral", "total"), `tolerance`, and `charge_embedding`, which tells charge
-        states apart and needs `in_channels` and ``output="energy"``.
+        "none", "neutral", "total"), `tolerance`, and `charge_embedding`, which makes charge
+        states differ and needs `in_channels` and ``output="energy"``.
 
     Raises
     ------
@@ -80,12 +81,12 @@ class SOGLongRange(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from sog_pyg import SOGLongRange
+    >>> from sog_pyg import LongRangeLayer
     >>> x, pos = torch.randn(10, 64), 5 * torch.rand(10, 3)
     >>> cell, pbc = 8 * torch.eye(3), torch.tensor([True, True, True])
-    >>> SOGLongRange(num_charges=4)(x, pos, cell=cell, pbc=pbc).shape
+    >>> LongRangeLayer(num_charges=4)(x, pos, cell=cell, pbc=pbc).shape
     torch.Size([1, 1])
-    >>> layer = SOGLongRange(num_charges=4, output="features")
+    >>> layer = LongRangeLayer(num_charges=4, output="features")
     >>> potential, field = layer(x, pos, cell=cell, pbc=pbc)
     >>> potential.shape, field.shape
     (torch.Size([10, 4]), torch.Size([10, 3, 4]))

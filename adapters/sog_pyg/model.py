@@ -10,7 +10,7 @@ from sog_longrange.errors import explain
 
 from .batching import fit_boundary
 from .latent import Latent, find_latent
-from .layer import SOGLongRange
+from .layer import LongRangeLayer
 
 _Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]
 
@@ -26,12 +26,12 @@ class WithLongRange(nn.Module):
     ----------
     model : Module
         A SchNet, DimeNetPlusPlus or ViSNet; any other with `latent`.
-    long_range : SOGLongRange
+    long_range : LongRangeLayer
         With ``output="energy"``.
     latent : callable, optional
         ``latent(model, z, pos, batch, cell, pbc)`` runs a model of your own and returns its
         energies [batch_size, 1] and its node features [num_nodes, F], which must not
-        change when a structure is rotated. It must heed `cell` and `pbc`, see
+        change when a structure is rotated. It must use `cell` and `pbc`, see
         :func:`~sog_pyg.periodic_edges`.
 
     Raises
@@ -46,20 +46,20 @@ class WithLongRange(nn.Module):
     --------
     >>> import torch
     >>> from torch_geometric.nn import SchNet
-    >>> from sog_pyg import PeriodicGraph, SOGLongRange, WithLongRange
+    >>> from sog_pyg import PeriodicGraph, LongRangeLayer, WithLongRange
     >>> schnet = SchNet(hidden_channels=32, cutoff=4.0, interaction_graph=PeriodicGraph(4.0))
-    >>> model = WithLongRange(schnet, SOGLongRange(num_charges=4))
+    >>> model = WithLongRange(schnet, LongRangeLayer(num_charges=4))
     >>> z, pos = torch.tensor([11, 17]), torch.tensor([[0.0, 0.0, 0.0], [2.8, 0.0, 0.0]])
     >>> model(z, pos, cell=5.6 * torch.eye(3), pbc=torch.tensor([True] * 3)).shape
     torch.Size([1, 1])
     """
 
     def __init__(
-        self, model: nn.Module, long_range: SOGLongRange, latent: Latent | None = None
+        self, model: nn.Module, long_range: LongRangeLayer, latent: Latent | None = None
     ) -> None:
         super().__init__()
-        expected = 'a SOGLongRange with output="energy"'
-        if not isinstance(long_range, SOGLongRange):
+        expected = 'a LongRangeLayer with output="energy"'
+        if not isinstance(long_range, LongRangeLayer):
             raise InputTypeError(explain("long_range", expected, type(long_range).__name__))
         if long_range.output != "energy":
             raise InputError(explain("long_range", expected, repr(long_range.output)))
@@ -99,7 +99,7 @@ class WithLongRange(nn.Module):
         z : Tensor, shape [num_nodes]
             Atomic numbers, or whatever the model takes in their place.
         pos, batch, cell, pbc, batch_size, total_charge
-            As in :meth:`SOGLongRange.forward`.
+            As in :meth:`LongRangeLayer.forward`.
 
         Returns
         -------
@@ -111,7 +111,7 @@ class WithLongRange(nn.Module):
             If a structure is periodic and the model's own graph ends at the cell, or if
             the model returns no energy.
         InputError, InputTypeError, BoundaryError, SizeError
-            As :meth:`SOGLongRange.forward`.
+            As :meth:`LongRangeLayer.forward`.
         """
         energy, features, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
         long_range = self.long_range(features, *arguments, total_charge)
@@ -170,7 +170,7 @@ class WithLongRange(nn.Module):
 
 
 def _one_per_graph(energy: Tensor, batch_size: int) -> Tensor:
-    """Energies [batch_size, 1]; models know nothing of empty graphs at the end of a batch."""
+    """Energies [batch_size, 1]; models leave out empty graphs at the end of a batch."""
     if energy.numel() > batch_size or energy.numel() != len(energy):
         expected = f"one energy for each of {batch_size} graphs"
         raise HostError(explain("model", expected, f"an output of shape {list(energy.shape)}"))

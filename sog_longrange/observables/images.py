@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
-from sog_longrange.geometry import reduced_cell
+from sog_longrange.geometry import reduced_cell, sum_over_atoms
 from sog_longrange.validation import (
     Structures,
     check_finite,
@@ -74,6 +74,24 @@ def compact_lattice(structures: Structures) -> Tensor:
     return torch.where(own, compact, torch.zeros_like(compact))
 
 
+def displacements(structures: Structures, origin: Tensor | None) -> Tensor:
+    """Vector from the origin to each atom, where it is.
+
+    Parameters
+    ----------
+    structures : Structures
+    origin : Tensor, shape (3,) or (n_graphs, 3), in Å, optional
+
+    Returns
+    -------
+    Tensor, shape (n_atoms, 3), in Å
+    """
+    if origin is None:
+        return structures.positions
+    origins = vector_by_graph("origin", origin, structures)
+    return structures.positions - origins[structures.batch]
+
+
 def arms(structures: Structures, origin: Tensor | None) -> Tensor:
     """Vector from the origin to the nearest image of each atom.
 
@@ -86,29 +104,25 @@ def arms(structures: Structures, origin: Tensor | None) -> Tensor:
     -------
     Tensor, shape (n_atoms, 3), in Å
     """
-    positions, batch = structures.positions, structures.batch
-    if origin is not None:
-        positions = positions - vector_by_graph("origin", origin, structures)[batch]
-    return nearest_images(positions, compact_lattice(structures), batch, mean=False)
+    vectors = displacements(structures, origin)
+    return nearest_images(vectors, compact_lattice(structures), structures.batch, mean=False)
 
 
-def dipole_moments(
-    charges: Tensor, dipoles: Tensor | None, structures: Structures, origin: Tensor | None
-) -> Tensor:
+def dipole_moments(charges: Tensor, dipoles: Tensor | None, vectors: Tensor) -> Tensor:
     """Dipole of each atom about the origin.
 
     Parameters
     ----------
     charges : Tensor, shape (n_atoms,), in e
     dipoles : Tensor, shape (n_atoms, 3), in e Å, optional
-    structures : Structures
-    origin : Tensor, shape (3,) or (n_graphs, 3), in Å, optional
+    vectors : Tensor, shape (n_atoms, 3), in Å
+        From :func:`arms` or :func:`displacements`.
 
     Returns
     -------
     Tensor, shape (n_atoms, 3), in e Å
     """
-    moments = charges[:, None] * arms(structures, origin)
+    moments = charges[:, None] * vectors
     if dipoles is None:
         return moments
     check_one_dipole(dipoles, charges)
@@ -148,8 +162,7 @@ def sum_by_graph(values: Tensor, structures: Structures) -> Tensor:
     -------
     Tensor, shape (n_graphs, ...)
     """
-    sums = values.new_zeros(structures.num_graphs, *values.shape[1:])
-    return sums.index_add(0, structures.batch, values)
+    return sum_over_atoms(values, structures.batch, structures.num_graphs)
 
 
 def count_atoms(structures: Structures) -> Tensor:
@@ -236,7 +249,8 @@ def vector_by_graph(name: str, value: Tensor, structures: Structures) -> Tensor:
     """
     check_float(name, value)
     n = structures.num_graphs
-    if value.shape != (3,):
+    # A comparison of shapes of different length would fix the number of structures in a graph.
+    if not (value.dim() == 1 and value.shape == (3,)):
         check_shape(name, value, (n, 3), f"(3,) or (n_graphs={n}, 3)")
     check_like(name, value, structures.positions)
     check_finite(name, value)

@@ -90,7 +90,7 @@ def dipole(
         If an argument is malformed or a periodic cell is singular.
     """
     structures = check_one_channel("charges", charges, positions, cell, pbc, batch, num_graphs)
-    return sum_by_graph(dipole_moments(charges, dipoles, structures, origin), structures)
+    return sum_by_graph(dipole_moments(charges, dipoles, arms(structures, origin)), structures)
 
 
 def quadrupole(
@@ -187,5 +187,5 @@ def polarisation(
         remedy = "Use `dipole`, which needs no volume."
         got = str(structures.pbc.tolist())
         raise BoundaryError(explain("pbc", "True along all axes", got, remedy))
-    moments = sum_by_graph(dipole_moments(charges, dipoles, structures, origin), structures)
+    moments = sum_by_graph(dipole_moments(charges, dipoles, arms(structures, origin)), structures)
     return moments / cell_volume(structures.cell)[:, None]

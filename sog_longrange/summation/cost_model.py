@@ -6,7 +6,6 @@ fits into no memory is refused by them, before any of it is taken.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import warnings
@@ -20,6 +19,7 @@ import torch
 
 from sog_longrange.errors import ConfigError, PerformanceWarning, SizeError, explain
 from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES, largest_mode
+from sog_longrange.hosts import is_installed
 
 from .resolution import Resolution
 
@@ -373,7 +373,5 @@ _MEMORY: dict[str, Callable[[Size], float]] = {
 }
 
 
-@lru_cache(maxsize=8)
 def _has_finufft(device: str) -> bool:
-    library = "cufinufft" if device == "cuda" else "finufft"
-    return importlib.util.find_spec(library) is not None
+    return is_installed("cufinufft" if device == "cuda" else "finufft")

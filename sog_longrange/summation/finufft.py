@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections import deque
 from threading import Lock
@@ -11,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sog_longrange.errors import ConfigError, explain
 from sog_longrange.geometry import box_shapes
+from sog_longrange.hosts import load_library
 from sog_longrange.validation import Structures
 
 from .interaction import Interaction, Potentials
@@ -46,7 +45,7 @@ def finufft_sum(
 
     Raises
     ------
-    ConfigError
+    MissingLibraryError
         If the library is not installed.
     SizeError
         If the modes fit into no memory.
@@ -190,7 +189,7 @@ class _CPUPlans:
         options = {**key.options, "isign": -1, "nthreads": key.threads, "showwarn": 0}
         # The small upsampling halves the FFT but reaches only nine digits.
         options["upsampfac"] = 1.25 if key.accuracy > 1e-8 else 2.0
-        self.plan = _library("finufft").Plan(1, key.shape, **options)
+        self.plan = load_library("finufft", "finufft").Plan(1, key.shape, **options)
 
     def set_points(self, phases: Tensor) -> None:
         # The library reads the points until the next call: they must stay alive.
@@ -209,7 +208,7 @@ class _CUDAPlans:
 
     def __init__(self, key: PlanKey) -> None:
         options = {**key.options, "gpu_device_id": key.device.index or 0}
-        plan = _library("cufinufft").Plan
+        plan = load_library("cufinufft", "cuda").Plan
         self.device = key.device
         self.forward = plan(1, key.shape, isign=-1, **options)
         self.backward = plan(2, key.shape, isign=1, **options)
@@ -266,16 +265,6 @@ class _Pool:
 
 
 _POOL = _Pool()
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        remedy = f"Install it: pip install {name}"
-        raise ConfigError(
-            explain("backend", f"one whose library {name} is installed", '"finufft"', remedy)
-        ) from error
 
 
 def _complex(real: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import cell_volume, reciprocal_cell, wrapped_phases
+from sog_longrange.geometry import at_atoms, cell_volume, reciprocal_cell, wrapped_phases
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
 from sog_longrange.validation import Structures, check_no_overflow
 
@@ -124,7 +124,7 @@ def periodic_sum(
     check_no_overflow("positions", phases)
     out = sum_over_modes(backend, sources, phases, table, own, interaction, field=field)
     volume = cell_volume(part.cell)
-    inverse = replicate(volume, group)[part.batch][:, None].reciprocal()
+    inverse = at_atoms(replicate(volume, group).reciprocal(), part.batch)[:, None]
     return Potentials(
         out.energy / volume,
         out.potential * inverse,

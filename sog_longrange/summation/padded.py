@@ -28,6 +28,7 @@ from sog_longrange.geometry import (
     largest_mode,
     reciprocal_cell,
     reduced_cell,
+    sum_over_atoms,
     wrapped_phases,
 )
 from sog_longrange.kernels.channels import apply_kernels
@@ -82,7 +83,7 @@ def padded_sum(
     backend = MeshBackend(boxes.grids, batch, interaction.engine_on(charges.device))
     geometry = boxes.phases, boxes.table, boxes.reciprocal
     out = sum_over_modes(backend, sources, *geometry, interaction, field=field)
-    total = charges.new_zeros(part.num_graphs, charges.shape[1]).index_add(0, batch, charges)
+    total = sum_over_atoms(charges, batch, part.num_graphs)
     mean = apply_kernels(boxes.means, total, 1)
     energy = out.energy + 0.5 * (mean * total).sum(-1)
     return Potentials(energy, out.potential + mean[batch], out.field)

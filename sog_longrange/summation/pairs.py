@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
-from sog_longrange.geometry import pair_indices
+from sog_longrange.geometry import pair_indices, sum_over_atoms
 from sog_longrange.kernels.channels import apply_kernels
 from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.validation import Structures
@@ -55,7 +55,7 @@ def pairs_sum(
     to_first = _from_partner(series, vectors, there)
     to_second = _from_partner(series, -vectors, here)
     work = here.work(*to_first).double()
-    energy = work.new_zeros(part.num_graphs).index_add(0, part.batch[first], work)
+    energy = sum_over_atoms(work, part.batch[first], part.num_graphs)
     sums = [
         None
         if one is None or other is None

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed import ProcessGroup
 
+from sog_longrange.geometry import at_atoms, sum_over_atoms
+
 from .distributed import accumulate, replicate
 from .multipoles import (
     Backend,
@@ -88,13 +90,12 @@ class _Energy(Function):
         own = derivatives[0].detach()[:, : sources.shape[1]]
         per_atom = (sources * own).sum((1, 2))
         # In float32 a million terms would lose meV per atom.
-        zeros = per_atom.new_zeros(backend.num_graphs, dtype=torch.float64)
-        return 0.5 * zeros.index_add_(0, backend.batch, per_atom.double())
+        return 0.5 * sum_over_atoms(per_atom.double(), backend.batch, backend.num_graphs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (sources,), (derivatives,) = ctx.saved_tensors, ctx.derivatives
-        weight = grad.to(sources.dtype)[ctx.backend.batch][:, None]
+        weight = at_atoms(grad.to(sources.dtype), ctx.backend.batch)[:, None]
         by_sources = by_phases = None
         if ctx.needs_input_grad[0]:
             by_sources = weight[:, None] * derivatives[:, : sources.shape[1]]

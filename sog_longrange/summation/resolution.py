@@ -93,8 +93,8 @@ def _reach(tolerance: float, order: int) -> float:
 
 def _tail(m: int, x: float) -> float:
     """Gamma(m + 1/2, x) / Gamma(m + 1/2), in closed form."""
-    terms = [x ** (j - 0.5) / math.gamma(j + 0.5) for j in range(1, m + 1)]
-    return math.erfc(math.sqrt(x)) + math.exp(-x) * sum(terms)
+    terms = [math.pow(x, j - 0.5) / math.gamma(j + 0.5) for j in range(1, m + 1)]
+    return math.erfc(math.sqrt(x)) + math.exp(-x) * math.fsum(terms)
 
 
 def window_width(tolerance: float, order: int = 0) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sog_longrange.geometry import sum_over_atoms
 from sog_longrange.kernels.channels import apply_kernels
 from sog_longrange.validation import Structures
 
@@ -51,8 +52,7 @@ def with_self_term(
     if field is not None:
         field = (weight if isinstance(weight, float) else weight[..., None]) * field
     per_atom = 0.5 * sources.work(potential, field).double()
-    zeros = per_atom.new_zeros(structures.num_graphs)
-    energy = zeros.index_add(0, structures.batch, per_atom)
+    energy = sum_over_atoms(per_atom, structures.batch, structures.num_graphs)
     return Potentials(
         out.energy + accumulate(energy, interaction.process_group),
         out.potential + potential,

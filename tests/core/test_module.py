@@ -4,11 +4,24 @@ import pickle
 
 import pytest
 import torch
+from old_models import write_old_model
 from references import DOUBLE, evaluate, random_structure, tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
+from sog_longrange import (
+    ConfigError,
+    InputError,
+    InputTypeError,
+    SOGConfig,
+    SOGLongRange,
+    uniform_field,
+)
+from sog_longrange.hosts import explain_old_models
 from sog_longrange.long_range import FORMAT
+from sog_longrange.observables.external_field import field_term
 from sog_longrange.testing import join
+from sog_longrange.training import parameter_groups
+from sog_longrange.validation import Structures
 
 SIZES = [3, 2]
 every_kernel = pytest.mark.parametrize(
@@ -366,13 +379,117 @@ def test_state_of_other_options_is_refused():
         make_module(min_width=0.7).load_state_dict(state)
 
 
-@pytest.mark.parametrize(("version", "remedy"), [(FORMAT + 1, "Update"), (2, "Train the model")])
-def test_state_of_another_format_is_refused(version, remedy):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1, "version": "7.1"}, "of sog-longrange 7.1. Update sog-longrange"),
+        (
+            {"format": 2},
+            "of format 3, .* got format 2 of a version before .* Train the model again",
+        ),
+    ],
+)
+def test_states_in_another_format_are_refused(change, message):
     state = make_module().state_dict()
-    state["_extra_state"]["format"] = version
-    message = f"`format` must be {FORMAT}, got {version}. {remedy}"
-    with pytest.raises(ConfigError, match=message):
+    del state["_extra_state"]["version"]
+    state["_extra_state"] |= change
+    with pytest.raises(InputError, match=message):
         make_module().load_state_dict(state)
+
+
+def test_pickles_in_another_format_are_refused():
+    module = make_module()
+    del module.format
+    with pytest.raises(InputError, match="`model` must be of format 3, .* or export it with the"):
+        pickle.loads(pickle.dumps(module))  # noqa: S301
+
+
+@pytest.mark.parametrize("module", ["sog_longrange.module", "sog_longrange.kernels"])
+def test_files_of_older_versions_are_explained(tmp_path, module):
+    write_old_model(tmp_path / "old.model", module)
+    message = f"sog-longrange 0.1.0 reads, got a file of an older version, with `{module}.* Train"
+    with pytest.raises(InputError, match=message), explain_old_models():
+        torch.load(tmp_path / "old.model", weights_only=False)
+    for code in ("import surely_no_module", "torch.surely_no_attribute"):
+        with pytest.raises((ImportError, AttributeError)), explain_old_models():
+            exec(code)  # noqa: S102
+
+
+def test_results_keep_their_meaning_in_another_order_of_atoms():
+    module = make_module(charge_embedding=2, charge_constraint="total")
+    total, field = tensor([1.0, -1.0, 0.0]), tensor([0.1, 0.2, -0.3])
+    out = module(*make_batch(), total_charge=total, external_field=field)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    moved = out.reorder(order)
+    assert torch.equal(moved.energy, out.energy)
+    assert torch.equal(moved.electric_charges, out.charges[order, 0])
+    assert torch.equal(moved.potential, out.potential[order])
+    assert torch.equal(moved.atomic_energies, out.atomic_energies[order])
+    for found, expected in zip(moved.parts, out.parts, strict=True):
+        assert torch.equal(found.energy, expected.energy)
+        assert torch.equal(found.atomic_energies, expected.atomic_energies[order])
+
+
+def test_an_external_field_acts_on_the_gated_electric_charges():
+    module, batch = make_module(num_channels=2, charge_constraint="neutral"), make_batch()
+    module.gate.fill_(0.25)
+    field = tensor([[0.1, 0.2, -0.3], [0.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
+    out, without = module(*batch, external_field=field), module(*batch)
+    assert without.parts.external_field is None
+    expected = uniform_field(without.charges[:, 0], batch[1], field, *batch[2:])
+    for found, own in zip(out.parts.external_field, expected, strict=True):
+        assert torch.equal(found, own)
+    torch.testing.assert_close(out.energy, without.energy + expected.energy)
+    torch.testing.assert_close(
+        out.atomic_energies, without.atomic_energies + expected.atomic_energies
+    )
+    assert torch.equal(out.parts.long_range.energy, without.energy)
+    for wrong in (field[:2], field.float(), torch.nan * field):
+        with pytest.raises((InputError, InputTypeError), match="`external_field` must be"):
+            module(*batch, external_field=wrong)
+
+
+def test_a_traced_field_is_that_of_structures_without_periodic_axes_along_it():
+    module = make_module(charge_constraint="neutral")
+    _, positions, cell, _, batch, n_graphs = make_batch()
+    pbc = torch.tensor([[False] * 3, [True, True, False], [False, False, True]])
+    cell = torch.diag_embed(cell.diagonal(dim1=1, dim2=2))  # each along x, y and z
+    field = tensor([[0.1, 0.2, -0.3], [0.0, 0.0, 0.2], [0.0, 0.0, 0.2]])
+    charges = module(*make_batch()).electric_charges.detach()
+
+    def in_field(charges, positions, field):
+        structures = Structures(positions, cell, pbc, batch, n_graphs)
+        return field_term(charges, structures, field)
+
+    traced = make_fx(in_field)(charges, positions, field)(charges, positions, field)
+    eager = in_field(charges, positions, field)
+    for found, expected in zip(traced[:2], eager[:2], strict=True):
+        part = slice(6 if len(found) == 9 else 2)
+        torch.testing.assert_close(found[part], expected[part])
+        assert bool(found[part.stop :].isnan().all())
+        assert bool(expected.isfinite().all())
+
+
+def test_kernel_and_charges_are_all_parameters_and_get_rates_of_their_own():
+    modules = [make_module(charge_embedding=2), make_module(learn_widths=False)]
+    charges, kernel = parameter_groups(modules, charges=1e-2, kernel=1e-3)
+    found = [id(p) for group in (charges, kernel) for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for module in modules for p in module.parameters())
+    own = {id(p) for module in modules for p in module.energy.parameters()}
+    assert {id(p) for p in kernel["params"]} == own
+    assert (charges["lr"], kernel["lr"], kernel["weight_decay"]) == (1e-2, 1e-3, 0.0)
+    (alone,) = parameter_groups(modules, kernel=1e-3)
+    assert alone == kernel
+    for rate in (-1.0, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="`kernel_lr` must be finite and not negative"):
+            parameter_groups(modules, kernel=rate)
+
+
+def test_a_gate_that_is_not_open_is_explained():
+    module = make_module()
+    assert module.explain_gate("Train longer.") == ""
+    module.gate.fill_(0.4)
+    assert module.explain_gate("Train longer.").endswith("faded in to 40% only. Train longer.")
 
 
 def test_fade_in_goes_on_from_where_the_gate_stands():

@@ -235,10 +235,10 @@ def test_energies_hold_both_parts():
     module, batch = excite(make_module(charge_constraint="total")), make_batch()
     total = tensor([1.0, 0.0, -1.0])
     out = module(*batch, total_charge=total)
-    charges, state = module.parts(*batch, total_charge=total)
+    charges, state, _ = out.parts
     assert torch.equal(out.energy, charges.energy + state.energy)
     assert torch.equal(out.atomic_energies, charges.atomic_energies + state.atomic_energies)
-    per_atom = 0.5 * (charges.charges * charges.potential).sum(-1)
+    per_atom = 0.5 * (out.charges * out.potential).sum(-1)
     torch.testing.assert_close(charges.atomic_energies, per_atom)
     summed = torch.zeros(3, dtype=DOUBLE).index_add(0, batch[4], out.atomic_energies)
     torch.testing.assert_close(summed, out.energy)
@@ -247,7 +247,7 @@ def test_energies_hold_both_parts():
 
 
 def test_without_the_option_there_is_no_charge_state():
-    assert make_module(charge_embedding=0).parts(*make_batch())[1] is None
+    assert make_module(charge_embedding=0)(*make_batch()).parts.charge_state is None
 
 
 def test_charges_respond_to_the_total_charge_also_without_a_constraint():
@@ -298,21 +298,10 @@ def test_a_total_charge_is_asked_for(options):
         make_module(**options)(*make_batch())
 
 
-def test_old_options_and_states_still_load():
-    old = make_module(charge_embedding=0)
-    state = old.state_dict()
-    del state["_extra_state"]["config"]["charge_embedding"]
-    make_module(1, charge_embedding=0).load_state_dict(state)
+def test_states_of_models_without_charge_states_are_refused():
+    state = make_module(charge_embedding=0).state_dict()
     with pytest.raises(ConfigError, match="charge_embedding 4 here, 0 there"):
-        make_module().load_state_dict(old.state_dict(), strict=False)
-
-
-def test_modules_pickled_without_charge_states_still_work():
-    module, batch = make_module(charge_embedding=0), make_batch()
-    expected = module(*batch).energy
-    del module._modules["states"]
-    old = pickle.loads(pickle.dumps(module))  # noqa: S301
-    assert torch.equal(old(*batch).energy, expected)
+        make_module().load_state_dict(state, strict=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])  # noqa: S301

@@ -143,7 +143,7 @@ def test_sums_over_the_atoms_of_one_rank_are_refused(options):
     with pytest.raises(ConfigError, match="`process_group` must be None unless"):
         module(*inputs, total_charge=torch.zeros(1))
     with pytest.raises(ConfigError, match="`process_group` must be None unless"):
-        module.parts(*inputs, total_charge=torch.zeros(1))
+        module(*inputs, total_charge=torch.zeros(1))
 
 
 def test_charges_without_a_constraint_may_be_spread_over_ranks():

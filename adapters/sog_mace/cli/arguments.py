@@ -12,6 +12,7 @@ import torch
 
 from sog_longrange import HostError, InputError, SOGError
 from sog_longrange.errors import explain
+from sog_longrange.hosts import explain_old_models
 from sog_mace.model import SOGMACE
 
 
@@ -69,6 +70,33 @@ def end_in_one_line(program: str, work: Callable[[], None]) -> None:
         raise SystemExit(f"{program}: {message}") from error
 
 
+def run_command(
+    program: str,
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None,
+) -> None:
+    """Do what a command line says: all that a command's `main` does.
+
+    Parameters
+    ----------
+    program : str
+        Name of the command.
+    parser : ArgumentParser
+    run : callable
+        Takes the arguments.
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+
+    Raises
+    ------
+    SystemExit
+        As :func:`end_in_one_line`, and with exit status 2 for unknown options.
+    """
+    args = parse(parser, program, argv)
+    end_in_one_line(program, lambda: run(args))
+
+
 def check_output(path: str) -> None:
     """Raise `InputError` unless a file can be written there, before there is any work to lose.
 
@@ -96,12 +124,13 @@ def load_model(path: str, device: str | None = None) -> SOGMACE:
     Raises
     ------
     InputError
-        If the file cannot be read.
+        If the file cannot be read, or an older version of this package wrote it.
     HostError
         If it holds something else.
     """
     try:
-        model: Any = torch.load(path, map_location=device, weights_only=False)
+        with explain_old_models(f"{path!r}"):
+            model: Any = torch.load(path, map_location=device, weights_only=False)
     except SOGError:
         raise
     except Exception as error:  # Whatever the file holds decides what is raised.

@@ -160,7 +160,7 @@ class Training:
             return
         finite = bool(torch.isfinite(loss.detach()).all())
         if not self._agree(finite):
-            # Where it is finite, another rank has more to tell.
+            # Where it is finite, another rank explains it.
             got = f"The loss is {float(loss.detach().sum())}."
             raise DivergenceError("" if finite else self._explain(got))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import ase.io
 import numpy as np
-from mace.data import config_from_atoms
 
 from sog_longrange import BoundaryError, InputError, SOGConfig
 from sog_longrange.errors import explain
@@ -19,100 +17,22 @@ from sog_longrange.frames import check_cell, check_label, check_positions
 from sog_longrange.validation import WHOLE, as_number
 from sog_mace.cells import check_stress_label, stress_label
 
-IN_DATA: Final = "Add it to the data, or name its key by --total_charge_key."
+from .sources import Listing, Source, all_frames, frames_of, sets_of, sources_of
 
-SHOWN = 5
-"""Frames that a message names before it says how many more there are."""
+IN_DATA: Final = "Add it to the data, or name its key by --total_charge_key."
 
 TENSOR = ((3, 3), (9,), (6,))
 TENSORS = ("stress", "virials")
 _SPAN = 1e-3
 
 
-class Listing:
-    """Names of frames, of which a message shows the first few.
-
-    Parameters
-    ----------
-    names : iterable of str
-    """
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.first: list[str] = []
-        self.count = 0
-        for name in names:
-            self.add(name)
-
-    def add(self, name: str) -> None:
-        """Add a name."""
-        self.count += 1
-        if len(self.first) < SHOWN:
-            self.first.append(name)
-
-    def extend(self, other: Listing) -> None:
-        """Add the names of another listing, of which only the first are known."""
-        self.first = [*self.first, *other.first][:SHOWN]
-        self.count += other.count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __str__(self) -> str:
-        more = self.count - len(self.first)
-        return ", ".join(self.first) + (f" and {more} more" if more > 0 else "")
-
-
 class StreamedLike(Protocol):
-    """What data that stream from files tell of their frames."""
+    """What is known of the frames of data that stream from files."""
 
     known: int
     charged: int
     missing: Listing
     odd: Listing
-
-
-class Source(NamedTuple):
-    """A file of frames, what it is for, and where labels are in it.
-
-    Attributes
-    ----------
-    path : str
-    name : str
-        Set and head that its frames belong to.
-    keys : mace.data.KeySpecification
-    drops_isolated : bool
-        Whether MACE takes the energies of isolated atoms from it and trains on the others.
-    """
-
-    path: str
-    name: str
-    keys: Any
-    drops_isolated: bool = False
-
-    def frames(self) -> Iterator[tuple[str, Any]]:
-        """Read the file again; yields a name and the configuration of each frame."""
-        for index, atoms in enumerate(ase.io.iread(self.path, ":")):
-            _take_results(atoms, self.keys)
-            frame = config_from_atoms(atoms, key_specification=self.keys)
-            yield f"frame {index} of {self.path} ({self.name})", frame
-
-
-def frames_of(sources: list[Source]) -> Iterator[tuple[str, Any]]:
-    """Read all frames again that MACE trains on or tests.
-
-    Parameters
-    ----------
-    sources : list of Source
-
-    Yields
-    ------
-    str, mace.data.Configuration
-        Name of a frame, and what MACE makes of it.
-    """
-    for source in sources:
-        for where, frame in source.frames():
-            if not (source.drops_isolated and _is_isolated(frame)):
-                yield where, frame
 
 
 def check_frame(where: str, frame: Any, keys: Mapping[str, str], config: SOGConfig) -> None:
@@ -178,16 +98,16 @@ def read_checked(
     InputError, BoundaryError
         As :func:`check_frame`.
     """
-    told = inspect.signature(read).bind(*args, **kwargs).arguments
-    sources = _sources(told)
+    given = inspect.signature(read).bind(*args, **kwargs).arguments
+    sources = sources_of(given)
     try:
         result = read(*args, **kwargs)
-        for name, frames in _sets(result[0]):
+        for name, frames in sets_of(result[0]):
             for index, frame in enumerate(frames):
                 check_frame(f"frame {index} of the set {name!r}", frame, {}, config)
                 _settle_charge(frame)
     except Exception:
-        # The frame as the user knows it; MACE has dropped and shuffled some by now.
+        # The frame as it is in its file; MACE has dropped and shuffled some by now.
         _check_sources(sources, config)
         raise
     return result, sources
@@ -318,7 +238,7 @@ def _check_boundary(where: str, frame: Any, config: SOGConfig) -> None:
         return
     if not config.is_sum_of_gaussians:
         expected = f"all true or all false in each frame with the kernel {config.kernel}"
-        remedy = "Slabs and wires need a sum of Gaussians: choose another kernel."
+        remedy = "Along one or two directions sums of Gaussians are periodic: choose such a kernel."
         raise BoundaryError(explain("pbc", expected, f"{frame.pbc} in {where}", remedy))
     rows = np.where(periodic[:, None], frame.cell, np.eye(3))
     if abs(np.linalg.det(rows)) < _SPAN * np.linalg.norm(rows, axis=1).prod():
@@ -382,10 +302,6 @@ def _is_odd(frame: Any) -> bool:
     return bool(np.sum(frame.atomic_numbers) % 2)
 
 
-def _is_isolated(frame: Any) -> bool:
-    return len(frame.positions) == 1 and frame.config_type == "IsolatedAtom"
-
-
 def _settle_charge(frame: Any) -> None:
     """Let the total charge be the number that it means."""
     if has_charge(frame):
@@ -396,48 +312,7 @@ def _names(keys: Any) -> dict[str, str]:
     return {**keys.info_keys, **keys.arrays_keys}
 
 
-def _sources(told: Mapping[str, Any]) -> list[Source]:
-    head, found = told.get("head_name"), []
-    keys = copy.deepcopy(told["key_specification"])  # MACE changes its own while it reads.
-    of_head = f" of head {head!r}" if head else ""
-    for name in ("train", "valid", "test"):
-        paths = told.get(f"{name}_path") or []
-        paths = [paths] if isinstance(paths, str) else paths
-        drops = name == "train" and not told.get("keep_isolated_atoms")
-        found += [Source(path, f"set {name!r}{of_head}", keys, drops) for path in paths]
-    return found
-
-
-def _sets(collections: Any) -> list[tuple[str, list[Any]]]:
-    named = [("train", collections.train), ("valid", collections.valid)]
-    return [(name, frames or []) for name, frames in [*named, *(collections.tests or [])]]
-
-
-def all_frames(collections: Any) -> Iterator[Any]:
-    """Iterate over the frames of all sets that MACE read.
-
-    Parameters
-    ----------
-    collections : mace.tools.scripts_utils.SubsetCollection
-
-    Yields
-    ------
-    mace.data.Configuration
-    """
-    for _, frames in _sets(collections):
-        yield from frames
-
-
 def _all_frames(heads: list[Any]) -> Iterator[Any]:
     for head in heads:
         if head.collections is not None:
             yield from all_frames(head.collections)
-
-
-def _take_results(atoms: Any, keys: Any) -> None:
-    """Put what ASE moved into a calculator back where its key says that it is."""
-    results = getattr(atoms.calc, "results", {})
-    for names, store in ((keys.info_keys, atoms.info), (keys.arrays_keys, atoms.arrays)):
-        for name in ("energy", "forces", "stress"):
-            if names.get(name) == name and name in results:
-                store[name] = results[name]

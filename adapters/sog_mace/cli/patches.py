@@ -22,19 +22,21 @@ from mace import tools
 from mace.cli import run_train
 from torch import nn
 
-from sog_longrange import ConfigError, HostError, SOGConfig
+from sog_longrange import ConfigError, HostError, InputError, SOGConfig
 from sog_longrange.config import option
 from sog_longrange.errors import NotFiniteError, explain
+from sog_longrange.long_range import read_config
+from sog_longrange.training import parameter_groups
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
 from sog_mace.cli.frames import (
-    Source,
     check_frame,
     read_checked,
     resolve_constraint,
     warn_of_ignored_charges,
 )
+from sog_mace.cli.sources import Source
 from sog_mace.cli.streams import StreamedCharges, checked_frames
 from sog_mace.heads import select_head
 from sog_mace.host import check_names
@@ -69,7 +71,7 @@ class Schedule:
         to MACE's. The kernel's is small by default: it holds the physics that a few short
         separations should not bend.
     warmup : int
-        Optimizer steps over which the long-range energy is faded in; 0 for none.
+        Optimizer steps over which the long-range energy comes in; 0 for none.
     """
 
     lr_factor: float = option(
@@ -212,16 +214,14 @@ class Patches:
         """Give the long-range part its parameter group and leave no parameter out."""
         self.model = model  # MACE may have copied it on the way here.
         options: dict[str, Any] = self.originals["get_params_options"](args, model)
-        kernel = list(model.long_range.energy.parameters())
-        known = {id(parameter) for parameter in kernel}
-        charges = [p for p in model.long_range.parameters() if id(p) not in known]
-        parts = (
-            ("long_range_charges", charges, self.schedule.lr_factor),
-            ("long_range_kernel", kernel, self.schedule.kernel_lr_factor),
-        )
-        for name, parameters, factor in parts:
-            group = {"name": name, "params": parameters, "lr": factor * args.lr}
-            options["params"].append(group | {"weight_decay": 0.0})
+        schedule = self.schedule
+        rates = {
+            "charges": schedule.lr_factor * args.lr,
+            "kernel": schedule.kernel_lr_factor * args.lr,
+        }
+        groups = parameter_groups([model.long_range], **rates)
+        for name, group in zip(rates, groups, strict=True):
+            options["params"].append({"name": f"long_range_{name}"} | group)
         for group in options["params"]:
             # MACE hands over generators: looking into them would empty them.
             group["params"] = list(group["params"])
@@ -229,7 +229,7 @@ class Patches:
         return options
 
     def get_optimizer(self, args: Namespace, options: dict[str, Any]) -> torch.optim.Optimizer:
-        """Fade the long-range energy in with the steps of the optimizer."""
+        """Let the steps of the optimizer open the gate of the long-range energy."""
         check_checkpoints(self.model, Path(args.checkpoints_dir), args.name, args.seed)
         self.restarted = bool(args.restart_latest)
         optimizer: torch.optim.Optimizer = self.originals["get_optimizer"](args, options)
@@ -265,7 +265,7 @@ class Patches:
             logging.warning("The best model of the epochs before is kept, saved and evaluated.")
 
     def train_one_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Tell the training which epoch it is."""
+        """Train one epoch, whose number the training keeps."""
         with self.training.train_epoch(kwargs["epoch"]):
             self.originals["train_one_epoch"](*args, **kwargs)
 
@@ -367,7 +367,11 @@ def _check_checkpoint(model: SOGMACE, path: Path) -> None:
             f"--foundation_model. {remedy}"
         )
     extra = state["long_range._extra_state"]
-    differences = model.long_range.config.differences(SOGConfig.from_dict(extra["config"]))
+    try:
+        theirs = read_config(extra)
+    except InputError as error:
+        raise HostError(f"`{path}` does not fit the model of this run: {error} {remedy}") from error
+    differences = model.long_range.config.differences(theirs)
     differences = differences or _shape_difference(model.state_dict(), state)
     if differences:
         raise HostError(f"`{path}` does not fit the model of this run: {differences}. {remedy}")

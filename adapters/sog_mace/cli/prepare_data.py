@@ -24,8 +24,9 @@ from sog_longrange import InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_mace.host import check_names
 
-from .arguments import end_in_one_line, parse
-from .frames import Listing, Source, all_frames, frames_of, has_charge, read_checked
+from .arguments import run_command
+from .frames import has_charge, read_checked
+from .sources import Listing, Source, all_frames, frames_of
 
 PROGRAM = "sog_mace_prepare_data"
 READER: Final = "get_dataset_from_xyz"
@@ -59,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv : sequence of str, optional
         Arguments; those of the process by default.
     """
-    args = parse(build_parser(), PROGRAM, argv)
-    end_in_one_line(PROGRAM, lambda: run(args))
+    run_command(PROGRAM, build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from mace.cli import run_train
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_longrange import SOGConfig, list_kernels
 from sog_longrange.config import help_of
+from sog_longrange.hosts import explain_old_models
 
 from .arguments import end_in_one_line, parse
 from .patches import Schedule, patched_run_train
@@ -84,18 +85,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _train(args: argparse.Namespace) -> None:
     config, schedule = _collect(SOGConfig, args), _collect(Schedule, args)
     with patched_run_train(config, schedule) as patches:
-        run_train.run(args)
+        with explain_old_models("a model or checkpoint file"):
+            run_train.run(args)
         if args.dry_run:
             return
         if int(os.environ.get("RANK", 0)) == 0:
             report_charges(patches.model, patches.dataset, args.valid_batch_size)
-    gate = float(patches.model.long_range.gate)
-    if gate < 1.0:
-        logging.warning(
-            "The saved model is from a step before the end of the warm-up: its long-range energy "
-            "is faded in to %.0f %% only. Train longer, or with a smaller --sog_warmup.",
-            100.0 * gate,
-        )
+    remedy = "The saved model is from a step before the end of the warm-up: train longer, or with "
+    message = patches.model.long_range.explain_gate(f"{remedy}a smaller --sog_warmup.")
+    if message:
+        logging.warning(message)
     logging.info("TorchScript export is not available for models with a long-range part.")
 
 

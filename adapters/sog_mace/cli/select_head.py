@@ -10,7 +10,7 @@ import torch
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_mace.heads import select_head
 
-from .arguments import check_output, end_in_one_line, load_model, parse
+from .arguments import check_output, load_model, run_command
 
 PROGRAM = "sog_mace_select_head"
 
@@ -42,8 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv : sequence of str, optional
         Arguments; those of the process by default.
     """
-    args = parse(build_parser(), PROGRAM, argv)
-    end_in_one_line(PROGRAM, lambda: run(args))
+    run_command(PROGRAM, build_parser(), run, argv)
 
 
 def run(args: argparse.Namespace) -> None:

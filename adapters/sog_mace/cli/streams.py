@@ -21,7 +21,8 @@ from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE, as_number
 from sog_mace.host import check_names
 
-from .frames import Listing, check_total_charge, no_total_charge
+from .frames import check_total_charge, no_total_charge
+from .sources import Listing
 
 REMEDY: Final = (
     "Prepare the files again with sog_mace_prepare_data, which passes total charges on and takes "
@@ -223,7 +224,7 @@ def _lmdb_frames(dataset: LMDBDataset) -> Iterator[StreamedFrame]:
         where = _name(dataset, place)
         try:
             atoms = source.get_atoms(index)
-        except Exception as error:  # The databases raise whatever they meet.
+        except Exception as error:  # The databases raise errors of any kind.
             remedy = "MACE would print an error and go on without it. Prepare the file again."
             got = f"{error!r} in {where}"
             raise InputError(explain("frame", "readable", got, remedy)) from error

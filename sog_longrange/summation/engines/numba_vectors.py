@@ -24,7 +24,16 @@ _OPTIONS: dict[str, Any] = {
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile a function, once for all processes where there is a place to keep it."""
+    """Compile a function, once for all processes where there is a place to keep it.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    callable
+    """
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder can be written to
@@ -35,6 +44,14 @@ def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function into its callers, under a name that is the same in every process.
 
     Numba gives random identities to functions, which would spoil the cache of their callers.
+
+    Parameters
+    ----------
+    function : callable
+
+    Returns
+    -------
+    callable
     """
     compiled = numba.njit(forceinline=True, **_OPTIONS)(function)
     constants = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -61,7 +78,18 @@ _FAST = ("fast",)
 
 @_intrinsic(prefer_literal=True)
 def scratch(typing_context: Any, length: Any, like: Any) -> Any:
-    """Pointer to an aligned array on the stack, of constant length and the type of `like`."""
+    """Pointer to an aligned array on the stack, of constant length and the type of `like`.
+
+    Parameters
+    ----------
+    length : int
+        A literal.
+    like : number
+
+    Returns
+    -------
+    pointer
+    """
     kind = like.literal_type if isinstance(like, types.Literal) else like
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -75,7 +103,17 @@ def scratch(typing_context: Any, length: Any, like: Any) -> Any:
 
 @_intrinsic
 def address(typing_context: Any, array: Any, index: Any) -> Any:
-    """Pointer to an element of a contiguous one-dimensional array."""
+    """Pointer to an element of a contiguous one-dimensional array.
+
+    Parameters
+    ----------
+    array : array
+    index : int
+
+    Returns
+    -------
+    pointer
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -86,7 +124,17 @@ def address(typing_context: Any, array: Any, index: Any) -> Any:
 
 @_intrinsic
 def row(typing_context: Any, pointer: Any, number: Any) -> Any:
-    """Pointer to a row of scratch memory."""
+    """Pointer to a row of scratch memory.
+
+    Parameters
+    ----------
+    pointer : pointer
+    number : int
+
+    Returns
+    -------
+    pointer
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         length = ir.Constant(args[1].type, ROW)
@@ -113,7 +161,19 @@ def _splat(builder: Any, value: Any, length: int) -> Any:
 
 @_intrinsic(prefer_literal=True)
 def fill(typing_context: Any, length: Any, y: Any, a: Any) -> Any:
-    """Set a vector to a number: y = a."""
+    """Set a vector to a number: y = a.
+
+    Parameters
+    ----------
+    length : int
+        A literal, as in the functions below.
+    y : pointer
+    a : number
+
+    Returns
+    -------
+    None
+    """
     n = length.literal_value
     kind = y.dtype
 
@@ -127,7 +187,19 @@ def fill(typing_context: Any, length: Any, y: Any, a: Any) -> Any:
 
 @_intrinsic(prefer_literal=True)
 def axpy(typing_context: Any, length: Any, y: Any, a: Any, x: Any) -> Any:
-    """Add a multiple of a vector to another: y += a x."""
+    """Add a multiple of a vector to another: y += a x.
+
+    Parameters
+    ----------
+    length : int
+    y : pointer
+    a : number
+    x : pointer
+
+    Returns
+    -------
+    None
+    """
     n = length.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -143,7 +215,19 @@ def axpy(typing_context: Any, length: Any, y: Any, a: Any, x: Any) -> Any:
 
 @_intrinsic(prefer_literal=True)
 def horner(typing_context: Any, length: Any, y: Any, t: Any, x: Any) -> Any:
-    """One step of Horner's rule: y = y t + x."""
+    """One step of Horner's rule: y = y t + x.
+
+    Parameters
+    ----------
+    length : int
+    y : pointer
+    t : number
+    x : pointer
+
+    Returns
+    -------
+    None
+    """
     n = length.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -158,7 +242,17 @@ def horner(typing_context: Any, length: Any, y: Any, t: Any, x: Any) -> Any:
 
 @_intrinsic(prefer_literal=True)
 def dot(typing_context: Any, length: Any, x: Any, y: Any) -> Any:
-    """Inner product of two vectors."""
+    """Inner product of two vectors.
+
+    Parameters
+    ----------
+    length : int
+    x, y : pointer
+
+    Returns
+    -------
+    number
+    """
     n = length.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -182,7 +276,17 @@ def dot(typing_context: Any, length: Any, x: Any, y: Any) -> Any:
 
 @_intrinsic
 def reinterpret(typing_context: Any, value: Any, like: Any) -> Any:
-    """Read the bits of a number as a number of another type of the same size."""
+    """Read the bits of a number as a number of another type of the same size.
+
+    Parameters
+    ----------
+    value : number
+    like : number
+
+    Returns
+    -------
+    number
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_data_type(like))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import warnings
 from functools import lru_cache
 
 import torch
 
 from sog_longrange.errors import ConfigError, PerformanceWarning, explain
+from sog_longrange.hosts import is_installed
 
 from .engine import Engine
 from .torch_engine import PURE_TORCH
@@ -28,7 +28,7 @@ def check_engine(name: str) -> None:
     """
     if name not in ENGINES:
         raise ConfigError(explain("engine", "one of " + ", ".join(ENGINES), repr(name)))
-    if name in _PLACES and not _installed(name):
+    if name in _PLACES and not is_installed(name):
         expected = '"auto", "none" or one whose library is installed'
         raise ConfigError(explain("engine", expected, repr(name), f"pip install {name}"))
 
@@ -56,7 +56,7 @@ def find_engine(name: str, device: torch.device) -> Engine:
         return PURE_TORCH
     own = _DEVICES.get(device.type)
     if name == "auto":
-        if own is not None and _installed(own):
+        if own is not None and is_installed(own):
             return _load(own)
         _announce(device.type, own)
         return PURE_TORCH
@@ -70,11 +70,6 @@ def _load(name: str) -> Engine:
     module, attribute = _PLACES[name]
     engine: Engine = getattr(importlib.import_module(module, __package__), attribute)
     return engine
-
-
-@lru_cache(maxsize=8)
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
 
 
 @lru_cache(maxsize=8)

@@ -13,6 +13,7 @@ import torch
 from mace.calculators import LAMMPS_MACE, MACECalculator
 from mace.cli import convert_e3nn_cueq, create_lammps_model, eval_configs, run_train, select_head
 from mace_builders import ELEMENTS, make_batch, make_sogmace, open_molecule, water_box
+from old_models import write_old_model
 from torch._utils import ExceptionWrapper
 
 from sog_longrange import HostError, InputError, SOGConfig
@@ -22,6 +23,7 @@ from sog_mace.cli import eval_configs as our_eval
 from sog_mace.cli import select_head as our_select
 from sog_mace.cli.arguments import end_in_one_line
 from sog_mace.cli.run_train import build_parser
+from sog_mace.cli.run_train import main as train_ours
 
 CHARGED = SOGConfig(
     num_channels=2,
@@ -364,3 +366,17 @@ def test_maces_training_names_ours():
     args = build_parser().parse_args([*options, "--foundation_model=a.model"])
     with pytest.raises(HostError, match="Use sog_mace_run_train instead"):
         run_train.run(args)
+
+
+def test_models_of_older_versions_are_explained():
+    write_old_model("old.model")
+    structures()
+    message = "older version, with `sog_longrange.module`. Train the model again, or export it"
+    with pytest.raises(InputError, match=message):
+        SOGMACECalculator(model_paths="old.model", device="cpu", default_dtype="float64")
+    with pytest.raises(SystemExit, match=f"sog_mace_eval_configs: .*{message}"):
+        evaluate(model="old.model")
+    with pytest.raises(SystemExit, match=f"sog_mace_select_head: .*{message}"):
+        our_select.main(["old.model"])
+    with pytest.raises(SystemExit, match=f"sog_mace_run_train: .*{message}"):
+        train_ours(["--name=a", "--train_file=in.xyz", "--foundation_model=old.model"])

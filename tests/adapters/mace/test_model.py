@@ -195,9 +195,9 @@ def test_the_dipole_is_the_derivative_in_a_field_of_zero():
 
 def test_malformed_fields_are_refused():
     data = make_batch(mixed_frames())
-    with pytest.raises(InputError, match="`field` must be of shape"):
+    with pytest.raises(InputError, match="`external_field` must be of shape"):
         make_sogmace()(dict(data, external_field=torch.ones(2, 3)))
-    with pytest.raises(InputError, match="`field` must be finite"):
+    with pytest.raises(InputError, match="`external_field` must be finite"):
         make_sogmace()(dict(data, external_field=torch.full((3, 3), torch.nan)))
 
 

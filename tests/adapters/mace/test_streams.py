@@ -18,8 +18,9 @@ from mace.tools import AtomicNumberTable
 
 from sog_longrange import InputError, SOGConfig
 from sog_mace.cli import eval_configs, prepare_data
-from sog_mace.cli.frames import Listing, resolve_constraint
+from sog_mace.cli.frames import resolve_constraint
 from sog_mace.cli.run_train import main
+from sog_mace.cli.sources import Listing
 from sog_mace.cli.streams import StreamedCharges, _stream, checked_frames
 
 NUMBERS = [1, 7, 8, 17]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
+from hydra.utils import get_method
 from nequip.data import AtomicDataDict
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.nn.compile import DictInputOutputWrapper
@@ -25,6 +26,7 @@ from nequip_builders import (
     slab,
     to_data,
 )
+from old_models import write_old_model
 from references import dipole_derivative
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -191,9 +193,9 @@ def test_models_in_a_field_are_equivariant(model):
 
 
 def test_malformed_fields_are_refused(model):
-    with pytest.raises(InputError, match="`field` must be of shape"):
+    with pytest.raises(InputError, match="`external_field` must be of shape"):
         in_field(model, crystal(), torch.ones(2, 3))
-    with pytest.raises(InputError, match="`field` must be finite"):
+    with pytest.raises(InputError, match="`external_field` must be finite"):
         in_field(model, crystal(), FIELD * torch.nan)
 
 
@@ -666,3 +668,17 @@ def test_a_total_charge_that_a_neutral_model_ignores_is_told():
     atoms.info["total_charge"] = "-1"
     with pytest.warns(UserWarning, match="total charge -1 e in atoms.info is ignored"):
         atoms.get_potential_energy()
+
+
+def extend_saved(path):
+    saved = {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": path}
+    own = {"seed": 1, "model_dtype": "float64", "r_max": 3.5, "type_names": ["C"]}
+    return get_method("sog_nequip.model.SOGModelFromSaved")(model=saved, **own)
+
+
+@pytest.mark.parametrize("open_model", [SOGNequIPCalculator.from_saved_model, extend_saved])
+def test_checkpoints_of_older_versions_are_explained(tmp_path, open_model):
+    write_old_model(tmp_path / "old.ckpt")
+    message = "older version, with `sog_longrange.module`. Train the model again, or export it"
+    with pytest.raises(InputError, match=message):
+        open_model(str(tmp_path / "old.ckpt"))

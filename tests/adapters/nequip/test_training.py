@@ -17,7 +17,7 @@ from nequip.data import AtomicDataDict
 from nequip.model import ModelFromCheckpoint, ModelFromPackage
 from nequip_builders import acetaldehyde, build, crystal, evaluate, to_data
 
-from sog_longrange import ConfigError, HostError, InputError
+from sog_longrange import ConfigError, HostError, InputError, SOGLongRange
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.labels import check_neutral, warn_of_odd_electrons
 from sog_nequip.parts import long_range_parts
@@ -210,8 +210,13 @@ def test_two_processes_train_together(folder):
 def test_warm_up_and_kernel_group_need_a_long_range_part():
     with pytest.raises(ConfigError, match="steps"):
         WarmUp(0)
+    part = torch.nn.Linear(1, 1)
+    part.is_sog_long_range, part.long_range = True, SOGLongRange([1])
     with pytest.raises(ConfigError, match="kernel_lr"):
-        kernel_group(torch.nn.Linear(1, 1), -1.0)
+        kernel_group(part, -1.0)
+    others, kernel = kernel_group(part, 0.1)
+    assert {id(p) for p in kernel["params"]} == {id(p) for p in part.long_range.energy.parameters()}
+    assert len(others["params"]) + len(kernel["params"]) == len(list(part.parameters()))
     with pytest.raises(HostError, match="SOGModel"):
         kernel_group(torch.nn.Linear(1, 1), 0.1)
 

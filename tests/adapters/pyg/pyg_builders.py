@@ -5,7 +5,7 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import MessagePassing, SchNet, ViSNet
 
-from sog_pyg import SOGLongRange, StoreBoundary, WithLongRange, make_periodic, periodic_edges
+from sog_pyg import LongRangeLayer, StoreBoundary, WithLongRange, make_periodic, periodic_edges
 
 CUTOFF = 4.0
 TRICLINIC = torch.tensor([[6.1, 0.0, 0.0], [1.2, 5.7, 0.0], [0.5, -0.8, 6.6]], dtype=torch.float64)
@@ -81,7 +81,7 @@ class HandWritten(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(10, channels)
         self.first = Convolution(channels)
-        self.long_range = SOGLongRange(-1, output="features", **(PRECISE | options))
+        self.long_range = LongRangeLayer(-1, output="features", **(PRECISE | options))
         self.mix = nn.Linear(2 * self.long_range.num_charges, channels)
         self.second = Convolution(channels)
         self.readout = nn.Sequential(
@@ -117,7 +117,7 @@ def make_model(name):
         model = HandWritten()
     else:
         host = make_periodic({"SchNet": make_schnet, "ViSNet": make_visnet}[name]())
-        model = WithLongRange(host, SOGLongRange(-1, **PRECISE))
+        model = WithLongRange(host, LongRangeLayer(-1, **PRECISE))
     first = make_data(0)
     model(first.z, first.pos, None, first.cell, first.pbc)
     if name == "ViSNet":

@@ -6,7 +6,7 @@ from pyg_builders import PRECISE, make_model, mixed_batch
 from torch import nn
 
 from sog_longrange import DerivativeError
-from sog_pyg import SOGLongRange, energy_forces_stress
+from sog_pyg import LongRangeLayer, energy_forces_stress
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def fresh_compiler():
 
 def test_the_energy_compiles_into_one_graph():
     data = mixed_batch()
-    layer, x = SOGLongRange(8, **PRECISE), torch.randn(len(data.pos), 8)
+    layer, x = LongRangeLayer(8, **PRECISE), torch.randn(len(data.pos), 8)
     arguments = data.batch, data.cell, data.pbc, 5
     compiled = torch.compile(layer, fullgraph=True)
     results = []
@@ -75,7 +75,7 @@ def test_training_a_compiled_model_is_refused_before_it_runs(way):
 def test_pytorch_refuses_it_too_where_the_helper_is_passed_by():
     """If this fails, PyTorch has learned it, and the error of the helper can go."""
     data = mixed_batch()
-    layer, x = SOGLongRange(8, **PRECISE), torch.randn(len(data.pos), 8)
+    layer, x = LongRangeLayer(8, **PRECISE), torch.randn(len(data.pos), 8)
     pos = data.pos.clone().requires_grad_()
     compiled = torch.compile(layer, backend="aot_eager")
     energy = compiled(x, pos, data.batch, data.cell, data.pbc, 5)

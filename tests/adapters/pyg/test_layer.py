@@ -1,4 +1,4 @@
-"""SOGLongRange in PyG's manner: shapes, lazy channels, both outputs."""
+"""LongRangeLayer in PyG's manner: shapes, lazy channels, both outputs."""
 
 import copy
 import io
@@ -21,7 +21,7 @@ from torch_geometric.loader import DataLoader
 import sog_longrange
 from sog_longrange import BoundaryError, ConfigError, InputError, InputTypeError, SOGConfig
 from sog_longrange.testing import assert_twice_differentiable
-from sog_pyg import SOGLongRange
+from sog_pyg import LongRangeLayer
 
 CHANNELS = 5
 
@@ -33,7 +33,7 @@ def features(n_nodes, seed=0):
 
 def make_layer(output="energy", in_channels=CHANNELS, **options):
     torch.manual_seed(1)
-    return SOGLongRange(in_channels, output=output, **(PRECISE | options))
+    return LongRangeLayer(in_channels, output=output, **(PRECISE | options))
 
 
 def evaluate(layer, data, **changes):
@@ -146,10 +146,10 @@ def evaluate_own(layer, frame):
 def test_the_number_of_channels_may_be_left_open():
     layer = make_layer(in_channels=-1)
     assert layer.in_channels == -1
-    assert repr(layer) == "SOGLongRange(-1, 2, kernel='coulomb', output='energy')"
+    assert repr(layer) == "LongRangeLayer(-1, 2, kernel='coulomb', output='energy')"
     evaluate(layer, make_data(1))
     assert layer.in_channels == CHANNELS
-    assert repr(layer) == "SOGLongRange(5, 2, kernel='coulomb', output='energy')"
+    assert repr(layer) == "LongRangeLayer(5, 2, kernel='coulomb', output='energy')"
     assert layer.readout.linear.weight.dtype == torch.float64
     with pytest.raises(InputError, match=r"must be of shape \(n_atoms=6, 5\)"):
         layer(torch.randn(6, 4), make_data(1).pos)
@@ -161,13 +161,13 @@ def test_an_open_layer_takes_the_width_of_loaded_weights():
     buffer = io.BytesIO()
     torch.save(trained.state_dict(), buffer)
     buffer.seek(0)
-    fresh = SOGLongRange(-1, **PRECISE)
+    fresh = LongRangeLayer(-1, **PRECISE)
     fresh.load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(evaluate(fresh, data), expected)
-    for other in (copy.deepcopy(trained), copy.deepcopy(SOGLongRange(-1, **PRECISE))):
+    for other in (copy.deepcopy(trained), copy.deepcopy(LongRangeLayer(-1, **PRECISE))):
         assert evaluate(other, data).shape == (5, 1)
     with pytest.raises(ConfigError, match="other options"):
-        SOGLongRange(-1, kernel="yukawa", **PRECISE).load_state_dict(trained.state_dict())
+        LongRangeLayer(-1, kernel="yukawa", **PRECISE).load_state_dict(trained.state_dict())
 
 
 def test_reset_parameters_begins_again():
@@ -288,7 +288,7 @@ def test_three_flags_for_three_graphs_are_ambiguous():
 
 def test_features_without_channels_are_named():
     with pytest.raises(InputError, match="`x` must be of at least one channel"):
-        SOGLongRange(-1)(torch.zeros(3, 0), torch.zeros(3, 3))
+        LongRangeLayer(-1)(torch.zeros(3, 0), torch.zeros(3, 3))
 
 
 def test_mixed_precision_is_named():
@@ -299,15 +299,15 @@ def test_mixed_precision_is_named():
 
 def test_bad_options_are_named():
     with pytest.raises(ConfigError, match="`output` must be one of energy, features"):
-        SOGLongRange(output="forces")
+        LongRangeLayer(output="forces")
     with pytest.raises(ConfigError, match="Did you mean 'min_width'"):
-        SOGLongRange(min_widht=1.0)
+        LongRangeLayer(min_widht=1.0)
     with pytest.raises(ConfigError, match="`latent_dipoles` must be False for a model without"):
-        SOGLongRange(latent_dipoles=True)
+        LongRangeLayer(latent_dipoles=True)
     with pytest.raises(ConfigError, match="given as `num_charges`"):
-        SOGLongRange(num_channels=1)
+        LongRangeLayer(num_channels=1)
     with pytest.raises(ConfigError, match="`in_channels` must be positive, or -1"):
-        SOGLongRange(0)
+        LongRangeLayer(0)
     with pytest.raises(BoundaryError, match="Ewald"):
         evaluate(make_layer(kernel="ewald"), mixed_batch())
 

@@ -34,8 +34,8 @@ from sog_longrange.testing import (
     assert_invariant,
 )
 from sog_pyg import (
+    LongRangeLayer,
     PeriodicGraph,
-    SOGLongRange,
     WithLongRange,
     energy_forces_stress,
     make_periodic,
@@ -117,7 +117,7 @@ def test_batches_and_slopes_hold_in_every_boundary(name):
 def test_the_sum_is_that_of_its_parts(make, radius_graphs):
     torch.manual_seed(0)
     host = make()
-    model = WithLongRange(host, SOGLongRange(-1, **PRECISE))
+    model = WithLongRange(host, LongRangeLayer(-1, **PRECISE))
     data = Batch.from_data_list([molecule(), molecule(6, 4)])
     total = call(model, data)
     bare = host(data.z, data.pos, data.batch)
@@ -133,7 +133,7 @@ def test_the_sum_is_that_of_its_parts(make, radius_graphs):
 
 
 def test_dimenet_has_right_forces_in_open_structures(radius_graphs):
-    model = WithLongRange(make_dimenet(), SOGLongRange(-1, **PRECISE))
+    model = WithLongRange(make_dimenet(), LongRangeLayer(-1, **PRECISE))
     call(model, molecule())
     energy = energy_function(model)
     assert_forces_match_finite_differences(energy, structure_of(molecule()), tolerance=1e-8)
@@ -145,7 +145,7 @@ def test_dimenet_has_right_forces_in_open_structures(radius_graphs):
 
 def test_an_open_structure_has_the_same_edges_by_either_graph(radius_graphs):
     torch.manual_seed(0)
-    model = WithLongRange(make_schnet(), SOGLongRange(-1, **PRECISE))
+    model = WithLongRange(make_schnet(), LongRangeLayer(-1, **PRECISE))
     expected = call(model, molecule())
     make_periodic(model.model)
     torch.testing.assert_close(call(model, molecule()), expected, rtol=1e-12, atol=1e-12)
@@ -184,15 +184,15 @@ def own_latent(model, z, pos, batch, cell, pbc):
 
 def test_any_model_comes_with_a_function():
     torch.manual_seed(0)
-    model = WithLongRange(nn.Linear(2, 4), SOGLongRange(-1, **PRECISE), own_latent)
+    model = WithLongRange(nn.Linear(2, 4), LongRangeLayer(-1, **PRECISE), own_latent)
     energies = call(model, mixed_batch())
     assert energies.shape == (5, 1)
     assert model.long_range.in_channels == 4
     assert_forces_match_finite_differences(energy_function(model), structure_of(make_data(1)))
     with pytest.raises(HostError, match="Pass `latent`"):
-        WithLongRange(nn.Linear(2, 4), SOGLongRange())
+        WithLongRange(nn.Linear(2, 4), LongRangeLayer())
     with pytest.raises(HostError, match="method reset_parameters"):
-        WithLongRange(nn.Identity(), SOGLongRange(), own_latent).reset_parameters()
+        WithLongRange(nn.Identity(), LongRangeLayer(), own_latent).reset_parameters()
 
 
 def test_outputs_that_are_no_energies_are_refused():
@@ -204,12 +204,12 @@ def test_outputs_that_are_no_energies_are_refused():
 
     for latent in (per_node, several):
         with pytest.raises(HostError, match="one energy for each of 1 graphs"):
-            call(WithLongRange(nn.Identity(), SOGLongRange(), latent), make_data(1))
+            call(WithLongRange(nn.Identity(), LongRangeLayer(), latent), make_data(1))
 
 
 @pytest.mark.parametrize("make", [make_schnet, make_visnet, make_dimenet])
 def test_periodic_structures_need_a_periodic_graph(make, radius_graphs):
-    model = WithLongRange(make(), SOGLongRange(-1, **PRECISE))
+    model = WithLongRange(make(), LongRangeLayer(-1, **PRECISE))
     remedy = "Use open structures" if make is make_dimenet else "make_periodic"
     with pytest.raises(HostError, match=f"ends at the cell, got true.*{remedy}"):
         call(model, make_data(1))
@@ -235,20 +235,20 @@ REFUSED = {
 def test_what_would_give_wrong_forces_is_refused(case):
     make, message = REFUSED[case]
     with pytest.raises(HostError, match=message):
-        WithLongRange(make(), SOGLongRange())
+        WithLongRange(make(), LongRangeLayer())
 
 
 def test_features_cannot_be_added_to_an_energy():
     with pytest.raises(InputError, match='output="energy"'):
-        WithLongRange(make_schnet(), SOGLongRange(output="features"))
-    with pytest.raises(InputTypeError, match="a SOGLongRange with"):
+        WithLongRange(make_schnet(), LongRangeLayer(output="features"))
+    with pytest.raises(InputTypeError, match="a LongRangeLayer with"):
         WithLongRange(make_schnet(), nn.Linear(1, 1))
 
 
 def test_total_charges_reach_the_long_range():
     torch.manual_seed(0)
     options = PRECISE | {"charge_constraint": "total"}
-    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **options))
+    model = WithLongRange(make_periodic(make_schnet()), LongRangeLayer(-1, **options))
     data = molecule()
     one, two = (call(model, data, total_charge=torch.tensor([q])) for q in (0.0, 2.0))
     assert abs(one - two) > 1e-3
@@ -273,7 +273,7 @@ def test_reset_parameters_resets_both_parts():
     model.reset_parameters()
     assert not torch.allclose(call(model, data), before)
     assert "SchNet(hidden_channels=16" in repr(model)
-    assert "SOGLongRange(16, 2, kernel='coulomb', output='energy')" in repr(model)
+    assert "LongRangeLayer(16, 2, kernel='coulomb', output='energy')" in repr(model)
     assert model.long_range.part.config == SOGConfig(num_channels=2, tolerance=1e-8)
 
 
@@ -292,7 +292,7 @@ def test_float32_follows_float64():
 def test_charge_states_have_energies_and_forces_of_their_own():
     torch.manual_seed(0)
     options = PRECISE | {"charge_embedding": 3}
-    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(16, **options))
+    model = WithLongRange(make_periodic(make_schnet()), LongRangeLayer(16, **options))
     states, data = model.long_range.part.states, molecule()
     with torch.no_grad():
         for parameter in states.parameters():
@@ -320,7 +320,7 @@ def test_two_atoms_at_one_place_are_named():
     named = r"`features` .* Atoms 1 and 3 of structure 2 .atoms 12 and 14 of the batch. are 0 Å"
     with pytest.raises(InputError, match=named):
         energy_forces_stress(model, data)
-    layer = SOGLongRange(4, output="features")
+    layer = LongRangeLayer(4, output="features")
     with pytest.raises(InputError, match=named):
         layer(torch.nan * torch.ones(len(data.pos), 4), data.pos, data.batch, data.cell, data.pbc)
 
@@ -334,7 +334,7 @@ def charged_data(*charges):
 
 def test_ions_are_refused_until_a_constraint_is_chosen():
     torch.manual_seed(0)
-    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **PRECISE))
+    model = WithLongRange(make_periodic(make_schnet()), LongRangeLayer(-1, **PRECISE))
     assert torch.isfinite(energy_forces_stress(model, charged_data(0)).energy).all()
     with pytest.raises(InputError, match=r"`total_charge` must be zero .*'auto', got \[1.0\]"):
         energy_forces_stress(model, charged_data(1))
@@ -343,7 +343,7 @@ def test_ions_are_refused_until_a_constraint_is_chosen():
 def test_what_means_one_number_for_each_graph_is_a_total_charge():
     torch.manual_seed(0)
     options = PRECISE | {"charge_constraint": "total"}
-    model = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **options))
+    model = WithLongRange(make_periodic(make_schnet()), LongRangeLayer(-1, **options))
     expected = energy_forces_stress(model, charged_data(torch.tensor([1.0]))).energy
     for charge in (1, 1.0, "1", "+1", [1], torch.tensor(1), np.array([1.0]), np.int64(1)):
         assert torch.equal(energy_forces_stress(model, charged_data(charge)).energy, expected)
@@ -357,5 +357,5 @@ def test_what_means_one_number_for_each_graph_is_a_total_charge():
     with pytest.raises(InputError, match="for each of 2 graphs"):
         energy_forces_stress(model, charged_data([1, 2], [3, 4]))
     options = PRECISE | {"charge_constraint": "none"}
-    free = WithLongRange(make_periodic(make_schnet()), SOGLongRange(-1, **options))
+    free = WithLongRange(make_periodic(make_schnet()), LongRangeLayer(-1, **options))
     assert torch.isfinite(energy_forces_stress(free, charged_data("neutral")).energy).all()

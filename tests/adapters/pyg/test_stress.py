@@ -16,7 +16,7 @@ from stress_cases import (
 )
 from torch_geometric.data import Batch, Data
 
-from sog_pyg import SOGLongRange, StoreBoundary, energy_forces_stress
+from sog_pyg import LongRangeLayer, StoreBoundary, energy_forces_stress
 
 ALL = STRUCTURES | FLAT
 
@@ -32,7 +32,7 @@ def batch_of(names):
 
 def test_fixed_charges_have_the_committed_stress():
     options = {key: value for key, value in OPTIONS.items() if key != "num_channels"}
-    layer = SOGLongRange(1, num_charges=1, **options)
+    layer = LongRangeLayer(1, num_charges=1, **options)
     charges = torch.tensor(CHARGES * len(STRUCTURES))[:, None]
     layer.part.readout.forward = lambda features: charges
 
