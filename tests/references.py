@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sog_longrange import Ewald, SumOfGaussians, coulomb, power_law, yukawa
+from sog_longrange.summation.interaction import Interaction
 from sog_longrange.testing import Structure, join
 from sog_longrange.units import COULOMB_CONSTANT
 
@@ -82,6 +84,17 @@ SUMS = {
 """Options of `LongRangeEnergy` for each code that sums over modes."""
 
 
+def interaction_of(kernel, tolerance, engine="none"):
+    """How a single sum is done, for the functions below `LongRangeEnergy`."""
+    return Interaction(kernel.snapshot(), tolerance, False, "auto", engine, None)
+
+
+def dipoles_of(charges, seed=0):
+    """Random dipoles of the atoms and channels of charges."""
+    generator = torch.Generator().manual_seed(7000 + seed)
+    return torch.randn(len(charges), 3, charges.shape[1], generator=generator, dtype=DOUBLE)
+
+
 def all_kernels(min_width=1.0, max_width=8.0):
     """One kernel of each kind, by name."""
     options = {"num_gaussians": 6, "min_width": min_width, "max_width": max_width}
@@ -115,7 +128,20 @@ def forces_of(model, structure):
 
 
 def relative_error(found, expected):
-    return float((found - expected).norm() / expected.norm())
+    return float(((found - expected).norm() / expected.norm()).detach())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that is made, in numbers of 8 bytes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.untyped_storage().nbytes() // 8)
+        return result
 
 
 def lattice_pair_sum(structure, law, cutoff):

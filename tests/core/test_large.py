@@ -1,11 +1,10 @@
-import pickle
-
 import pytest
 import torch
-from references import random_structure
 
 from sog_longrange import Ewald, LongRangeEnergy, SOGConfig, SOGLongRange, SumOfGaussians
-from sog_longrange.summation.dispatch import Interaction
+from sog_longrange.summation.dispatch import SUMS, plan_sums
+from sog_longrange.summation.multipoles import Multipoles
+from sog_longrange.validation import check_structures
 
 
 def ions(n_atoms, edge, seed=0):
@@ -24,43 +23,35 @@ def test_energies_of_many_float32_atoms_are_sums_of_atomic_energies():
     assert float(out.energy) == pytest.approx(float(expected), rel=5e-5)
 
 
-def kinds(n_atoms, edge, kernel=None):
+def sum_of(n_atoms, edge, kernel=None):
     charges, positions, *_ = ions(n_atoms, edge)
     kernel = SumOfGaussians() if kernel is None else kernel
-    return (
-        LongRangeEnergy(kernel)
-        .interaction()
-        ._is_worth_padding(1, open_structure(positions), 0, n_atoms)
-    )
-
-
-def open_structure(positions):
-    from sog_longrange.validation import check_structures
-
-    return check_structures(positions)
+    interaction = LongRangeEnergy(kernel).interaction()
+    return plan_sums(interaction, Multipoles(charges), check_structures(positions)).kinds[0]
 
 
 @pytest.mark.parametrize(
     ("n_atoms", "edge", "padded"),
     [(400, 15.0, False), (2000, 27.0, True), (600, 150.0, False), (20_000, 60.0, True)],
 )
-def test_open_structures_are_padded_where_that_is_faster(n_atoms, edge, padded):
-    assert kinds(n_atoms, edge) is padded
+def test_non_periodic_structures_are_padded_where_that_is_faster(n_atoms, edge, padded):
+    assert sum_of(n_atoms, edge) == ("padded" if padded else "pairs")
 
 
 def test_the_ewald_kernel_is_never_padded():
-    assert kinds(5000, 40.0, Ewald()) is False
+    assert sum_of(1000, 23.0, Ewald()) == "pairs"
 
 
 def test_dense_batches_of_unlike_cells_are_not_padded_to_each_other(monkeypatch):
     calls = []
-    direct = Interaction._dense
+    dense = SUMS["dense"]
 
-    def counted(self, charges, part):
+    def counted(interaction, sources, part, **options):
         calls.append(part.num_graphs)
-        return direct(self, charges, part)
+        return dense(interaction, sources, part, **options)
 
-    monkeypatch.setattr(Interaction, "_dense", counted)
+    monkeypatch.setitem(SUMS, "dense", counted)
+    monkeypatch.setattr("sog_longrange.summation.dense.dense_sum", counted)
     cells = torch.stack(
         [torch.diag(torch.tensor(x)).double() for x in ([60.0, 3, 3], [3.0, 3, 60])]
     )
@@ -76,18 +67,6 @@ def test_dense_batches_of_unlike_cells_are_not_padded_to_each_other(monkeypatch)
         alone = model(charges[own], positions[own], cells[graph], pbc[graph])
         torch.testing.assert_close(out.energy[graph], alone.energy[0])
         torch.testing.assert_close(out.potential[own], alone.potential)
-
-
-def test_models_from_before_there_were_backends_still_work():
-    module = SOGLongRange([2], SOGConfig(num_channels=1))
-    for name in ("backend", "engine", "process_group", "opaque"):
-        del module.energy.__dict__[name]
-    module = pickle.loads(pickle.dumps(module))  # noqa: S301
-    structure = random_structure(0, 4)
-    features = torch.randn(4, 2)
-    out = module(features, structure.positions.float(), structure.cell.float(), structure.pbc)
-    assert bool(out.energy.isfinite().all())
-    assert "backend='auto'" in repr(module)
 
 
 def test_states_do_not_depend_on_how_sums_are_computed():

@@ -140,13 +140,9 @@ def test_what_has_no_dipoles_says_so():
     config = SOGConfig(latent_dipoles=True)
     with pytest.raises(ConfigError, match="`latent_dipoles` must be False for a model without"):
         SOGLongRange(SIZES, config)
-    with pytest.raises(ConfigError, match='`backend` must be "auto" or "mesh"'):
-        SOGConfig(latent_dipoles=True, backend="finufft")
     module = make_module()
     with pytest.raises(InputError, match="`vectors` must be given"):
         module(*make_inputs()[0])
-    with pytest.raises(ConfigError, match="`latent_dipoles` must be False for a fixed mesh"):
-        module.fix_mesh(BOX[0])
 
 
 def small_system(boundary):

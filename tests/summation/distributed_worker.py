@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from references import perturbed, random_structure, sum_of_gaussians
+from references import dipoles_of, perturbed, random_structure, sum_of_gaussians
 from torch.autograd import grad
 
-from sog_longrange import LongRangeEnergy, coulomb
+from sog_longrange import LongRangeEnergy, coulomb, potential_and_field
 from sog_longrange.summation.distributed import accumulate, replicate
 from sog_longrange.testing import join
 
@@ -29,25 +29,33 @@ def make_model(engine, remove_self, group):
     return LongRangeEnergy(kernel, tolerance=1e-3, remove_self=remove_self, **options)
 
 
-def evaluate(model, atoms):
+def evaluate(model, atoms, order):
     """All that one rank finds for its atoms, by name."""
     charges, positions, cell, pbc, batch, num_graphs = make_batch()
+    dipoles = dipoles_of(charges)[atoms] if order else None
     charges, positions, batch = charges[atoms], positions[atoms], batch[atoms]
     strain = torch.zeros_like(cell)
     leaves = {"charges": charges, "positions": positions, "cell": cell, "strain": strain}
+    leaves |= {"dipoles": dipoles} if order else {}
     leaves = {name: leaf.requires_grad_() for name, leaf in leaves.items()}
     leaves |= dict(model.kernel.named_parameters())
 
     own_strain = replicate(strain, model.process_group)[batch]
     strained = positions + torch.einsum("na,nab->nb", positions, own_strain)
-    output = model(charges, strained, cell + cell @ strain, pbc, batch, num_graphs)
+    geometry = (strained, cell + cell @ strain, pbc, batch, num_graphs)
+    output = model(charges, *geometry, dipoles=dipoles)
+    # A network on each rank reads potential and field, which are those of all atoms.
+    inside = potential_and_field(model, torch.tanh(output.potential), *geometry, dipoles=dipoles)
     per_graph = output.energy.new_zeros(num_graphs).index_add(0, batch, output.atomic_energies)
     found = {
         "energy": output.energy,
         "potential": output.potential,
         "atomic_energies": output.atomic_energies,
+        "inner_potential": inside.potential,
+        "inner_field": inside.field,
         "sums_of_atomic_energies": accumulate(per_graph, model.process_group),
     }
+    found |= {"field": output.field} if order else {}
     # Weights, because gradients must not mix up the structures.
     scalar = (output.energy * torch.tensor([1.0, -0.7]).to(cell)).sum()
     found |= gradients("energy", scalar, leaves, create_graph=True)
@@ -72,7 +80,11 @@ def losses(found):
         "charge_loss": (found["energy/charges"] - 0.4).square().sum(),
         "potential_loss": (found["potential"] + 0.3).square().sum(),
         "atomic_loss": (found["atomic_energies"] - 0.2).square().sum(),
+        "network_loss": (found["inner_potential"] * 0.1).sin().sum()
+        + (found["inner_field"] * 0.1).cos().sum(),
     }
+    if "field" in found:
+        values["field_loss"] = (found["field"] - 0.2).square().sum()
     parts = ("energy_loss", "virial_loss", "force_loss")
     return values | {"training_loss": sum(values[part] for part in parts)}
 
@@ -81,13 +93,15 @@ def run(cases, rank, groups):
     """Results of a rank by case; without owners, the last rank has all atoms to itself."""
     results = {}
     for case, owners in cases.items():
-        _, *options = case
+        _, *options, order = case
         if owners is None and rank == LAST:
             every_atom = torch.ones(len(make_batch()[0]), dtype=torch.bool)
-            results[case] = evaluate(make_model(*options, None), every_atom)
+            results[case] = evaluate(make_model(*options, None), every_atom, order)
         elif owners is not None and rank <= max(owners):
             group = groups[max(owners)]
-            results[case] = evaluate(make_model(*options, group), torch.tensor(owners) == rank)
+            results[case] = evaluate(
+                make_model(*options, group), torch.tensor(owners) == rank, order
+            )
     return results
 
 

@@ -1,205 +1,328 @@
+"""Derivatives of energies, potentials and fields, once for each backend and boundary."""
+
 import pytest
 import torch
-from references import evaluate, perturbed, random_structure, sum_of_gaussians
+from references import (
+    DOUBLE,
+    SUMS,
+    dipoles_of,
+    perturbed,
+    random_structure,
+    relative_error,
+    sum_of_gaussians,
+    tensor,
+)
 from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 
 from sog_longrange import (
+    CoupledGaussians,
     DerivativeError,
     Ewald,
     LongRangeEnergy,
     SOGConfig,
     SOGLongRange,
     coulomb,
+    potential_and_field,
     power_law,
 )
-from sog_longrange.geometry import (
-    choose_modes,
-    reciprocal_cell,
-    squared_wave_numbers,
-    wave_number_onset,
-)
+from sog_longrange.geometry import choose_modes, reciprocal_cell, squared_wave_numbers
 from sog_longrange.kernels.gaussians import FixedGaussians, gaussian_fourier, gaussian_radial
+from sog_longrange.summation import dispatch
+from sog_longrange.summation.mesh import MeshBackend
+from sog_longrange.summation.modes import ModesBackend
+from sog_longrange.summation.resolution import Resolution
 from sog_longrange.testing import assert_twice_differentiable, join
+from sog_longrange.validation import Structures
 
 # Few modes, but some of them along no axis, so that every mixed derivative counts.
 TOLERANCE, EDGE = 0.05, 5.0
-BOUNDARIES = ("right_handed", "left_handed", "open", "mixed")
-KERNELS = ("shared", "per_channel", "ewald")
+BACKENDS = {
+    "dense": ("two", SUMS["dense"]),
+    "mesh": ("two", SUMS["mesh"]),
+    "numba": ("right_handed", SUMS["numba"]),
+    "finufft": ("left_handed", SUMS["finufft"]),
+    "pairs": ("non_periodic", SUMS["mesh"]),
+    "padded": ("non_periodic", SUMS["mesh"]),
+    "slab": ("slab", SUMS["mesh"]),
+    "one periodic direction": ("one_direction", SUMS["mesh"]),
+}
+"""Boundary and options with which each sum is tested."""
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def make_batch(boundary, n_channels=2, n_atoms=2):
+    right = random_structure(2, n_atoms, n_channels, edge=EDGE)
+    left = random_structure(3, 2, n_channels, edge=EDGE)
+    free = random_structure(4, n_atoms, n_channels, edge=EDGE, periodic=False)
+    near = right._replace(positions=0.3 * right.positions)
+    batches = {
+        "right_handed": [right],
+        "left_handed": [left],
+        "two": [left, random_structure(2, 1, n_channels, edge=EDGE)],
+        "non_periodic": [free._replace(positions=0.5 * free.positions)],
+        "slab": [near._replace(pbc=torch.tensor([True, False, True]))],
+        "one_direction": [near._replace(pbc=torch.tensor([False, True, False]))],
+        "mixed": [left, free],
+    }
+    return join(batches[boundary])
 
 
 def make_kernel(name, num_channels=2, **options):
     if name == "ewald":
         return Ewald(1.0)
+    options = {"num_gaussians": 2, "max_width": 2.5} | options
+    if name == "coupled":
+        kernel = CoupledGaussians(coulomb(), num_channels=2, coupling=0.4, **options).double()
+        return perturbed(kernel, 0.1)
     own = 1 if name == "shared" else num_channels
-    start = coulomb()
+    initial = coulomb()
     if name == "combined":
-        start = [coulomb(), power_law(6.0, -20.0)][:own]
+        initial = [coulomb(), power_law(6.0, -20.0)]
         options = {"zero_mode": False} | options
-    kernel = sum_of_gaussians(start, num_channels=own, num_gaussians=2, max_width=2.5, **options)
-    return perturbed(kernel, 0.2)
+    return perturbed(sum_of_gaussians(initial, num_channels=own, **options), 0.2)
 
 
-def make_batch(boundary, n_channels=2, n_atoms=3):
-    right = random_structure(2, n_atoms, n_channels, edge=EDGE)
-    left = random_structure(3, 2, n_channels, edge=EDGE)
-    free = random_structure(4, n_atoms, n_channels, edge=EDGE, periodic=False)
-    batches = {"right_handed": [right], "left_handed": [left], "open": [free]}
-    return join(batches.get(boundary, [left, free]))
+@pytest.fixture
+def always_padded(monkeypatch):
+    """Non-periodic structures of any size are summed on a padded grid."""
+    monkeypatch.setattr(dispatch, "MOST_PAIRED", 0)
+    monkeypatch.setattr(dispatch, "pairs_are_faster", lambda size: False)
 
 
-def split_batch(batch):
-    """Differentiable inputs, and a function that rebuilds the arguments from them."""
-    charges, positions, cell, pbc, index, num_graphs = batch
-    if not pbc.any():
-        return (charges, positions), lambda q, r: (q, r, None, None, index, num_graphs)
-    return (charges, positions, cell), lambda q, r, c: (q, r, c, pbc, index, num_graphs)
+@pytest.fixture
+def sums(backend, request):
+    """Boundary and options of a backend."""
+    boundary, options = BACKENDS[backend]
+    for library in {"numba", "finufft"} & {backend}:
+        pytest.importorskip(library, reason=f"{library} is not installed.")
+    if backend == "padded":
+        request.getfixturevalue("always_padded")
+    # FINUFFT's noise, a tenth of the tolerance, would show in finite differences.
+    tolerance = 1e-12 if backend == "finufft" else TOLERANCE
+    return boundary, options | {"tolerance": tolerance}
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("n_channels", [1, 2])
-def test_energy_is_twice_differentiable_in_every_input(boundary, kernel, n_channels):
-    model = LongRangeEnergy(make_kernel(kernel, n_channels), tolerance=TOLERANCE)
-    inputs, arguments = split_batch(make_batch(boundary, n_channels))
-    assert_twice_differentiable(lambda *x: model(*arguments(*x)).energy, inputs)
+def kernel_of(backend, amplitudes, widths):
+    # Few modes at FINUFFT's tight tolerance, too.
+    scale = 3.0 if backend == "finufft" else 1.0
+    return FixedGaussians(amplitudes, scale * widths, scale, zero_mode=False)
 
 
-@pytest.mark.parametrize("boundary", ["left_handed", "open", "mixed"])
-@pytest.mark.parametrize("kernel", ["shared", "per_channel", "combined"])
-def test_energy_is_twice_differentiable_in_raw_parameters(boundary, kernel):
-    model = LongRangeEnergy(make_kernel(kernel), tolerance=TOLERANCE)
-    names, values = zip(*model.named_parameters(), strict=True)
-    (charges, positions, *_), arguments = split_batch(make_batch(boundary, n_atoms=2))
-    rest = make_batch(boundary, n_atoms=2)[2:]
+AMPLITUDES, WIDTHS = tensor([[3.0, 1.5], [-2.0, 0.5]]), tensor([[1.1, 2.0], [1.3, 1.6]])
 
-    def energy(q, r, *parameters):
+
+def everything(energy, batch, weights):
+    """Function of charges, dipoles, positions and cells that needs all that is computed."""
+    _, _, _, pbc, index, num_graphs = batch
+
+    def function(charges, dipoles, positions, cell):
+        structures = Structures(positions, cell, pbc, index, num_graphs)
+        out = energy.potentials(charges, structures, dipoles, field=True)
+        return sum((w * own).sum() for w, own in zip(weights, out, strict=True))
+
+    return function
+
+
+def check(function, inputs, *, fast=False, step=1e-6, tolerance=1e-6):
+    """Check two derivatives, of all inputs or, where that takes long, in random directions."""
+    if not fast:
+        assert_twice_differentiable(function, inputs, step=step, tolerance=tolerance)
+        return
+    leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    options = {"eps": step, "atol": tolerance, "rtol": tolerance, "fast_mode": True}
+    assert gradcheck(function, leaves, **options)
+    assert gradgradcheck(function, leaves, **options)
+
+
+def weights_of(batch):
+    generator = torch.Generator().manual_seed(5)
+    charges, num_graphs = batch[0], batch[5]
+    shapes = (num_graphs,), charges.shape, (len(charges), 3, charges.shape[1])
+    return [torch.randn(shape, generator=generator, dtype=DOUBLE) for shape in shapes]
+
+
+@every_backend
+def test_energy_potential_and_field_are_twice_differentiable(backend, sums):
+    boundary, options = sums
+    batch = make_batch(boundary)
+    charges, positions, cell, pbc, *_ = batch
+    weights = weights_of(batch)
+
+    def function(charges, dipoles, positions, amplitudes, widths, cell=cell):
+        energy = LongRangeEnergy(kernel_of(backend, amplitudes, widths), **options)
+        return 0.1 * everything(energy, batch, weights)(charges, dipoles, positions, cell)
+
+    inputs = [charges, dipoles_of(charges), positions, AMPLITUDES, WIDTHS]
+    inputs += [cell] if pbc.any() else []
+    # Windows and the end of the sum are smooth, but not so smooth as Gaussians.
+    check(function, inputs, fast=backend not in ("mesh", "pairs"), step=1e-5, tolerance=1e-5)
+
+
+KERNELS = [("shared", 2), ("ewald", 1), ("ewald", 2), ("coupled", 2), ("combined", 2)]
+
+
+@pytest.mark.parametrize(("name", "n_channels"), KERNELS)
+@pytest.mark.parametrize("backend", ["dense", "pairs"])
+def test_every_kernel_is_twice_differentiable(name, n_channels, backend, sums):
+    boundary, options = sums
+    energy = LongRangeEnergy(make_kernel(name), **options)
+    batch = make_batch(boundary, n_channels)
+    charges, positions, *rest = batch
+    names = [own for own, _ in energy.named_parameters()]
+    values = [own.detach() for own in energy.parameters()]
+    weights = weights_of(batch)[1][:, 0]
+
+    def function(charges, dipoles, positions, *parameters):
         state = dict(zip(names, parameters, strict=True))
-        return functional_call(model, state, (q, r, *rest)).energy
+        keywords = {"dipoles": dipoles}
+        out = functional_call(energy, state, (charges, positions, *rest), keywords)
+        return out.energy.sum() + out.atomic_energies @ weights
 
-    assert_twice_differentiable(energy, (charges, positions, *values))
+    check(function, (charges, dipoles_of(charges), positions, *values), fast=True)
 
 
-@pytest.mark.parametrize("boundary", ["left_handed", "open", "mixed"])
-@pytest.mark.parametrize("own_channels", [1, 2])
-@pytest.mark.parametrize("zero_mode", [False, True])
-def test_energy_is_twice_differentiable_in_amplitudes_and_widths(boundary, own_channels, zero_mode):
-    amplitudes = torch.tensor([[3.0, 1.5], [-2.0, 0.5]], dtype=torch.float64)[:own_channels]
-    widths = torch.tensor([[1.1, 2.0], [1.3, 1.6]], dtype=torch.float64)[:own_channels]
+@pytest.mark.parametrize("backend", ["dense", "mesh", "padded"])
+def test_sums_with_the_self_interaction_are_twice_differentiable(backend, sums):
+    boundary, options = sums
+    energy = LongRangeEnergy(make_kernel("per_channel"), remove_self=False, **options)
     batch = make_batch(boundary, n_atoms=2)
-
-    def energy(q, r, a, s):
-        model = LongRangeEnergy(FixedGaussians(a, s, 1.0, zero_mode), tolerance=TOLERANCE)
-        return model(q, r, *batch[2:]).energy
-
-    assert_twice_differentiable(energy, (*batch[:2], amplitudes, widths))
+    charges, positions, cell, *_ = batch
+    function = everything(energy, batch, weights_of(batch))
+    inputs = (charges, dipoles_of(charges), positions)
+    check(lambda q, mu, r: function(q, mu, r, cell), inputs, fast=True)
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("output", ["potential", "atomic_energies"])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_potential_and_atomic_energies_are_differentiable(boundary, output, kernel):
-    model = LongRangeEnergy(make_kernel(kernel), tolerance=TOLERANCE)
-    parameters = dict(model.named_parameters())
-    inputs, arguments = split_batch(make_batch(boundary))
+@every_backend
+def test_third_derivatives_in_atoms_are_right(backend, sums):
+    boundary, options = sums
+    energy = LongRangeEnergy(kernel_of(backend, AMPLITUDES, WIDTHS), **options)
+    batch = make_batch(boundary)
+    charges, positions, cell, *_ = batch
+    function = everything(energy, batch, weights_of(batch))
 
-    def value(*x):
-        state = dict(zip(parameters, x[len(inputs) :], strict=True))
-        return getattr(functional_call(model, state, arguments(*x[: len(inputs)])), output)
+    def second_derivatives(*inputs):
+        first = grad(0.1 * function(*inputs, cell), inputs, create_graph=True)
+        loss = sum(own.sin().sum() for own in first)
+        return grad(loss, inputs, create_graph=True)
 
-    leaves = tuple(x.detach().clone().requires_grad_() for x in (*inputs, *parameters.values()))
-    assert gradcheck(value, leaves)
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_energy_without_self_removal_is_twice_differentiable(boundary):
-    model = LongRangeEnergy(make_kernel("per_channel"), tolerance=TOLERANCE, remove_self=False)
-    inputs, arguments = split_batch(make_batch(boundary, n_atoms=2))
-    assert_twice_differentiable(lambda *x: model(*arguments(*x)).energy, inputs)
+    leaves = [x.clone().requires_grad_() for x in (charges, dipoles_of(charges), positions)]
+    assert gradcheck(second_derivatives, leaves, eps=1e-5, atol=1e-4, rtol=1e-5, fast_mode=True)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_coincident_atoms_have_finite_second_derivatives(kernel):
+@pytest.mark.parametrize("backend", ["mesh", "numba", "finufft"])
+@pytest.mark.parametrize("wanted", ["cell", "kernel"])
+def test_third_derivatives_in_the_cell_and_the_kernel_are_refused(wanted, backend, sums):
+    boundary, options = sums
+    energy = LongRangeEnergy(make_kernel("shared"), **options)
+    charges, positions, cell, *rest = make_batch(boundary)
+    charges.requires_grad_()
+    cell.requires_grad_()
+    by = cell if wanted == "cell" else energy.kernel.raw_widths
+    (first,) = grad(energy(charges, positions, cell, *rest).energy.sum(), by, create_graph=True)
+    (second,) = grad(first.square().sum(), charges, create_graph=True)
+    with pytest.raises(DerivativeError, match="not available"):
+        grad(second.square().sum(), charges)
+
+
+@every_backend
+def test_gradients_of_a_network_that_reads_potential_and_field(backend, sums):
+    """Its force loss has second derivatives of nonlinear functions of both."""
+    boundary, options = sums
+    energy = LongRangeEnergy(kernel_of(backend, AMPLITUDES, WIDTHS), **options)
+    charges, positions, *rest = make_batch(boundary, n_atoms=3)
+
+    def loss(charges, positions):
+        moved = positions if positions.requires_grad else positions.clone().requires_grad_()
+        first = potential_and_field(energy, charges, moved, *rest)
+        features = torch.tanh(0.1 * first.potential)
+        dipoles = 0.1 * torch.tanh(first.field)
+        second = potential_and_field(energy, features, moved, *rest, dipoles=dipoles)
+        total = second.potential.sin().sum() + (second.field * first.field).sum()
+        force = -grad(total, moved, create_graph=True)[0]
+        return (force - 0.1).square().sum()
+
+    leaves = [x.clone().requires_grad_() for x in (charges, positions)]
+    for found, leaf in zip(grad(loss(*leaves), leaves), leaves, strict=True):
+        entries = leaf.detach().view(-1)
+        values = [
+            five_point_difference(lambda: loss(*(x.detach() for x in leaves)), entries[i])
+            for i in range(len(entries))
+        ]
+        assert relative_error(torch.tensor(values, dtype=DOUBLE).view_as(found), found) < 1e-6
+
+
+def five_point_difference(function, entry, step=5e-4):
+    """Derivative of `function` in one entry of a tensor, changed in place."""
+    origin = entry.clone()
+    values = []
+    for factor in (1.0, -1.0, 2.0, -2.0):
+        entry.copy_(origin + factor * step)
+        values.append(float(function().detach()))
+    entry.copy_(origin)
+    return (8.0 * (values[0] - values[1]) - (values[2] - values[3])) / (12.0 * step)
+
+
+@pytest.mark.parametrize("name", ["shared", "ewald"])
+def test_coincident_atoms_have_finite_second_derivatives(name):
     structure = random_structure(5, 2, 2, periodic=False)
     structure.positions[1] = structure.positions[0]
-    model = LongRangeEnergy(make_kernel(kernel))
-    inputs, arguments = split_batch(join([structure]))
-    assert_twice_differentiable(lambda *x: model(*arguments(*x)).energy, inputs)
+    batch = join([structure])
+    function = everything(LongRangeEnergy(make_kernel(name)), batch, weights_of(batch))
+    charges, positions, cell, *_ = batch
+    inputs = (charges, dipoles_of(charges), positions)
+    check(lambda q, mu, r: function(q, mu, r, cell), inputs, fast=True)
 
 
-@pytest.mark.parametrize("boundary", ["left_handed", "open"])
-@pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)])
-def test_derivatives_do_not_depend_on_which_inputs_want_them(boundary, wanted):
-    model = LongRangeEnergy(make_kernel("per_channel"), tolerance=TOLERANCE)
-    inputs, arguments = split_batch(make_batch(boundary))
-    everything = [x.clone().requires_grad_() for x in inputs]
-    expected = grad(model(*arguments(*everything)).energy.sum(), everything)
-    model.requires_grad_(False)
-    some = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
-    found = grad(model(*arguments(*some)).energy.sum(), [some[i] for i in wanted])
-    for index, value in zip(wanted, found, strict=True):
-        torch.testing.assert_close(value, expected[index], rtol=1e-13, atol=1e-13)
+@pytest.mark.parametrize("backend", ["mesh", "dense", "pairs"])
+def test_derivatives_do_not_depend_on_which_inputs_want_them(backend, sums):
+    boundary, options = sums
+    energy = LongRangeEnergy(make_kernel("per_channel"), **options)
+    batch = make_batch(boundary)
+    inputs = [batch[0], dipoles_of(batch[0]), *batch[1:3]]
+    function = everything(energy, batch, weights_of(batch))
+
+    def derivatives(wanted):
+        leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+        own = [leaves[i] for i in wanted]
+        return grad(function(*leaves), own, allow_unused=True)
+
+    expected = derivatives(range(4))
+    energy.requires_grad_(False)
+    for wanted in ((0,), (1,), (2,), (0, 3) if backend == "pairs" else (3,), (0, 2)):
+        for index, found in zip(wanted, derivatives(wanted), strict=True):
+            torch.testing.assert_close(found, expected[index], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("kernel", ["ewald", "frozen"])
-def test_forces_of_a_kernel_without_trainable_parameters(boundary, kernel):
-    frozen = {"learn_amplitudes": False, "learn_widths": False}
-    kernel = make_kernel("ewald") if kernel == "ewald" else make_kernel("shared", **frozen)
-    model = LongRangeEnergy(kernel, tolerance=TOLERANCE)
+@pytest.mark.parametrize("backend", ["dense", "mesh", "slab"])
+def test_a_force_evaluation_never_computes_the_kernel_gradient(backend, sums, monkeypatch):
+    boundary, options = sums
+    calls = []
+    name = "sog_longrange.summation.quadratic_form.correlate"
+    monkeypatch.setattr(name, lambda *_: calls.append("correlate"))
+    energy = LongRangeEnergy(make_kernel("shared"), **options)
     charges, positions, *rest = make_batch(boundary)
     positions.requires_grad_()
-
-    def force(r):
-        energy = model(charges, r, *rest).energy.sum()
-        return grad(energy, r, create_graph=True)[0]
-
-    assert gradcheck(force, positions)
-
-
-def test_a_force_evaluation_never_computes_the_kernel_gradient(monkeypatch):
-    from sog_longrange.summation.dense import DenseBackend
-
-    calls = []
-    monkeypatch.setattr(DenseBackend, "correlate", lambda *_: calls.append("correlate"))
-    model = LongRangeEnergy(make_kernel("shared"), tolerance=TOLERANCE)
-    charges, positions, *rest = make_batch("right_handed")
-    positions.requires_grad_()
-    (gradient,) = grad(model(charges, positions, *rest).energy.sum(), positions)
+    (gradient,) = grad(energy(charges, positions, *rest).energy.sum(), positions)
     assert gradient.norm() > 0.0
     assert calls == []
 
 
-@pytest.mark.parametrize("boundary", ["left_handed", "open"])
-def test_third_derivatives_are_refused(boundary):
-    model = LongRangeEnergy(make_kernel("shared"), tolerance=TOLERANCE)
-    charges, positions, *rest = make_batch(boundary)
-    charges.requires_grad_()
-    (first,) = grad(model(charges, positions, *rest).energy.sum(), charges, create_graph=True)
-    (second,) = grad(first.square().sum(), charges, create_graph=True)
-    with pytest.raises(DerivativeError, match="not available"):
-        grad(second.square().sum(), charges)
-
-
-def test_third_derivatives_in_the_kernel_are_refused():
-    model = LongRangeEnergy(make_kernel("shared"), tolerance=TOLERANCE)
-    charges, positions, *rest = make_batch("right_handed")
-    charges.requires_grad_()
-    widths = model.kernel.raw_widths
-    (first,) = grad(model(charges, positions, *rest).energy.sum(), widths, create_graph=True)
-    (second,) = grad(first.square().sum(), charges, create_graph=True)
-    with pytest.raises(DerivativeError, match="not available"):
-        grad(second.square().sum(), charges)
-
-
-def test_second_derivatives_of_the_potential_are_refused():
-    model = LongRangeEnergy(make_kernel("ewald"), tolerance=TOLERANCE)
-    structure = random_structure(6)
-    positions = structure.positions.requires_grad_()
-    potential = evaluate(model, structure).potential
-    (first,) = grad(potential.square().sum(), positions, create_graph=True)
-    with pytest.raises(DerivativeError, match="not available"):
-        grad(first.square().sum(), positions)
+@pytest.mark.parametrize("backend", ["dense", "mesh"])
+def test_wrong_derivatives_would_be_noticed(backend, sums, monkeypatch):
+    for owner in (ModesBackend, MeshBackend):
+        right = owner.interpolate_gradient
+        monkeypatch.setattr(owner, "interpolate_gradient", lambda *x, own=right: 1.01 * own(*x))
+    energy = LongRangeEnergy(Ewald(1.0), **sums[1])
+    batch = make_batch(sums[0])
+    charges, positions, cell, *_ = batch
+    function = everything(energy, batch, weights_of(batch))
+    leaf = positions.clone().requires_grad_()
+    options = {"eps": 1e-5, "atol": 1e-5, "rtol": 1e-5, "fast_mode": True}
+    with pytest.raises(GradcheckError, match="Jacobian mismatch"):
+        gradcheck(lambda r: function(charges, dipoles_of(charges), r, cell), leaf, **options)
 
 
 def force_and_stress_loss(model, batch, create_graph=True):
@@ -224,17 +347,6 @@ def make_module(**options):
     return SOGLongRange([3, 2], config).double()
 
 
-def five_point_difference(function, entry, step=1e-3):
-    """Derivative of `function` in one entry of a parameter, changed in place."""
-    origin = entry.clone()
-    values = []
-    for factor in (1.0, -1.0, 2.0, -2.0):
-        entry.copy_(origin + factor * step)
-        values.append(float(function()))
-    entry.copy_(origin)
-    return (8.0 * (values[0] - values[1]) - (values[2] - values[3])) / (12.0 * step)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -254,7 +366,9 @@ def test_force_loss_gradient_of_every_parameter_equals_finite_differences(option
     for (name, parameter), expected in zip(parameters.items(), analytic, strict=True):
         entries = parameter.detach().view(-1)
         found = [
-            five_point_difference(lambda: force_and_stress_loss(model, batch, False), entries[i])
+            five_point_difference(
+                lambda: force_and_stress_loss(model, batch, False), entries[i], 1e-3
+            )
             for i in range(len(entries))
         ]
         error = (torch.tensor(found).double().view_as(expected) - expected).norm()
@@ -263,24 +377,13 @@ def test_force_loss_gradient_of_every_parameter_equals_finite_differences(option
 
 def test_the_modes_of_these_tests_have_components_along_every_pair_of_axes():
     cell = random_structure(2, 3, edge=EDGE).cell[None]
-    cutoff = wave_number_onset(1.0, TOLERANCE)
+    cutoff = Resolution.of(1.0, TOLERANCE).taper_start
     box = choose_modes(cell, cutoff)
     modes = torch.cartesian_prod(*box.axes)
     waves = squared_wave_numbers(box, reciprocal_cell(cell)).flatten()
     inside = modes[waves < cutoff**2]
     for pair in ([0, 1], [0, 2], [1, 2]):
         assert bool((inside[:, pair] != 0).all(1).any())
-
-
-def test_gradgradcheck_would_notice_a_wrong_second_derivative(monkeypatch):
-    from sog_longrange.summation.dense import DenseBackend
-
-    right = DenseBackend.gather_hessian
-    monkeypatch.setattr(DenseBackend, "gather_hessian", lambda *args: 1.01 * right(*args))
-    model = LongRangeEnergy(make_kernel("ewald"), tolerance=TOLERANCE)
-    inputs, arguments = split_batch(make_batch("right_handed"))
-    with pytest.raises(AssertionError, match="Second derivatives are wrong"):
-        assert_twice_differentiable(lambda *x: model(*arguments(*x)).energy, inputs)
 
 
 def test_kernel_functions_are_twice_differentiable():

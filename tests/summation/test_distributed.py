@@ -29,11 +29,14 @@ OWNERS = {
     "three_ranks_one_without_a_structure": [1, 0, 2, 2, 1, 1, 2, 1, 2],
     "three_ranks_one_without_atoms": [2, 0, 0, 2, 0, 0, 2, 2, 0],
 }
-# Engine and remove_self.
-OPTIONS = (("none", True), ("none", False), ("numba", True), ("numba", False))
+# Engine, remove_self, and whether there are dipoles.
+OPTIONS = (("none", True, 0), ("none", False, 1), ("numba", False, 0), ("numba", True, 1))
 OPTIONS = OPTIONS if importlib.util.find_spec("numba") else OPTIONS[:2]
 
-LOCAL = ("potential", "atomic_energies", "charges", "positions")
+LOCAL = (
+    *("potential", "field", "atomic_energies", "charges", "dipoles", "positions"),
+    *("inner_potential", "inner_field"),
+)
 """Results of which each rank has the rows of its own atoms; all others are equal on all."""
 
 
@@ -88,7 +91,7 @@ def find_errors(results, owners, options, names):
 
 each_distribution = pytest.mark.parametrize("owners", OWNERS)
 each_option = pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda o: f"{o[0]}-{'no_self' if o[1] else 'self'}"
+    "options", OPTIONS, ids=lambda o: f"{o[0]}-{'no_self' if o[1] else 'self'}-order{o[2]}"
 )
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from references import DOUBLE, random_structure
+from references import DOUBLE, dipoles_of, random_structure
 
 from sog_longrange import (
     ConfigError,
@@ -13,8 +13,10 @@ from sog_longrange import (
     SOGLongRange,
     SumOfGaussians,
     coulomb,
+    potential_and_field,
     power_law,
 )
+from sog_longrange.summation.operators import FIELD
 from sog_longrange.testing import join
 
 KERNELS = {
@@ -27,11 +29,10 @@ KERNELS = {
     ).double(),
     "ewald": Ewald(1.2),
 }
-BACKENDS = ("dense", "mesh")
 
 
 def structures():
-    """Two periodic structures and an open one, in one batch."""
+    """Two periodic structures and a non-periodic one, in one batch."""
     parts = [random_structure(seed, 6, n_channels=2, edge=5.0) for seed in (0, 1)]
     parts.append(random_structure(2, 4, n_channels=2, periodic=False))
     return join(parts)
@@ -41,35 +42,74 @@ def model(kernel, **options):
     return LongRangeEnergy(KERNELS[kernel], tolerance=1e-4, **options)
 
 
-def everything(energy):
+def everything(energy, order=0):
     """Outputs, first derivatives, and gradients of a loss of all of them."""
     q, r, cell, pbc, batch, n = structures()
-    q, r, cell = (x.clone().requires_grad_() for x in (q, r, cell))
-    out = energy(q, r, cell, pbc, batch, n)
-    first = torch.autograd.grad(out.energy.sum(), (q, r, cell), create_graph=True)
-    loss = out.energy.square().sum() + out.potential.square().sum()
-    loss = loss + sum(x.square().sum() for x in first)
-    second = torch.autograd.grad(loss, (q, r, cell, *energy.parameters()))
-    return [x.detach() for x in (*out[:4], *first, *second)]
+    inputs = [x.clone().requires_grad_() for x in (q, r, cell, dipoles_of(q))[: 3 + order]]
+    q, r, cell, *dipoles = inputs
+    out = energy(q, r, cell, pbc, batch, n, dipoles=dipoles[0] if order else None)
+    results = [x for x in out if x is not None]
+    first = torch.autograd.grad(out.energy.sum(), inputs, create_graph=True)
+    loss = sum(x.square().sum() for x in (*results, *first))
+    second = torch.autograd.grad(loss, (*inputs, *energy.parameters()))
+    return [x.detach() for x in (*results, *first, *second)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_operators_equal_the_eager_code_to_second_derivatives(kernel, backend):
-    found = everything(model(kernel, backend=backend, opaque=True))
-    expected = everything(model(kernel, backend=backend))
+CASES = [
+    *((kernel, "mesh", 0) for kernel in KERNELS),
+    *(("coupled", backend, 1) for backend in ("mesh", "dense")),
+    *(("per_channel", "dense", order) for order in (0, 1)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "backend", "order"), CASES)
+def test_operators_equal_the_eager_code_to_second_derivatives(kernel, backend, order):
+    found = everything(model(kernel, backend=backend, opaque=True), order)
+    expected = everything(model(kernel, backend=backend), order)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_third_derivatives_are_refused():
+@pytest.mark.parametrize("order", [0, 1])
+def test_potential_and_field_go_through_operators(order):
+    q, r, cell, *rest = structures()
+    dipoles = dipoles_of(q) if order else None
+
+    def derivatives(energy):
+        leaves = [x.clone().requires_grad_() for x in (q, r, cell)]
+        out = potential_and_field(energy, *leaves, *rest, dipoles=dipoles)
+        total = out.potential.sin().sum() + out.field.cos().sum()
+        first = torch.autograd.grad(total, leaves, create_graph=True)
+        loss = sum(x.square().sum() for x in first)
+        return [*out, *first, *torch.autograd.grad(loss, (*leaves, *energy.parameters()))]
+
+    found, expected = (derivatives(model("per_channel", opaque=own)) for own in (True, False))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def third_derivatives(energy):
+    """Gradient, in positions, of the squared gradient of the squared forces."""
     q, r, cell, pbc, batch, n = structures()
     r.requires_grad_()
-    energy = model("ewald", opaque=True)(q, r, cell, pbc, batch, n).energy.sum()
-    (force,) = torch.autograd.grad(energy, r, create_graph=True)
-    (second,) = torch.autograd.grad(force.square().sum(), r, create_graph=True)
-    with pytest.raises(DerivativeError):
-        torch.autograd.grad(second.sum(), r)
+    value = energy(q, r, cell, pbc, batch, n).energy.sum()
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(value, r, create_graph=True)
+        value = gradient.square().sum()
+    return value, gradient, r
+
+
+def test_third_derivatives_in_positions_are_right_and_fourth_ones_refused():
+    _, expected, _ = third_derivatives(model("ewald"))
+    value, found, positions = third_derivatives(model("ewald", opaque=True))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises((DerivativeError, RuntimeError), match="double_backward|not available"):
+        torch.autograd.grad(value, positions)
+
+
+def test_third_derivatives_with_a_trainable_kernel_are_refused():
+    with pytest.raises((DerivativeError, RuntimeError), match="double_backward|not available"):
+        third_derivatives(model("per_channel", opaque=True))
 
 
 def test_operators_work_in_inference_mode():
@@ -90,17 +130,43 @@ def test_training_works_after_a_first_evaluation_in_inference_mode():
     assert kernel.raw_widths.grad is not None
 
 
-def test_operators_pass_the_checks_of_pytorch():
+@pytest.mark.parametrize(("order", "suffix"), [(0, ""), (1, ""), (0, FIELD)])
+def test_operators_pass_the_checks_of_pytorch(order, suffix):
     q, r, cell, pbc, batch, _ = structures()
-    tensors = [x.clone().requires_grad_() for x in (q, r, cell)]
+    dipoles = dipoles_of(q)[:, : 3 * order]
+    # In any memory order, too.
+    turned = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in (q, dipoles, r)]
+    assert not turned[2].is_contiguous()
+    tensors = [x.requires_grad_() for x in (*turned, cell)]
     kernel = KERNELS["per_channel"]
     parameters = [x.detach().clone().requires_grad_() for x in (kernel.amplitudes, kernel.widths)]
-    options = model("per_channel", backend="mesh")._options
+    options = model("per_channel", backend="mesh")._options + suffix
     operator = torch.ops.sog_longrange.evaluate.default
     torch.library.opcheck(operator, (*tensors, *parameters, pbc, batch, options))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("path", ["dipoles", "potential"])
+def test_compiled_dipoles_and_potentials_have_one_graph_and_equal_eager(path):
+    q, r, cell, pbc, batch, n = structures()
+    dipoles = dipoles_of(q)
+    energy = model("per_channel", backend="mesh").requires_grad_(False)
+
+    def evaluate(r):
+        if path == "dipoles":
+            return energy(q, r, cell, pbc, batch, n, dipoles=dipoles).energy
+        return potential_and_field(energy, q, r, cell, pbc, batch, n, dipoles=dipoles).field
+
+    compiled = torch.compile(evaluate, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (compiled, evaluate):
+        moved = r.clone().requires_grad_()
+        out = function(moved)
+        results.append((out, *torch.autograd.grad(out.sum(), moved)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", ["per_channel", "ewald"])
 def test_compiled_inference_has_one_graph_and_equals_eager(kernel):
     q, r, cell, pbc, batch, n = structures()
     energy = model(kernel, backend="mesh").requires_grad_(False)
@@ -114,7 +180,7 @@ def test_compiled_inference_has_one_graph_and_equals_eager(kernel):
         assert torch.equal(a, b)
 
 
-def test_compiled_inference_of_a_single_open_structure_needs_no_more_than_positions():
+def test_compiled_inference_of_a_single_non_periodic_structure_needs_no_more_than_positions():
     q, r, *_ = random_structure(0, 5, periodic=False)
     energy = model("ewald")
     compiled = torch.compile(energy, fullgraph=True, backend="aot_eager")
@@ -186,16 +252,6 @@ def test_operators_never_guess_the_boundary():
     q, r, cell, _, batch, n = structures()
     with pytest.raises(InputError, match="never guessed"):
         model("ewald", opaque=True)(q, r, cell, None, batch, n)
-
-
-def test_operators_take_tensors_in_any_memory_order():
-    q, r, cell, pbc, batch, n = structures()
-    turned = [x.T.contiguous().T.clone(memory_format=torch.preserve_format) for x in (q, r)]
-    assert not turned[0].is_contiguous()
-    options = model("ewald", backend="mesh")._options
-    none = q.new_empty(1, 0)
-    operator = torch.ops.sog_longrange.evaluate.default
-    torch.library.opcheck(operator, (*turned, cell, none, none, pbc, batch, options))
 
 
 def test_the_whole_module_compiles():

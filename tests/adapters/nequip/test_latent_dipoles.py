@@ -20,14 +20,14 @@ from nequip_builders import (
     slab,
     to_data,
 )
+from test_compile import LARGEST, assert_same, compare_output_and_gradients, export, modify
 from test_training import MODEL, extend, load, run, train
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from sog_longrange import ConfigError, HostError, SOGConfig
+from sog_longrange import HostError, SOGConfig
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
-from sog_nequip.nn import LongRange
 from sog_nequip.parts import long_range_parts
+from sog_nequip.registry import ASE_TARGET
 
 SOG = {"num_channels": 2, "tolerance": 1e-8, "latent_dipoles": True}
 
@@ -158,15 +158,40 @@ def test_models_without_vectors_of_atoms_are_refused(base, changes):
         build(base, sog=SOG, **changes)
 
 
-def test_what_cannot_be_done_is_refused(model):
-    data = to_data(crystal())
-    with pytest.raises(HostError, match="cannot be compiled yet"):
-        make_fx(lambda pos: model(data | {"pos": pos})["total_energy"])(data["pos"])
-    fixed = build("nequip", sog=SOG, largest_cell=[11.0, 7.0, 7.0])
-    with pytest.raises(HostError, match="`latent_dipoles` must be False for a fixed mesh"):
-        LongRange.sog_use_mesh(fixed)
-    with pytest.raises(ConfigError, match="`backend` must be"):
-        build("nequip", sog=SOG | {"backend": "dense"})
+def test_the_dense_sum_equals_the_mesh(model):
+    other = build("nequip", sog=SOG | {"backend": "dense"}, num_layers=2).eval()
+    if model.state_dict().keys() != other.state_dict().keys():
+        pytest.skip("one number of layers suffices")
+    expected, found = (evaluate(own, crystal()) for own in (model, other))
+    for key in ("total_energy", "forces", "stress", "latent_dipoles"):
+        torch.testing.assert_close(found[key], expected[key], atol=1e-6, rtol=1e-6)
+
+
+def test_the_fixed_mesh_equals_the_model():
+    model = build("nequip", sog=SOG, num_layers=2).eval()
+    fixed = build("nequip", sog=SOG, num_layers=2, largest_cell=LARGEST)
+    fixed = modify(fixed, [{"modifier": "sog_use_mesh"}]).eval()
+    assert_same(fixed, model, crystal() * (2, 2, 1), tolerance=2e-6)
+
+
+@pytest.mark.slow
+def test_compiled_models_equal_eager_ones(tmp_path):
+    """Training, the ASE target for any boundary and the one of C++, with dipoles."""
+    model = build("nequip", sog=SOG, num_layers=2)
+    compiled = build("nequip", sog=SOG, num_layers=2, compile_mode="compile")
+    batch = AtomicDataDict.batched_from_list([to_data(crystal()), to_data(crystal() * (2, 1, 1))])
+    compare_output_and_gradients(model, compiled, batch, tol=1e-10)
+    _, found = export(model, ASE_TARGET, tmp_path)
+    for make in (crystal, slab, acetaldehyde):
+        assert_same(found, model.eval(), make(), tolerance=1e-8)
+
+
+@pytest.mark.slow
+def test_the_target_of_cpp_equals_the_fixed_mesh(tmp_path):
+    fixed = build("nequip", sog=SOG, num_layers=2, largest_cell=LARGEST)
+    fixed = modify(fixed, [{"modifier": "sog_use_mesh"}]).eval()
+    _, found = export(fixed, "pair_nequip", tmp_path)
+    assert_same(found, fixed, crystal() * (2, 2, 1), tolerance=1e-8)
 
 
 @pytest.mark.parametrize("make", [acetaldehyde, slab])
@@ -242,6 +267,3 @@ def test_training_packaging_and_ase(folder):
         )
         atoms.get_potential_energy()
         assert atoms.calc.results["latent_dipoles"].shape == (len(atoms), 3, 1)
-    with pytest.raises(RuntimeError, match="cannot be compiled yet"):
-        run("nequip-compile", folder, trained, "dipoles.nequip.pt2",
-            "--mode", "aotinductor", "--device", "cpu", "--target", "sog_ase")  # fmt: skip
