@@ -25,7 +25,6 @@ OF_SUMS = (
 """Options of sums of Gaussians, of no use for other kernels."""
 
 HOW = ("backend", "engine")
-DIPOLE_BACKENDS = ("auto", "mesh")
 CHARGE_CONSTRAINTS = ("auto", "none", "neutral", "total")
 
 Value = TypeVar("Value")
@@ -107,7 +106,7 @@ class SOGConfig:
     latent_dipoles : bool
         Give each atom a latent dipole for each channel, from the host model's vectors (features
         of l = 1), which interacts with charges and dipoles through the same kernel. The host
-        must have such features; `backend` is "auto" or "mesh".
+        must have such features.
     tolerance, backend, engine
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -299,9 +298,6 @@ class SOGConfig:
             expected = 'left out unless `charge_constraint` is "total" or `charge_embedding` is on'
             got = f"True with charge_constraint={self.charge_constraint!r}"
             raise ConfigError(explain("fractional_charge", expected, got))
-        if self.latent_dipoles and self.backend not in DIPOLE_BACKENDS:
-            expected = '"auto" or "mesh" with latent_dipoles=True'
-            raise ConfigError(explain("backend", expected, repr(self.backend)))
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> SOGConfig:

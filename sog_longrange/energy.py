@@ -73,11 +73,12 @@ class PotentialOutput(NamedTuple):
 class LongRangeEnergy(nn.Module):
     """Energy of charges that interact through a kernel, in any boundary.
 
-    Structures that are periodic along all three axes are summed in reciprocal space, open
-    ones of up to 500 atoms over all pairs. Larger and dense ones, slabs and wires are summed on a
-    padded grid, by the same kernel K(r) between all atoms and all images along the periodic
-    axes; the Ewald kernel has open structures only as pairs, and no slabs. One batch may
-    hold all of these. Several backends do the reciprocal sum, to the same tolerance:
+    Structures that are periodic along all three axes are summed in reciprocal space, non-periodic
+    ones of up to 500 atoms over all pairs. Larger and dense ones, slabs and structures that are
+    periodic along one direction are summed on a padded grid, by the same kernel K(r) between all
+    atoms and all images along the periodic directions; a kernel that is no sum of Gaussians has
+    non-periodic structures only as pairs, and no slabs. One batch may hold all of these. Several
+    backends do the reciprocal sum, to the same tolerance:
 
     ========= ====================================================== ====================
     dense     exact sum over all modes, by matrix products           small structures
@@ -91,10 +92,10 @@ class LongRangeEnergy(nn.Module):
     kernel : SumOfGaussians, CoupledGaussians or Ewald, or of :func:`~sog_longrange.kernel_matrix`
         Of the interaction.
     tolerance : float
-        Relative size of the kernel's Gaussian factor at which the reciprocal sum ends. The
-        relative l2 error of forces is below 5 times this for kernels as they start, and
-        below 35 times where training drove all widths to `min_width`; float32 adds about
-        1e-5. :func:`~sog_longrange.report_grid` measures it.
+        Sets the largest wave number, and with it the grids, of the reciprocal sum. The
+        relative l2 error of forces is below 5 times this, for charges and for dipoles and
+        whatever widths training leads to; float32 adds about 1e-5.
+        :func:`~sog_longrange.report_grid` measures it.
     remove_self : bool
         Whether the interaction of each charge with itself, 1/2 K(0) q^2, is removed.
     backend : {"auto", "dense", "mesh", "finufft"}
@@ -195,7 +196,6 @@ class LongRangeEnergy(nn.Module):
         dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
             Point dipoles at the atoms, which interact with charges and with each other
             through the same kernel: the structure factor is sum_j (q_j - i k.mu_j) e^(-ik.r_j).
-            All derivatives are autograd's then, on a mesh in PyTorch or over pairs.
 
         Returns
         -------
@@ -205,11 +205,8 @@ class LongRangeEnergy(nn.Module):
         ------
         InputError, InputTypeError
             If an argument is malformed, not finite, or a periodic cell is singular.
-        ConfigError
-            If there are dipoles, and a process group, another backend than "auto" or "mesh", or
-            a tracer.
         BoundaryError
-            If a structure is periodic along one or two axes and the kernel is `Ewald`.
+            If a structure is periodic along one or two axes and the kernel is no sum of Gaussians.
         SizeError
             If the evaluation fits into no memory.
         """
@@ -351,8 +348,7 @@ def potential_and_field(
     Parameters
     ----------
     energy : LongRangeEnergy
-        Its kernel, tolerance, engine and self-interaction are used. The sum is the
-        mesh's for every periodic structure, so its `backend` must be "auto" or "mesh".
+        Its kernel and all else that it was built with are used.
     charges : Tensor, shape (n_atoms, n_channels), in e
     positions, cell, pbc, batch, num_graphs
         As in :meth:`LongRangeEnergy.forward`.
@@ -367,8 +363,6 @@ def potential_and_field(
     ------
     InputError, InputTypeError, BoundaryError, SizeError
         As :meth:`LongRangeEnergy.forward`.
-    ConfigError
-        If the energy is told to use another backend, or a process group.
 
     References
     ----------

@@ -235,12 +235,6 @@ class LongRange(GraphModuleMixin, nn.Module):
         """Vectors (n_atoms, 3, n_vectors) that latent dipoles are made from; None without these."""
         if not self.long_range.config.latent_dipoles:
             return None
-        if is_traced():
-            raise HostError(
-                "Models with latent dipoles cannot be compiled yet: leave out `compile_mode: "
-                "compile` in training, and open checkpoints and packages by "
-                "SOGNequIPCalculator.from_saved_model."
-            )
         return unflatten_vectors(data[LATENT_VECTORS_KEY])
 
     def _features(self, data: Data) -> Tensor:
@@ -276,8 +270,6 @@ class LongRange(GraphModuleMixin, nn.Module):
             )
         if self.boundary == "open":
             raise HostError(explain("boundary", "'periodic' for a fixed mesh", "'open'"))
-        if self.long_range.config.latent_dipoles:
-            raise HostError(explain("latent_dipoles", "False for a fixed mesh", "True"))
         self.boundary = "periodic"
         self.long_range.fix_mesh(torch.tensor(self.largest_cell, dtype=torch.float64))
         self._nequip_custom_ops_libs = ()

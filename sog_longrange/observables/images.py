@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
-from sog_longrange.geometry import reduced_cell, sum_over_atoms
+from sog_longrange.geometry import reduced_cell
 from sog_longrange.validation import (
     Structures,
     check_finite,
@@ -162,7 +162,9 @@ def sum_by_graph(values: Tensor, structures: Structures) -> Tensor:
     -------
     Tensor, shape (n_graphs, ...)
     """
-    return sum_over_atoms(values, structures.batch, structures.num_graphs)
+    # The same operations for any number of structures, as tracers want.
+    zeros = values.new_zeros(structures.num_graphs, *values.shape[1:])
+    return zeros.index_add(0, structures.batch, values)
 
 
 def count_atoms(structures: Structures) -> Tensor:
