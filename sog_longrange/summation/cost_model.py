@@ -29,7 +29,9 @@ _OVERHEAD = 1.5
 """Time of an evaluation of nothing, in ms."""
 
 _LARGE_ARRAY = 2e6
-_WORTH_A_LOOK = 2**27
+WORTH_A_LOOK: float = 2.0**27
+"""Memory, in bytes, below which an evaluation is not looked at."""
+
 _SLOW = 2000.0
 _MUCH = 2e9
 _EMPTY = 1000.0
@@ -186,7 +188,7 @@ def check_cost(memory: float, wasted: float, device: torch.device) -> None:
     SizeError
         If the device has less memory.
     """
-    if memory < _WORTH_A_LOOK and wasted < _SLOW:
+    if memory < WORTH_A_LOOK and wasted < _SLOW:
         return
     remedy = "Use a larger `tolerance` or `min_width`, smaller structures or a smaller batch."
     if wasted > 0.0:

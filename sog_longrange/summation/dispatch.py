@@ -18,6 +18,7 @@ from sog_longrange.geometry import reduced_cell
 from sog_longrange.validation import Structures
 
 from .cost_model import (
+    WORTH_A_LOOK,
     Choice,
     Size,
     check_cost,
@@ -38,6 +39,8 @@ from .self_term import with_self_term
 
 MOST_PAIRED: int = 500
 """Non-periodic structures with more atoms are summed on a padded grid where that is faster."""
+
+_MOST_BYTES = 400.0
 
 
 class _Seen(NamedTuple):
@@ -268,6 +271,8 @@ def _check_boundaries(interaction: Interaction, flags: list[tuple[bool, ...]]) -
 
 def _check_cost(seen: _Seen, kinds: list[str], size: _Sizes, fields: int) -> None:
     """Refuse what fits into no memory; padded grids are known, and checked, later."""
+    if fields * _most_memory(seen, kinds, size) < WORTH_A_LOOK:
+        return
     sizes = [
         (kind, size(count, own))
         for kind, count, own in zip(kinds, seen.counts, seen.lengths, strict=True)
@@ -283,6 +288,21 @@ def _check_cost(seen: _Seen, kinds: list[str], size: _Sizes, fields: int) -> Non
     # What a sum cannot do at all, it refuses itself.
     if math.isfinite(sum(times)):
         check_cost(memory, wasted, seen.structures.positions.device)
+
+
+def _most_memory(seen: _Seen, kinds: list[str], size: _Sizes) -> float:
+    """Bound the memory of a batch, in bytes, at a fraction of the cost of predicting it."""
+    like = size(1, (1.0, 1.0, 1.0))
+    per_length, least = like.resolution.cutoff / math.pi, like.window + 2.0
+    total = 0.0
+    for kind, count, lengths in zip(kinds, seen.counts, seen.lengths, strict=True):
+        if kind == "pairs":
+            total += count * count
+        elif kind != "padded":
+            x, y, z = (max(per_length * a + 2.0, least) for a in lengths)
+            points = x * y * z
+            total += points + count * points / min(x, y, z)
+    return _MOST_BYTES * (1 + like.n_channels) * total
 
 
 def _look_at(structures: Structures) -> _Seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +89,11 @@ def grid_points(length: float, cutoff: float, width: int) -> int:
     return fast_length(max(modes, math.ceil(length * cutoff / math.pi), width + 1))
 
 
+@lru_cache(maxsize=4096)
 def fast_length(n: int) -> int:
-    """Smallest length of at least n whose prime factors are 2, 3, 5 and 7.
+    """Smallest even length of at least n whose prime factors are 2, 3, 5 and 7.
+
+    Real transforms of odd lengths take up to 1.8 times as long.
 
     Parameters
     ----------
@@ -99,6 +103,7 @@ def fast_length(n: int) -> int:
     -------
     int
     """
+    n += n % 2
     while True:
         rest = n
         for prime in (2, 3, 5, 7):
@@ -106,7 +111,7 @@ def fast_length(n: int) -> int:
                 rest //= prime
         if rest == 1:
             return n
-        n += 1
+        n += 2
 
 
 def mode_boxes(grids: Grids, like: Tensor) -> ModeBoxes:

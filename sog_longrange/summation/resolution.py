@@ -18,8 +18,8 @@ from sog_longrange.geometry import TAPER
 
 from .windows import MAX_WINDOW
 
-_ALLOWED = 3.5
-"""What the cutoff may cost of the five tolerances that are promised."""
+_ALLOWED = (4.2, 3.5)
+"""What the cutoff may cost, by order, of the five tolerances that are promised."""
 
 _TAPERED = 1.02
 """Ratio to the start of the taper of the cutoff that would cost as much."""
@@ -82,9 +82,10 @@ class Resolution(NamedTuple):
 def _reach(tolerance: float, order: int) -> float:
     """Find the cutoff, times the smallest width, at which forces lack what is allowed."""
     low, high = 0.0, 20.0
+    allowed = _ALLOWED[min(order, len(_ALLOWED) - 1)] * tolerance
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        if math.sqrt(_tail(2 * order + 2, (_TAPERED * middle) ** 2)) > _ALLOWED * tolerance:
+        if math.sqrt(_tail(2 * order + 2, (_TAPERED * middle) ** 2)) > allowed:
             low = middle
         else:
             high = middle
