@@ -19,9 +19,10 @@ from .geometry import Modes, cell_volume, reciprocal_cell, squared_wave_numbers,
 from .kernels.kernel import check_channels
 from .summation.engines.engine import Engine
 from .summation.engines.torch_engine import TorchSpreader
+from .summation.engines.torch_table import TorchSampler
 from .summation.grids import choose_grids, mode_boxes
 from .summation.interaction import Interaction, Potentials
-from .summation.kernel_table import TorchSampler, tapered_fourier
+from .summation.kernel_table import tapered_fourier
 from .summation.mesh import MeshBackend
 from .summation.modes import sum_over_modes
 from .summation.multipoles import Multipoles

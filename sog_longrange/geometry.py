@@ -28,7 +28,7 @@ _ABSURD = 1e15
 
 
 MAX_NODES: int = 8 * MAX_ELEMENTS
-"""Largest number of modes or nodes of all meshes that is attempted."""
+"""Largest number of modes or points of all grids that is attempted."""
 
 
 class Modes(NamedTuple):
@@ -99,7 +99,7 @@ def reciprocal_cell(cell: Tensor) -> Tensor:
 def reduced_cell(cell: Tensor, periodic: list[bool]) -> Tensor:
     """Shortest lattice vectors that pairwise steps find, for each periodic structure.
 
-    Meshes of a sheared cell are large and their windows stretched; those of a compact
+    Grids of a sheared cell are large and their windows stretched; those of a compact
     cell of the same lattice are neither.
 
     Parameters
@@ -266,7 +266,7 @@ def apply_strain(
     ----------
     positions : Tensor, shape (n_atoms, 3), in Å
     cell : Tensor, shape (n_graphs, 3, 3), in Å
-        Rows of free axes are strained too, which no sum reads.
+        Rows of non-periodic directions are strained too, which no sum reads.
     strain : Tensor, shape (n_graphs, 3, 3)
         Only its symmetric part acts: the rest is a rotation.
     batch : Tensor, shape (n_atoms,), optional

@@ -226,7 +226,8 @@ def unflatten_vectors(columns: Tensor) -> Tensor:
     Tensor, shape (n_atoms, 3, n_vectors)
     """
     # Of a tensor in a graph, len() would fix the number of atoms.
-    return columns.unflatten(1, (-1, 3)).transpose(1, 2)
+    vectors: Tensor = columns.unflatten(1, (-1, 3)).transpose(1, 2)
+    return vectors
 
 
 def flatten_vectors(vectors: Tensor) -> Tensor:

@@ -185,7 +185,7 @@ class SOGLongRange(nn.Module):
         gate = float(self.gate)
         if gate >= 1.0:
             return ""
-        return f"The long-range energy of the model is faded in to {gate:.0%} only. {remedy}"
+        return f"The long-range energy of the model is scaled by {gate:.0%} only. {remedy}"
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the options, which the state dict keeps beside the weights."""

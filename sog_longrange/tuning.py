@@ -31,7 +31,7 @@ class GridReport(NamedTuple):
         Largest wave number of the reciprocal sum, in 1/Å.
     window : int
         Number of mesh nodes along each axis that an atom touches.
-    meshes : dict of int to 3-tuple of int
+    grids : dict of int to 3-tuple of int
         Nodes that each periodic structure's mesh has, or would have.
     choices : dict of int to Choice
         Backend of each periodic structure, with predicted costs.
@@ -45,7 +45,7 @@ class GridReport(NamedTuple):
     tolerance: float
     cutoff: float
     window: int
-    meshes: dict[int, tuple[int, int, int]]
+    grids: dict[int, tuple[int, int, int]]
     choices: dict[int, Choice]
     force_error: float
     energy_error: float
@@ -58,7 +58,7 @@ class GridReport(NamedTuple):
             f"energy error {self.energy_error:.2g} eV/atom",
         ]
         for graph, choice in self.choices.items():
-            shape = " x ".join(str(n) for n in self.meshes[graph])
+            shape = " x ".join(str(n) for n in self.grids[graph])
             lines.append(f"structure {graph}: mesh {shape}; {choice}")
         return "\n".join(lines)
 

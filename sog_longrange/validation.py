@@ -66,7 +66,7 @@ def check_structures(
         Number of structures. With it, structures may be empty.
     values : bool
         Whether numbers are looked at, besides shapes and types. A tracer cannot: what it
-        makes checks them when it runs. It must be told the number of structures by `cell`
+        makes checks them when it runs. It needs the number of structures by `cell`
         or `num_graphs` where there is a `batch`.
 
     Returns
@@ -425,7 +425,7 @@ def _check_not_singular(cell: Tensor, pbc: Tensor) -> None:
     volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()
     lengths = torch.linalg.vector_norm(exact, dim=-1).prod(-1)
     for graph in (pbc.any(-1) & ~pbc.all(-1)).nonzero().flatten().tolist():
-        # Of a slab or a wire, the rows of its periodic axes count.
+        # Where some directions are periodic, their rows of the cell count.
         rows = exact[graph, pbc[graph]]
         area = rows[0] if len(rows) == 1 else torch.linalg.cross(rows[0], rows[1])
         volume[graph] = torch.linalg.vector_norm(area)

@@ -1,6 +1,6 @@
 """Coupled channels: a kernel K_pq for each pair of channels.
 
-The energy is E = 1/2 sum_pq sum_ij q_ip q_jq K_pq(|r_i - r_j|), for which meshes transform the P
+The energy is E = 1/2 sum_pq sum_ij q_ip q_jq K_pq(|r_i - r_j|), for which grids transform the P
 charges of each atom only, whatever K_pq is. Where the charge of channel p is zero on all atoms
 but those of species p, these are the multipliers for pairs of species of SOG-Net.
 """

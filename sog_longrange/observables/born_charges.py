@@ -40,7 +40,7 @@ class BornCharges(NamedTuple):
         that of the dipole, the second that of the displacement.
     sum_rule : Tensor, shape (n_graphs, 3, 3), in e
         Sum of the charges of all atoms less sqrt(eps_inf) times the total charge, before
-        anything was enforced. It vanishes where displacements conserve charge and are felt
+        anything was enforced. It vanishes where displacements conserve charge and act
         over less than half the width of a periodic cell.
     """
 
@@ -85,7 +85,7 @@ def born_charges(
     eps_inf : float
         High-frequency dielectric constant, of all structures.
     reach : float, optional
-        Largest distance in Å at which an atom feels a displacement: for message passing the
+        Largest distance in Å at which a displacement acts on an atom: for message passing the
         number of layers times the cutoff. A projection to a total charge reaches all
         atoms: leave this out for charges that were projected.
     enforce_sum_rule : bool
@@ -219,7 +219,7 @@ def _full_response(pull: _Pull, structures: Structures, counts: Tensor) -> Tenso
 
 
 def _count_windows(structures: Structures, reach: float) -> int | None:
-    """Windows along each axis within which one cut is far from all that an atom feels."""
+    """Windows along each axis within which one cut is far from all that acts on an atom."""
     if not (reach > 0.0 and math.isfinite(reach)):
         raise InputError(explain("reach", "positive and finite", str(reach)))
     pbc = structures.pbc

@@ -14,8 +14,8 @@ from sog_longrange.geometry import box_shapes
 from sog_longrange.hosts import load_library
 from sog_longrange.validation import Structures
 
+from .boxes import ModeBoxes, blocks, running_sum
 from .interaction import Interaction, Potentials
-from .kernel_table import ModeBoxes, blocks, running_sum
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles, monomials, order_of
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sog_longrange.geometry import box_shapes, largest_mode
 
-from .kernel_table import ModeBoxes, running_sum
+from .boxes import ModeBoxes, running_sum
 from .windows import influence
 
 

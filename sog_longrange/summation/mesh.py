@@ -15,10 +15,10 @@ from torch import Tensor
 
 from sog_longrange.validation import Structures
 
+from .boxes import blocks, running_sum
 from .engines.engine import Engine
 from .grids import Grids, choose_grids, mode_boxes
 from .interaction import Interaction, Potentials
-from .kernel_table import blocks, running_sum
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles
 

@@ -9,9 +9,10 @@ from sog_longrange.geometry import at_atoms, cell_volume, reciprocal_cell, wrapp
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
 from sog_longrange.validation import Structures, check_no_overflow
 
+from .boxes import ModeBoxes
 from .distributed import replicate
 from .interaction import Interaction, Potentials
-from .kernel_table import ModeBoxes, kernel_on_modes
+from .kernel_table import kernel_on_modes
 from .multipoles import Backend, Multipoles, order_of, phase_gradient
 from .quadratic_form import quadratic_form
 

@@ -1,4 +1,4 @@
-"""Slabs, wires and large non-periodic structures on grids padded along non-periodic directions.
+"""Structures with non-periodic directions, on grids padded along these.
 
 Every Gaussian is a product of one function for each axis. Along a non-periodic direction it is
 cut off by a smooth window, which is 1 wherever two atoms of the structure can be and 0 before

@@ -111,7 +111,7 @@ def window_transform(window: Window, size: int, modes: NDArray[Any]) -> NDArray[
 
 @lru_cache(maxsize=1024)
 def influence(width: int, size: int) -> NDArray[np.float64]:
-    """Factor of one axis that undoes spreading and gathering, in the order of a real FFT's input.
+    """Factor of one axis that undoes spreading and interpolation, in the order of an FFT.
 
     It minimises the mean square error of the energy over all places of the atoms relative
     to the mesh, for a kernel that does not reach the aliases.

@@ -489,7 +489,7 @@ def test_a_gate_that_is_not_open_is_explained():
     module = make_module()
     assert module.explain_gate("Train longer.") == ""
     module.gate.fill_(0.4)
-    assert module.explain_gate("Train longer.").endswith("faded in to 40% only. Train longer.")
+    assert module.explain_gate("Train longer.").endswith("scaled by 40% only. Train longer.")
 
 
 def test_fade_in_goes_on_from_where_the_gate_stands():

@@ -1,1 +1,1 @@
-"""Code that runs the inner loops of meshes."""
+"""Code that runs the inner loops of the mesh."""

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sog_longrange.summation.boxes import ModeBoxes
 from sog_longrange.summation.grids import Grids
-from sog_longrange.summation.kernel_table import Intervals, ModeBoxes
+from sog_longrange.summation.kernel_table import Intervals
 from sog_longrange.summation.multipoles import monomials, order_of
 from sog_longrange.summation.windows import make_window
 

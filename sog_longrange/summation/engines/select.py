@@ -1,4 +1,4 @@
-"""Choice of the code that runs the inner loops of meshes."""
+"""Choice of the code that runs the inner loops of the mesh."""
 
 from __future__ import annotations
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sog_longrange.summation.boxes import running_sum
 from sog_longrange.summation.grids import Grids
-from sog_longrange.summation.kernel_table import TorchSampler, running_sum
 from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
+from .torch_table import TorchSampler
 
 _CHUNK = 2**19
 _TURN = 2.0 * math.pi

@@ -1,4 +1,4 @@
-"""Spreading and gathering on GPUs, compiled by Triton for one window width and one dtype.
+"""Spreading and interpolation on GPUs, compiled by Triton for one window width and one dtype.
 
 Atoms are sorted by blocks of grid points, so that programs that run at the same time share
 cache lines, and the weights of each atom along the three axes are tabulated once. The lanes
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from sog_longrange.errors import SizeError
 from sog_longrange.summation.grids import Grids
-from sog_longrange.summation.kernel_table import TorchSampler
 from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
 from .torch_engine import TorchSpreader
+from .torch_table import TorchSampler
 
 MAX_ORDER: int = 3
 """Highest order of the derivatives that are compiled; higher ones are PyTorch's."""

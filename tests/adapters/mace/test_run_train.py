@@ -316,4 +316,4 @@ def test_charge_states_are_read_from_the_data_and_trained(training_folder):
 
 def test_unfinished_warm_up_is_reported(training_folder, caplog):
     main(arguments(max_num_epochs=1))
-    assert "faded in to" in caplog.text
+    assert "scaled by" in caplog.text
