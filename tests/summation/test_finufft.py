@@ -1,4 +1,4 @@
-"""FINUFFT against the direct sum, and how its plans are shared."""
+"""FINUFFT against the dense sum, and how its plans are shared."""
 
 import gc
 import importlib
@@ -26,6 +26,7 @@ from references import (
 from torch.autograd import grad
 
 from sog_longrange import ConfigError, Ewald, LongRangeEnergy, coulomb, power_law
+from sog_longrange.errors import MissingLibraryError
 from sog_longrange.summation import cost_model as auto
 from sog_longrange.summation import finufft as backend
 from sog_longrange.testing import Structure, assert_batch_consistent, join
@@ -48,9 +49,14 @@ def forces(kernel, structure, tolerance, **options):
     return forces_of(LongRangeEnergy(kernel, tolerance=tolerance, **options), structure)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", KERNELS)
-def test_forces_follow_the_direct_sum_to_twelve_digits(name, cell):
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        *(("coulomb", cell) for cell in CELLS),
+        *((name, "skewed") for name in ("ewald", "per_channel", "dispersion")),
+    ],
+)
+def test_forces_follow_the_dense_sum_to_twelve_digits(name, cell):
     structure, kernel = atoms_in(CELLS[cell]), KERNELS[name]
     exact = forces(kernel, structure, 1e-15, **SUMS["dense"])
     for exponent in range(2, 13, 2):
@@ -62,7 +68,7 @@ def test_forces_follow_the_direct_sum_to_twelve_digits(name, cell):
         assert relative_error(found, truncated) <= allowed, tolerance
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["triclinic", "skewed"])
 def test_float32_forces_end_at_their_floor(cell):
     structure, kernel = atoms_in(CELLS[cell]), sum_of_gaussians()
     exact = forces(kernel, structure, 1e-14, **SUMS["dense"])
@@ -171,9 +177,9 @@ def resident_mebibytes():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Needs Linux's /proc.")
 @pytest.mark.parametrize("name", ["mesh", "numba", "finufft"])
-def test_a_thousand_evaluations_leave_no_memory_behind(name):
-    # A leak of one mesh per evaluation would be 10 MiB.
-    structure = random_structure(0, 3, edge=4.0)
+def test_hundreds_of_evaluations_leave_no_memory_behind(name):
+    # A leak of one grid per evaluation would be 14 MiB.
+    structure = random_structure(0, 3, edge=16.0)
 
     def run(count):
         for _ in range(count):
@@ -181,8 +187,8 @@ def test_a_thousand_evaluations_leave_no_memory_behind(name):
         gc.collect()
         return resident_mebibytes()
 
-    before = run(100)
-    assert run(1000) - before < 4.0
+    before = run(50)
+    assert run(300) - before < 6.0
 
 
 # Missing libraries.
@@ -198,7 +204,7 @@ def test_a_library_that_does_not_import_is_named_with_its_remedy(monkeypatch):
     model = LongRangeEnergy(Ewald(1.0), **SUMS["finufft"])
     monkeypatch.setattr(backend, "_POOL", backend._Pool())
     monkeypatch.setitem(sys.modules, "finufft", None)
-    with pytest.raises(ConfigError, match="pip install finufft"):
+    with pytest.raises(MissingLibraryError, match=r"sog-longrange\[finufft\]"):
         evaluate(model, random_structure(0))
 
 

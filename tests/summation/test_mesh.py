@@ -27,11 +27,11 @@ from torch.autograd import grad
 
 from sog_longrange import Ewald, LongRangeEnergy, coulomb, power_law
 from sog_longrange.geometry import TAPER, reciprocal_cell
-from sog_longrange.summation import kernel_table as radial
-from sog_longrange.summation.engines import torch_engine
+from sog_longrange.summation.engines import torch_engine, torch_table
 from sog_longrange.summation.engines.select import find_engine
+from sog_longrange.summation.engines.torch_table import TorchSampler
 from sog_longrange.summation.grids import Grids, choose_grids, mode_boxes
-from sog_longrange.summation.kernel_table import TorchSampler, choose_intervals
+from sog_longrange.summation.kernel_table import choose_intervals
 from sog_longrange.summation.resolution import Resolution
 from sog_longrange.testing import (
     assert_batch_consistent,
@@ -392,13 +392,13 @@ def test_the_energy_is_smooth_as_the_cell_passes_through_grids(engine):
     grids = choose_grids(lengths, Resolution.of(1.0, tolerance).cutoff, 7)
     assert len(set(grids.shapes)) >= 4
     options = {"tolerance": tolerance, "remove_self": False}
-    mesh, direct = (
+    mesh, dense = (
         LongRangeEnergy(law, backend=b, engine=engine, **options)(*join(structures))
         for b in ("mesh", "dense")
     )
-    scale = float(direct.energy.abs().mean())
-    assert float((mesh.energy - direct.energy).abs().max()) <= tolerance * scale
-    curvature = direct.energy.diff(n=2).abs().max()
+    scale = float(dense.energy.abs().mean())
+    assert float((mesh.energy - dense.energy).abs().max()) <= tolerance * scale
+    curvature = dense.energy.diff(n=2).abs().max()
     assert float(mesh.energy.diff(n=2).abs().max()) <= float(curvature) + tolerance * scale
 
 
@@ -412,7 +412,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     )
     expected = training_gradients(model, batch)
     monkeypatch.setattr(torch_engine, "_CHUNK", 2 * 7**3)
-    monkeypatch.setattr(radial, "_CHUNK", 1)
+    monkeypatch.setattr(torch_table, "_CHUNK", 1)
     found = training_gradients(model, batch)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)

@@ -7,11 +7,11 @@ import torch
 from references import DOUBLE, random_cell, relative_error
 
 from sog_longrange.geometry import Modes
+from sog_longrange.summation.boxes import ModeBoxes
 from sog_longrange.summation.dense import DenseBackend
 from sog_longrange.summation.engines.torch_engine import PURE_TORCH, TorchSpreader
 from sog_longrange.summation.finufft import FinufftBackend
 from sog_longrange.summation.grids import Grids
-from sog_longrange.summation.kernel_table import ModeBoxes
 from sog_longrange.summation.mesh import MeshBackend
 from sog_longrange.summation.multipoles import (
     Multipoles,

@@ -148,10 +148,9 @@ def test_operators_pass_the_checks_of_pytorch(order, suffix):
 @pytest.mark.parametrize("path", ["dipoles", "potential"])
 def test_compiled_dipoles_and_potentials_have_one_graph_and_equal_eager(path):
     q, r, cell, pbc, batch, n = structures()
-    dipoles = dipoles_of(q)
     energy = model("per_channel", backend="mesh").requires_grad_(False)
 
-    def evaluate(r):
+    def evaluate(q, r, dipoles):
         if path == "dipoles":
             return energy(q, r, cell, pbc, batch, n, dipoles=dipoles).energy
         return potential_and_field(energy, q, r, cell, pbc, batch, n, dipoles=dipoles).field
@@ -159,9 +158,9 @@ def test_compiled_dipoles_and_potentials_have_one_graph_and_equal_eager(path):
     compiled = torch.compile(evaluate, fullgraph=True, backend="aot_eager")
     results = []
     for function in (compiled, evaluate):
-        moved = r.clone().requires_grad_()
-        out = function(moved)
-        results.append((out, *torch.autograd.grad(out.sum(), moved)))
+        leaves = [x.clone().requires_grad_() for x in (q, r, dipoles_of(q))]
+        out = function(*leaves)
+        results.append((out, *torch.autograd.grad(out.sum(), leaves)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
