@@ -32,6 +32,7 @@ def predictions(monkeypatch):
     def record(memory, milliseconds, device):
         made.append(memory)
 
+    monkeypatch.setattr(dispatch, "WORTH_A_LOOK", 0.0)
     for module in (dispatch.__name__, padded.__name__):
         monkeypatch.setattr(f"{module}.check_cost", record)
     return made
@@ -47,7 +48,8 @@ def make(n_atoms, edge, dtype=torch.float64, pbc=(True, True, True), n_channels=
 
 
 def energy_of(dtype=torch.float64, **options):
-    return LongRangeEnergy(SumOfGaussians(min_width=1.0), tolerance=1e-4, **options).to(dtype)
+    options = {"tolerance": 1e-4} | options
+    return LongRangeEnergy(SumOfGaussians(min_width=1.0), **options).to(dtype)
 
 
 def evaluate(energy, structure, path="charges"):
@@ -120,7 +122,8 @@ def test_what_fits_into_no_memory_is_refused_before_it_is_taken(path, pbc, monke
 
 def test_what_is_expensive_is_announced_once(monkeypatch):
     monkeypatch.setattr(auto, "_MUCH", 1e6)
-    monkeypatch.setattr(auto, "_WORTH_A_LOOK", 1e6)
+    for module in (auto, dispatch):
+        monkeypatch.setattr(module, "WORTH_A_LOOK", 1e6)
     energy, structure = energy_of(), make(3, 40.0)
     with pytest.warns(PerformanceWarning, match="takes [78].* MB of memory, as predicted"):
         evaluate(energy, structure)
@@ -145,6 +148,22 @@ def test_the_largest_boxes_are_announced_and_ordinary_ones_are_not(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         auto.check_cost(*dense)
+
+
+@pytest.mark.parametrize("kind", ["dense", "mesh", "finufft", "pairs"])
+@pytest.mark.parametrize("n_atoms", [1, 100, 20_000])
+@pytest.mark.parametrize("edge", [1.0, 20.0, 120.0])
+def test_no_prediction_is_above_its_bound(kind, n_atoms, edge):
+    for n_channels, tolerance, order in ((1, 1e-2, 0), (4, 1e-8, 1)):
+        structure = make(1, edge, n_channels=n_channels)
+        charges, *rest = join([structure])
+        how = energy_of(tolerance=tolerance).interaction()
+        sources = Multipoles(charges, charges.new_zeros(1, 3, n_channels) if order else None)
+        size = dispatch._sizes(how, sources, structure.positions)
+        seen = dispatch._look_at(check_structures(*rest))._replace(counts=[n_atoms])
+        predicted = auto.predict_memory(kind, size(n_atoms, seen.lengths[0]))
+        bound = dispatch._most_memory(seen, [kind], size)
+        assert predicted <= max(bound, auto.WORTH_A_LOOK)
 
 
 def test_the_memory_of_this_machine_is_known():
