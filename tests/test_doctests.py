@@ -16,7 +16,7 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
-    if name.endswith(".triton_kernels"):
+    if name.endswith(".triton_engine"):
         pytest.importorskip("triton", reason="triton is not installed")
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
