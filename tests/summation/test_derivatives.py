@@ -58,13 +58,14 @@ def split_batch(batch):
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("n_channels", [1, 2])
+@pytest.mark.parametrize("n_channels", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_energy_is_twice_differentiable_in_every_input(boundary, kernel, n_channels):
     model = LongRangeEnergy(make_kernel(kernel, n_channels), tolerance=TOLERANCE)
     inputs, arguments = split_batch(make_batch(boundary, n_channels))
     assert_twice_differentiable(lambda *x: model(*arguments(*x)).energy, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["left_handed", "open", "mixed"])
 @pytest.mark.parametrize("kernel", ["shared", "per_channel", "joined"])
 def test_energy_is_twice_differentiable_in_raw_parameters(boundary, kernel):
@@ -80,6 +81,7 @@ def test_energy_is_twice_differentiable_in_raw_parameters(boundary, kernel):
     assert_twice_differentiable(energy, (charges, positions, *values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["left_handed", "open", "mixed"])
 @pytest.mark.parametrize("own_channels", [1, 2])
 @pytest.mark.parametrize("zero_mode", [False, True])

@@ -73,6 +73,7 @@ def test_a_cell_larger_than_recorded_gives_nan():
 exported = pytest.mark.parametrize("name", ["ewald", "joined", "coupled"])
 
 
+@pytest.mark.slow
 @exported
 def test_the_graph_has_nothing_but_aten_and_serves_other_sizes(name):
     _, fixed, (q, r, cell, _) = models(name)
@@ -93,6 +94,7 @@ def test_the_graph_has_nothing_but_aten_and_serves_other_sizes(name):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @exported
 def test_it_exports_with_a_dynamic_number_of_atoms(name):
     _, fixed, (q, r, cell, _) = models(name)

@@ -90,6 +90,7 @@ def test_training_works_after_a_first_evaluation_in_inference_mode():
     assert kernel.raw_widths.grad is not None
 
 
+@pytest.mark.slow
 def test_operators_pass_the_checks_of_pytorch():
     q, r, cell, pbc, batch, _ = structures()
     tensors = [x.clone().requires_grad_() for x in (q, r, cell)]
@@ -100,6 +101,7 @@ def test_operators_pass_the_checks_of_pytorch():
     torch.library.opcheck(operator, (*tensors, *parameters, pbc, batch, options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_compiled_inference_has_one_graph_and_equals_eager(kernel):
     q, r, cell, pbc, batch, n = structures()
@@ -198,6 +200,7 @@ def test_operators_take_tensors_in_any_memory_order():
     torch.library.opcheck(operator, (*turned, cell, none, none, pbc, batch, options))
 
 
+@pytest.mark.slow
 def test_the_whole_module_compiles():
     q, r, cell, pbc, batch, n = structures()
     module = SOGLongRange([2], SOGConfig(num_channels=2, tolerance=1e-3)).double()

@@ -269,7 +269,7 @@ def test_forces_and_stress_are_those_of_the_computed_energy(boundary, engine, to
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize("own_channels", [1, 2])
+@pytest.mark.parametrize("own_channels", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_energy_is_twice_differentiable_in_every_input(boundary, own_channels):
     generator = torch.Generator().manual_seed(own_channels)
     charges = torch.randn(2, 2, generator=generator, dtype=DOUBLE)
