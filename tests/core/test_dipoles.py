@@ -286,10 +286,13 @@ def small_kernel(name):
 
 
 DERIVATIVES = [
-    *(("periodic", name) for name in ("shared", "per_channel", "ewald")),
-    *(("open", name) for name in ("per_channel", "ewald")),
-    ("slab", "per_channel"),
-    ("wire", "shared"),
+    ("periodic", "per_channel"),
+    ("open", "per_channel"),
+    pytest.param("periodic", "shared", marks=pytest.mark.slow),
+    pytest.param("periodic", "ewald", marks=pytest.mark.slow),
+    pytest.param("open", "ewald", marks=pytest.mark.slow),
+    pytest.param("slab", "per_channel", marks=pytest.mark.slow),
+    pytest.param("wire", "shared", marks=pytest.mark.slow),
 ]
 
 

@@ -86,7 +86,7 @@ def small_kernel(name, n_channels=2):
     [
         *(("left_handed", name) for name in ("shared", "per_channel", "ewald")),
         *(("open", name) for name in ("shared", "per_channel", "ewald")),
-        ("mixed", "per_channel"),
+        pytest.param("mixed", "per_channel", marks=pytest.mark.slow),
     ],
 )
 def test_potential_and_field_are_twice_differentiable_in_every_input(boundary, name):
@@ -135,6 +135,7 @@ def test_second_derivatives_reach_the_kernel(boundary):
     assert_twice_differentiable(contraction, (positions, *(v.detach() for v in values)))
 
 
+@pytest.mark.slow
 def test_forces_of_a_model_with_the_potential_inside_have_gradients():
     """What a force loss needs: the second derivative of a nonlinear function of the layer."""
     energy = LongRangeEnergy(small_kernel("shared"), tolerance=0.05)
