@@ -74,8 +74,9 @@ def make_samples(elements: Sequence[int]) -> dict[str, AtomicStructure]:
     Returns
     -------
     dict
-        Four atoms each, by name: `bulk`, `left-handed bulk`, `slab`, `line` (periodic along
-        one direction), `molecule` (no cell) and `boxed molecule` (not periodic, with a cell).
+        Four atoms each, by name: `bulk`, `left-handed bulk`, `slab`, `slab without a third
+        row` (of its cell, so that it has no volume), `line` (periodic along one direction),
+        `molecule` (no cell) and `boxed molecule` (not periodic, with a cell).
     """
     numbers = torch.tensor([elements[index % len(elements)] for index in range(len(PLACES))])
     positions = PLACES @ CELL
@@ -88,6 +89,7 @@ def make_samples(elements: Sequence[int]) -> dict[str, AtomicStructure]:
         "bulk": make(CELL, whole),
         "left-handed bulk": make(CELL[[1, 0, 2]], whole),
         "slab": make(CELL * torch.tensor([[1.0], [1.0], [1.7]], dtype=DOUBLE), SLAB),
+        "slab without a third row": make(CELL * torch.tensor([[1.0], [1.0], [0.0]]).double(), SLAB),
         "line": make(CELL * torch.tensor([[1.9], [1.0], [1.7]], dtype=DOUBLE), LINE),
         "molecule": make(0.0 * CELL, none),
         "boxed molecule": make(2.1 * CELL, none),
