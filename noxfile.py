@@ -4,6 +4,7 @@ There is one environment per host framework, because hosts pin versions that exc
 other. The sessions ``env_*`` build them; every other session names the one it runs in.
 """
 
+import hashlib
 import os
 import zipfile
 from pathlib import Path
@@ -12,15 +13,26 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
+nox.options.sessions = ["lint", "quick"]
+
+FLOORS = {"sog_longrange": 90, "sog_mace": 85, "sog_pyg": 98}
+"""Least coverage of each package by its tests, branches included, in percent."""
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_nequip", "sog_pyg")
 
 
 def install_project(session: nox.Session, constraints: str, extras: str, *more: str) -> None:
-    """Install the project, editable, and more, with pinned dependencies."""
+    """Install the project, editable, and more, with pinned dependencies, unless that was done."""
     pins = f"constraints/{constraints}.txt"
+    inputs = repr((extras, more)).encode() + Path("pyproject.toml").read_bytes()
+    wanted = hashlib.sha256(inputs + Path(pins).read_bytes()).hexdigest()
+    stamp = Path(session.virtualenv.location) / "installed"
+    if stamp.exists() and stamp.read_text() == wanted:
+        session.log(f"{stamp.parent.name} is up to date")
+        return
+    stamp.unlink(missing_ok=True)
     session.install("--quiet", "--constraint", pins, "--editable", f".[{extras}]", *more)
+    stamp.write_text(wanted)
 
 
 def run_in(session: nox.Session, host: str, *args: str, **env: str) -> None:
@@ -41,7 +53,7 @@ def env_core(session: nox.Session) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_mace(session: nox.Session) -> None:
     """Environment of the MACE adapter."""
-    install_project(session, "mace", "mace,fast,plot,demo,test")
+    install_project(session, "mace", "mace,fast,plot,demo,test,parallel")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -53,7 +65,13 @@ def env_nequip(session: nox.Session) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_pyg(session: nox.Session) -> None:
     """Environment of the PyTorch Geometric adapter."""
-    install_project(session, "pyg", "pyg,fast,plot,test", "ase")
+    install_project(session, "pyg", "pyg,fast,plot,test,parallel", "ase")
+
+
+@nox.session(reuse_venv=True, default=False)
+def env_triton(session: nox.Session) -> None:
+    """Environment of the tests of Triton's kernels, which run in its interpreter on CPUs."""
+    install_project(session, "core", "test,fast,triton")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -64,48 +82,100 @@ def env_bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["env_core"])
 def lint(session: nox.Session) -> None:
-    """Style, format and types."""
+    """Style, format, types and what is written twice."""
     run_in(session, "core", "-m", "ruff", "check", ".")
     run_in(session, "core", "-m", "ruff", "format", "--check", ".")
     run_in(session, "core", "-m", "mypy")
+    code = ("sog_longrange", "adapters", "benchmarks", "examples")
+    run_in(session, "core", "-m", "pylint", "--recursive=y", *code)
 
 
-@nox.session(venv_backend="none", requires=["env_core"])
+QUICK = ("-m", "not slow and not full")
+TESTS = ("-m", "not full")
+PARALLEL = ("--numprocesses=2", "--dist=loadscope")
+
+
+def run_tests(session: nox.Session, host: str, *args: str, **env: str) -> None:
+    """Run pytest with one thread for each process."""
+    run_in(session, host, "-m", "pytest", *args, *session.posargs, OMP_NUM_THREADS="1", **env)
+
+
+def run_core(session: nox.Session, *args: str, **env: str) -> None:
+    """Run tests of the core, in two processes."""
+    run_tests(session, "core", "tests", "--ignore=tests/adapters", *PARALLEL, *args, **env)
+
+
+def coverage_of(session: nox.Session, package: str) -> tuple[str, ...]:
+    """Options that measure the coverage of a package, and ask for its floor of a whole run."""
+    floor = () if session.posargs else (f"--cov-fail-under={FLOORS[package]}",)
+    return (f"--cov={package}", *floor)
+
+
+def run_covered(session: nox.Session, host: str, package: str, *args: str) -> None:
+    """Run all tests of an adapter but the full ones, and ask for a coverage of its package."""
+    folder = f"tests/adapters/{host}"
+    cover = coverage_of(session, package)
+    run_tests(session, host, folder, *cover, *args, COVERAGE_FILE=f".coverage.{host}")
+
+
+@nox.session(venv_backend="none", requires=["env_core", "env_mace", "env_pyg"])
+def quick(session: nox.Session) -> None:
+    """Fast tests of the core, and the contract for hosts with MACE and PyG: under two minutes."""
+    run_core(session, *QUICK)
+    for host in ("mace", "pyg"):
+        run_tests(session, host, f"tests/adapters/{host}/test_contract.py", *QUICK)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_core"])
 def tests_core(session: nox.Session) -> None:
     """Tests of the core, without any host framework."""
-    args = ("-m", "pytest", "tests", "--ignore=tests/adapters", "--cov=sog_longrange")
-    run_in(session, "core", *args, *session.posargs, COVERAGE_FILE=".coverage.core")
+    cover = coverage_of(session, "sog_longrange")
+    run_core(session, *TESTS, *cover, COVERAGE_FILE=".coverage.core")
 
 
-@nox.session(venv_backend="none", requires=["env_mace"])
+@nox.session(venv_backend="none", default=False, requires=["env_mace"])
 def tests_mace(session: nox.Session) -> None:
     """Tests of the MACE adapter."""
-    args = ("-m", "pytest", "tests/adapters/mace", "--cov=sog_mace")
-    run_in(session, "mace", *args, *session.posargs, COVERAGE_FILE=".coverage.mace")
+    run_covered(session, "mace", "sog_mace", *PARALLEL, *TESTS)
 
 
-@nox.session(venv_backend="none", requires=["env_pyg"])
+@nox.session(venv_backend="none", default=False, requires=["env_pyg"])
 def tests_pyg(session: nox.Session) -> None:
     """Tests of the PyTorch Geometric adapter."""
-    args = ("-m", "pytest", "tests/adapters/pyg", "--cov=sog_pyg")
-    run_in(session, "pyg", *args, *session.posargs, COVERAGE_FILE=".coverage.pyg")
+    run_covered(session, "pyg", "sog_pyg", *PARALLEL, *TESTS)
 
 
-@nox.session(venv_backend="none", requires=["env_nequip"])
+@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
 def tests_nequip(session: nox.Session) -> None:
     """Tests of the NequIP and Allegro adapter; the commands of NequIP train and compile."""
     # Without coverage, which slows down the compilers; classes and modules in two processes.
-    args = ("-m", "pytest", "tests/adapters/nequip", "--numprocesses=2", "--dist=loadscope")
-    run_in(session, "nequip", *args, *session.posargs, OMP_NUM_THREADS="1")
+    run_tests(session, "nequip", "tests/adapters/nequip", *PARALLEL, *TESTS)
 
 
-TESTS = ["tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
+@nox.session(venv_backend="none", default=False, requires=["env_triton"])
+def tests_triton(session: nox.Session) -> None:
+    """Tests of Triton's kernels, in its interpreter where there is no GPU."""
+    run_tests(session, "triton", "tests/summation/test_triton.py")
 
 
-@nox.session(venv_backend="none", default=False, requires=TESTS)
+SESSIONS = ["tests_core", "tests_mace", "tests_nequip", "tests_pyg"]
+
+
+@nox.session(venv_backend="none", default=False, requires=SESSIONS)
 def tests(session: nox.Session) -> None:
-    """All tests, each in the environment of its host framework."""
-    session.log(f"{', '.join(TESTS)} passed")
+    """All tests but the full ones, each in the environment of its host framework."""
+    session.log(f"{', '.join(SESSIONS)} passed")
+
+
+HOSTS = ["env_core", "env_mace", "env_nequip", "env_pyg"]
+
+
+@nox.session(venv_backend="none", default=False, requires=[*HOSTS, "tests_triton"])
+def full(session: nox.Session) -> None:
+    """Everything: all sweeps, compilers and trainings; SOG_DATA names the folder of data sets."""
+    run_core(session)
+    for host in ("mace", "nequip", "pyg"):
+        run_tests(session, host, f"tests/adapters/{host}", *PARALLEL)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_mace"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,9 +19,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-import evaluation
 import learned
-import training
+from workbench import evaluation, training
 
 from sog_longrange import SOGLongRange
 
@@ -84,7 +84,7 @@ def run_system(this: Comparison, name: str, data_root: Path, output: Path, reuse
     system, host = this.systems[name], this.host
     data = data_root / system.folder
     if not (data / "train.xyz").exists():
-        raise SystemExit(f"{data / 'train.xyz'} not found: pass the data folder by --data.")
+        raise SystemExit(f"{data / 'train.xyz'} not found: set --data or SOG_DATA.")
     jobs = [this.make_job(label, system, data, output / name / label) for label in host.LABELS]
     if not reuse:
         print(f"\n{name}: {system.epochs} epochs of {data}")
@@ -141,11 +141,18 @@ def main(this: Comparison) -> None:
         description=this.description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("systems", nargs="*", metavar="system", help=", ".join(this.systems))
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("SOG_DATA"),
+        help="folder of the data sets (default: the environment variable SOG_DATA)",
+    )
     parser.add_argument("--output", type=Path, default=Path("benchmark_output") / this.output)
     parser.add_argument("--reuse-models", action="store_true", help="evaluate without training")
     parser.add_argument("--seed", type=int, default=1, help="of both trainings (default: 1)")
     args = parser.parse_args()
+    if args.data is None:
+        parser.error("no folder of data sets: give it by --data or SOG_DATA")
     unknown = set(args.systems) - set(this.systems)
     if unknown:
         parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(this.systems)}")

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import accuracy  # first: it makes the modules of the examples importable
 import learned
-import mace_runs
 import numpy as np
 import torch
-import training
 from ase import Atoms
+from workbench import mace_runs, training
 
 from sog_longrange import SOGLongRange
 from sog_mace import SOGMACECalculator

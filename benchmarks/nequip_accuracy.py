@@ -13,11 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import accuracy  # first: it makes the modules of the examples importable
-import nequip_runs
 import numpy as np
-import training
 from ase import Atoms
 from ase.io import read
+from workbench import nequip_runs, training
 
 from sog_longrange import SOGLongRange
 from sog_nequip.calculator import SOGNequIPCalculator

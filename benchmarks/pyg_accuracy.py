@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-import pyg_training
-from charge_network import ChargeNetwork
-from coulomb_gas import Recipe, make_gas
+from workbench import pyg_training
+from workbench.charge_network import ChargeNetwork
+from workbench.coulomb_gas import Recipe, make_gas
 
 MODELS = {"cutoff only": 0, "with long-range layer": 4}  # charges of the layer
 TESTS = {

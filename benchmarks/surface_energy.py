@@ -27,7 +27,7 @@ from ase.units import J, m
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-import training
+from workbench import training
 
 from sog_longrange import LongRangeEnergy, SumOfGaussians
 from sog_mace import SOGMACECalculator

@@ -20,12 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import demo
-import dimers
-import evaluation
-import figures
 import numpy as np
-import own_data
+from workbench import demo, dimers, evaluation, figures, own_data
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -193,7 +189,7 @@ def draw(args: argparse.Namespace, splits: Splits, predictions: Predictions, rea
 def run(args: argparse.Namespace) -> None:
     """All steps, one after another."""
     start = time.monotonic()
-    host = importlib.import_module(f"{args.host}_runs")
+    host = importlib.import_module(f"workbench.{args.host}_runs")
     args.output.mkdir(parents=True, exist_ok=True)
     print("1/4 Data: " + (f"{args.data}" if args.data else "dimers labelled with GFN2-xTB"))
     splits, reach = own_splits(args) if args.data else demo_splits(args)

@@ -12,11 +12,11 @@ Writes results.json and errors.png into --output.
 from __future__ import annotations
 
 import numpy as np
-import pyg_training
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import SchNet
+from workbench import pyg_training
 
 from sog_pyg import LongRangeLayer, PeriodicGraph, WithLongRange
 

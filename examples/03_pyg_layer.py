@@ -1,7 +1,7 @@
 """A hand-written network of PyTorch Geometric with a long-range layer inside.
 
-The network has two message-passing layers. Between them a `LongRangeLayer` lets each ion
-feel the potential and the field of all others, however far away; see charge_network.py, which
+The network has two message-passing layers. Between them a `LongRangeLayer` gives each ion
+the potential and the field of all others, however far away; workbench/charge_network.py
 is all there is to write. The same network with a third convolution instead is trained beside it.
 
     python examples/03_pyg_layer.py      # a few minutes on one core
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from functools import partial
 
-import pyg_training
-from charge_network import ChargeNetwork
+from workbench import pyg_training
+from workbench.charge_network import ChargeNetwork
 
 
 def main() -> None:

@@ -17,13 +17,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import charged_molecules
-import demo
-import evaluation
-import figures
-import mace_runs
 import numpy as np
 from tqdm import tqdm
+from workbench import charged_molecules, demo, evaluation, figures, mace_runs
 
 if TYPE_CHECKING:
     from ase import Atoms

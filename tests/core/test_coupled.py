@@ -156,6 +156,7 @@ def test_periodic_structures_have_the_sum_over_modes(name, cell, keeps):
     assert relative_error(forces_of(model, structure), -slope) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUMS)
 def test_gradients_of_a_force_loss_are_those_of_the_sum_over_modes(name):
     needs(name)
@@ -178,7 +179,9 @@ def test_gradients_of_a_force_loss_are_those_of_the_sum_over_modes(name):
         assert relative_error(a, b) < 1e-5
 
 
-@pytest.mark.parametrize("boundary", ["open", "periodic", "slab"])
+@pytest.mark.parametrize(
+    "boundary", ["open", "periodic", pytest.param("slab", marks=pytest.mark.slow)]
+)
 def test_energy_is_twice_differentiable_in_everything(boundary):
     charges, positions, cell, pbc = random_structure(2, 3, 2, edge=5.0)
     pbc = pbc & torch.tensor({"open": [0], "periodic": [1], "slab": [1, 1, 0]}[boundary]).bool()
@@ -361,6 +364,7 @@ CONFIG = SOGConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_model_learns_kernels_of_pairs_of_species():
     # Fixed charges of one species in each channel: like attract, unlike repel.
     class Species(LatentCharges):

@@ -181,6 +181,7 @@ def test_features_in_float32_give_energies_in_the_dtype_of_the_charges():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_energy_and_its_gradient_can_be_traced_for_any_size():
     states = make_states()
 
@@ -275,6 +276,7 @@ def test_forces_are_the_derivative_of_the_energy(charge):
         assert float(slope[atom, axis]) == pytest.approx(float(difference.detach()), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_charge_states_of_one_molecule_are_learned():
     features, positions, *_ = random_structure(0, 4, WIDTH, periodic=False)
     arguments = features.repeat(3, 1), positions.repeat(3, 1)

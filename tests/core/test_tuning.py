@@ -44,6 +44,7 @@ def test_open_structures_have_no_grid():
     assert report.force_error < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [1e-2, 1e-4])
 def test_a_tolerance_is_found_for_a_target(target):
     report = find_tolerance(energy(), target, *STRUCTURE)
@@ -53,6 +54,7 @@ def test_a_tolerance_is_found_for_a_target(target):
     assert report_grid(looser, *STRUCTURE).force_error > 0.3 * target
 
 
+@pytest.mark.slow
 def test_a_target_below_rounding_is_refused():
     with pytest.raises(InputError, match="Use float64"):
         find_tolerance(energy(), 1e-10, *as_type(STRUCTURE, torch.float32))

@@ -478,6 +478,7 @@ def test_with_a_reach_few_passes_give_the_same_charges():
     assert len(few_passes) <= 10
 
 
+@pytest.mark.slow
 def test_a_reach_serves_charges_that_are_not_conserved():
     structure = make_supercell(compact_structure(1, 4, edge=6.5), (2, 2, 2))
 
@@ -502,6 +503,7 @@ def test_a_cell_too_narrow_for_the_reach_is_summed_in_full():
     torch.testing.assert_close(found, born(structure).values, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [None, REACH])
 def test_born_charges_of_a_batch_are_those_of_its_structures(reach):
     large = make_supercell(compact_structure(1, 4, edge=6.5), (2, 2, 2))

@@ -89,7 +89,14 @@ def find_errors(results, owners, options, names):
     return {key: error for key, error in errors.items() if not error < 1e-10}
 
 
-each_distribution = pytest.mark.parametrize("owners", OWNERS)
+CORE_CASES = {"two_ranks_one_without_a_structure", "three_ranks", "three_ranks_one_without_atoms"}
+each_distribution = pytest.mark.parametrize(
+    "owners",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in CORE_CASES else pytest.mark.full)
+        for name in OWNERS
+    ],
+)
 each_option = pytest.mark.parametrize(
     "options", OPTIONS, ids=lambda o: f"{o[0]}-{'no_self' if o[1] else 'self'}-order{o[2]}"
 )

@@ -175,6 +175,7 @@ def resident_mebibytes():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Needs Linux's /proc.")
 @pytest.mark.parametrize("name", ["mesh", "numba", "finufft"])
 def test_hundreds_of_evaluations_leave_no_memory_behind(name):

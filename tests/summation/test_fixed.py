@@ -94,6 +94,7 @@ def test_a_cell_larger_than_recorded_gives_nan():
 exported = pytest.mark.parametrize(("name", "order"), [("ewald", 0), ("joined", 1), ("coupled", 0)])
 
 
+@pytest.mark.slow
 @exported
 def test_the_graph_has_only_operations_of_pytorch_and_serves_other_sizes(name, order):
     _, fixed, (q, r, cell, _) = models(name, order=order)
@@ -116,6 +117,7 @@ def test_the_graph_has_only_operations_of_pytorch_and_serves_other_sizes(name, o
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 @exported
 def test_it_exports_with_a_dynamic_number_of_atoms(name, order):
     _, fixed, (q, r, cell, _) = models(name, order=order)

@@ -1,8 +1,7 @@
 """The data of the demo of charge states are right, and the demo runs."""
 
-import importlib.util
+import importlib
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +15,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 @pytest.fixture
 def load(monkeypatch):
-    """Import an example as a module, with what lies beside it."""
+    """Import an example, or a module that the examples share, by name."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-
-    def load_one(name):
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load_one
+    return importlib.import_module
 
 
 # Vertical ionisation energies and adiabatic electron affinities of experiment, eV (NIST).
@@ -39,7 +30,7 @@ MEASURED = {
 
 
 def test_labels_are_near_to_experiment(load):
-    data = load("charged_molecules")
+    data = load("workbench.charged_molecules")
     for name, (ionisation, affinity) in MEASURED.items():
         frames = data.conformation(name, 0, 0.0, np.random.default_rng(1))
         anion, neutral, cation = (data.label(frame).info["REF_energy"] for frame in frames)
@@ -48,7 +39,7 @@ def test_labels_are_near_to_experiment(load):
 
 
 def test_forces_of_an_ion_are_the_derivative_of_its_label(load):
-    data = load("charged_molecules")
+    data = load("workbench.charged_molecules")
     frame = data.conformation("maleic anhydride", 0, 0.02, np.random.default_rng(0))[0]
     force = data.label(frame).arrays["REF_forces"][1, 0]
     energies = []
@@ -60,7 +51,7 @@ def test_forces_of_an_ion_are_the_derivative_of_its_label(load):
 
 
 def test_every_conformation_is_there_at_every_charge(load):
-    data = load("charged_molecules")
+    data = load("workbench.charged_molecules")
     frames = data.frames_of(data.Recipe(train=1, valid=1, test=2))
     assert {split: len(members) for split, members in frames.items()} == {
         "train": 12,

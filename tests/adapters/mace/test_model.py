@@ -201,15 +201,6 @@ def test_malformed_fields_are_refused():
         make_sogmace()(dict(data, external_field=torch.full((3, 3), torch.nan)))
 
 
-def test_batch_equals_single():
-    model, frames = make_sogmace(), mixed_frames()
-    together = model(make_batch(frames), compute_stress=True)
-    single = [model(make_batch([frame]), compute_stress=True) for frame in frames]
-    for key in ("energy", "forces", "stress", "latent_charges"):
-        expected = torch.cat([out[key] for out in single])
-        assert torch.allclose(together[key], expected, atol=1e-11, equal_nan=True), key
-
-
 def test_every_parameter_moves_within_three_steps_of_the_start():
     model = make_sogmace(SOGConfig())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -239,23 +230,6 @@ def test_readout_takes_the_scalars_of_every_layer():
     model = make_sogmace(max_l=1, layers=2)
     assert model.long_range.readout.layer_sizes == (8, 8)
     assert model.invariants == [[slice(0, 8)], [slice(32, 40)]]
-
-
-def test_energy_does_not_depend_on_rotation():
-    model, frame = make_sogmace(), open_molecule()
-    turned = frame.copy()
-    turned.rotate(37.0, (1.0, 2.0, 3.0))
-    assert abs(energy(model, [frame]) - energy(model, [turned])) < 1e-9
-
-
-def test_total_charge_of_the_data_is_obeyed():
-    model = make_sogmace(SOGConfig(charge_constraint="total"))
-    frames = [open_molecule(), water_box()]
-    frames[0].info["charge"], frames[1].info["charge"] = -1.0, 0.0
-    data = make_batch(frames)
-    charges = model(data)["latent_charges"].squeeze(-1)
-    sums = torch.zeros(2).index_add(0, data["batch"], charges)
-    assert torch.allclose(sums, torch.tensor([-1.0, 0.0]), atol=1e-12)
 
 
 def test_model_survives_pickle_and_copy():

@@ -46,7 +46,9 @@ LARGEST = [11.0, 7.0, 7.0]
 CHARGED = {"charge_constraint": "total", "tolerance": 1e-7}
 FIELD = np.array([0.1, -0.2, 0.3])
 every_base = pytest.mark.parametrize("base", BASES)
-slow = pytest.mark.slow
+slow, full = pytest.mark.slow, pytest.mark.full
+# A compilation takes half a minute or more: all but one of each kind are for `nox -s full`.
+BOTH = ["nequip", pytest.param("allegro", marks=full)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,7 +102,7 @@ def scaled(factor):
     return atoms
 
 
-@slow
+@full
 @every_base
 def test_train_time_compilation_gives_the_same_outputs_and_gradients(base):
     """The body of NequIP's own test, which skips CPUs."""
@@ -110,7 +112,7 @@ def test_train_time_compilation_gives_the_same_outputs_and_gradients(base):
 
 
 @slow
-@every_base
+@pytest.mark.parametrize("base", BOTH)
 def test_train_time_compilation_gives_the_gradients_of_a_force_and_stress_loss(base):
     eager, compiled = (
         build(base, sog=SOG, **mode).train() for mode in ({}, {"compile_mode": "compile"})
@@ -131,7 +133,7 @@ def test_train_time_compilation_gives_the_gradients_of_a_force_and_stress_loss(b
             torch.testing.assert_close(other / scale, one / scale, atol=1e-10, rtol=1e-10)
 
 
-@slow
+@full
 def test_train_time_compilation_takes_fields_of_open_structures():
     eager, compiled = build(sog=CHARGED), build(sog=CHARGED, compile_mode="compile")
     batch = AtomicDataDict.batched_from_list([to_data(acetaldehyde()), to_data(in_vacuum())])
@@ -141,7 +143,7 @@ def test_train_time_compilation_takes_fields_of_open_structures():
     assert (eager(dict(batch))["field_energy"].abs() > 1e-4).all()
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(scope="module", params=BOTH)
 def with_boundary(request, tmp_path_factory):
     """A model compiled for the target with the boundary among its inputs."""
     model = build(request.param, sog=SOG)
@@ -290,7 +292,7 @@ def test_compiled_models_refuse_what_they_do_not_take(charged_in_field):
         compiled.get_born_charges(crystal())
 
 
-@slow
+@full
 def test_the_batch_target_takes_total_charges_and_fields(tmp_path):
     model = build("allegro", sog=CHARGED).eval()
     _, compiled = export(model, "sog_batch_charge_field", tmp_path)
@@ -402,7 +404,7 @@ def cpp_program(tmp_path_factory):
 
 
 @slow
-@every_base
+@pytest.mark.parametrize("base", BOTH)
 def test_the_pair_nequip_target_runs_in_cpp_without_python(base, cpp_program, tmp_path):
     mesh = fixed(base)
     path, _ = export(mesh, "pair_nequip", tmp_path)

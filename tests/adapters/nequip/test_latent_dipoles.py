@@ -233,7 +233,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_packages_of_short_range_models_get_dipoles(folder):
     bare = train(folder, "bare", "short_range", f"{MODEL}.num_layers=2")
     run("nequip-package", folder, "build", bare, "bare.nequip.zip")

@@ -55,41 +55,6 @@ def derivative(energy, h=2e-3):
     return sum(w * (energy(n * h) - energy(-n * h)) for n, w in weights.items()) / h
 
 
-@pytest.mark.parametrize("name", STRUCTURES)
-def test_forces_are_the_gradient_of_the_energy(model, name):
-    atoms = STRUCTURES[name]()
-    forces = evaluate(model, atoms)["forces"].detach().numpy()
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        direction = rng.normal(size=forces.shape)
-
-        def moved(step, direction=direction):
-            copy = atoms.copy()
-            copy.positions += step * direction
-            return energy_of(model, copy)
-
-        expected = -(forces * direction).sum()
-        assert derivative(moved) == pytest.approx(expected, rel=1e-8, abs=1e-8)
-
-
-@pytest.mark.parametrize("name", ["triclinic", "left-handed", "slab"])
-def test_stress_is_the_gradient_of_the_energy_in_strain(model, name):
-    atoms = STRUCTURES[name]()
-    stress = evaluate(model, atoms)["stress"].detach().numpy()[0]
-    for i, j in ((0, 0), (1, 2), (0, 2)):
-        strain = np.zeros((3, 3))
-        strain[i, j] += 0.5
-        strain[j, i] += 0.5
-
-        def strained(step, strain=strain):
-            copy = atoms.copy()
-            copy.set_cell(atoms.cell.array @ (np.eye(3) + step * strain), scale_atoms=True)
-            return energy_of(model, copy)
-
-        found = derivative(strained) / atoms.get_volume()
-        assert found == pytest.approx(stress[i, j], rel=1e-7, abs=1e-8)
-
-
 def test_atomic_energies_sum_to_the_total_energy(model):
     for make in STRUCTURES.values():
         out = evaluate(model, make())
@@ -100,15 +65,6 @@ def test_atomic_energies_sum_to_the_total_energy(model):
             out["long_range_energy"].item(), abs=1e-12, rel=1e-13
         )
         assert out["long_range_energy"].abs().item() > 1e-4
-
-
-def test_a_mixed_batch_is_its_structures(model):
-    atoms = [crystal(), in_vacuum(), slab(), in_vacuum()]
-    batch = model(AtomicDataDict.batched_from_list([to_data(a) for a in atoms]))
-    singles = [evaluate(model, a) for a in atoms]
-    for key in ("total_energy", "forces", "virial", "latent_charges", "long_range_atomic_energy"):
-        expected = torch.cat([out[key] for out in singles])
-        torch.testing.assert_close(batch[key], expected, atol=1e-10, rtol=1e-11)
 
 
 def test_atoms_need_not_be_sorted_by_structure(model):
@@ -412,30 +368,6 @@ def test_every_parameter_gets_a_gradient_from_a_force_loss(base, options):
     (out["forces"].square().sum() + out["stress"].square().sum()).backward()
     lost = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert [n for n in lost if "long_range" in n] == []
-
-
-@every_base
-def test_force_loss_gradients_equal_finite_differences(base):
-    model = build(base, sog=SOG).train()
-    parameters = [p for p in long_range_parts(model)[0].parameters() if p.requires_grad]
-    rng = torch.Generator().manual_seed(0)
-    directions = [torch.randn(p.shape, generator=rng) for p in parameters]
-
-    def loss():
-        out = evaluate(model, crystal())
-        return out["forces"].square().sum() + out["stress"].square().sum()
-
-    gradients = torch.autograd.grad(loss(), parameters)
-    expected = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
-    start = [p.detach().clone() for p in parameters]
-
-    def moved(step):
-        with torch.no_grad():
-            for p, s, d in zip(parameters, start, directions, strict=True):
-                p.copy_(s + step * d)
-        return loss().item()
-
-    assert derivative(moved, h=1e-3) == pytest.approx(expected, rel=1e-6)
 
 
 def test_total_charge_is_read_from_the_field_charge():

@@ -12,14 +12,12 @@ from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborList
 from nequip_builders import R_MAX, TYPES, build, to_data
 from stress_cases import (
     CHARGES,
-    COMPONENTS,
     FLAT,
     NUMBERS,
     OPTIONS,
     STENCIL,
     STRUCTURES,
     committed_stress,
-    strain_slope,
 )
 
 from sog_longrange import InputError
@@ -65,23 +63,6 @@ def test_fixed_charges_have_the_committed_stress(model):
     found = model(batch_of(STRUCTURES))["stress"].detach().numpy()
     expected = np.array([committed_stress()[name] for name in STRUCTURES])
     assert np.abs(found - expected).max() < 1e-8
-
-
-def test_stress_is_the_strain_derivative_over_the_volume(model):
-    out = model(batch_of(ALL))
-    assert out["forces"].isfinite().all()
-
-    def energy(case):
-        return model(to_data(to_atoms(case)))["total_energy"].item()
-
-    for graph, (name, case) in enumerate(ALL.items()):
-        if name in FLAT:
-            assert out["stress"][graph].isnan().all()
-            continue
-        for row, column in COMPONENTS[graph % 2 :: 2]:
-            expected = strain_slope(energy, case, row, column) / case.volume
-            found = out["stress"][graph, row, column].item()
-            assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_gradients_of_a_stress_loss_equal_finite_differences(model):

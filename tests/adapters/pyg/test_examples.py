@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/pyg.md").read_text("ut
 
 
 def load(monkeypatch, path):
-    """Import a script as a module, with what lies beside the examples."""
+    """Import a script as a module, with the package beside the examples."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
@@ -29,8 +29,14 @@ def load(monkeypatch, path):
     return module
 
 
+def load_workbench(monkeypatch, name):
+    """Import a module that the examples share."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module(f"workbench.{name}")
+
+
 def test_the_ewald_sum_gives_madelungs_constant(monkeypatch):
-    gas = load(monkeypatch, "examples/coulomb_gas.py")
+    gas = load_workbench(monkeypatch, "coulomb_gas")
     edge = 5.64
     corners = torch.tensor([[0.0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]) * edge / 2
     pos = torch.cat([corners, corners + torch.tensor([edge / 2, 0.0, 0.0])])
@@ -42,7 +48,7 @@ def test_the_ewald_sum_gives_madelungs_constant(monkeypatch):
 
 
 def test_boxes_are_what_the_recipe_says(monkeypatch):
-    gas = load(monkeypatch, "examples/coulomb_gas.py")
+    gas = load_workbench(monkeypatch, "coulomb_gas")
     recipe = gas.Recipe(num_ions=16)
     (box,), (again,) = (gas.make_gas(1, 3, recipe) for _ in range(2))
     assert torch.equal(box.pos, again.pos)

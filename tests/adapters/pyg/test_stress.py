@@ -5,14 +5,12 @@ import torch
 from pyg_builders import make_model
 from stress_cases import (
     CHARGES,
-    COMPONENTS,
     FLAT,
     NUMBERS,
     OPTIONS,
     STENCIL,
     STRUCTURES,
     committed_stress,
-    strain_slope,
 )
 from torch_geometric.data import Batch, Data
 
@@ -42,25 +40,6 @@ def test_fixed_charges_have_the_committed_stress():
     found = energy_forces_stress(model, batch_of(STRUCTURES)).stress
     expected = torch.stack([torch.tensor(committed_stress()[name]) for name in STRUCTURES])
     assert (found - expected).abs().max() < 1e-8
-
-
-def test_stress_is_the_strain_derivative_over_the_volume():
-    model = make_model("SchNet")
-    found = energy_forces_stress(model, batch_of(ALL))
-    assert found.forces.isfinite().all()
-
-    def energy(case):
-        data = to_data(case)
-        with torch.no_grad():
-            return model(data.z, data.pos, None, data.cell, data.pbc, 1).item()
-
-    for stress, (name, case) in zip(found.stress, ALL.items(), strict=True):
-        if name in FLAT:
-            assert stress.isnan().all()
-            continue
-        for row, column in COMPONENTS:
-            expected = strain_slope(energy, case, row, column) / case.volume
-            assert stress[row, column].item() == pytest.approx(expected, rel=1e-6, abs=1e-10)
 
 
 def test_gradients_of_a_stress_loss_equal_finite_differences():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import evaluation
 import numpy as np
-import training
 from tqdm import tqdm
+
+from . import evaluation, training
 
 if TYPE_CHECKING:
     import argparse

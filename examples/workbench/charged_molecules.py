@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import dimers
 import numpy as np
 from ase import Atoms
 from ase.optimize import BFGS
+
+from . import dimers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import figures
 import numpy as np
 import torch
-from coulomb_gas import make_gas
-from evaluation import root_mean_square
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 from sog_pyg import energy_forces_stress
+
+from . import figures
+from .coulomb_gas import make_gas
+from .evaluation import root_mean_square
 
 
 @dataclass(frozen=True)

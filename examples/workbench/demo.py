@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import training
+from . import training
 
 
 def train(jobs: list[training.Job], host: ModuleType, reuse: bool) -> dict[str, float]:

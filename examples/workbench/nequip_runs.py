@@ -1,4 +1,4 @@
-"""Train NequIP models from the configs of this folder, and compare them with references."""
+"""Train NequIP models from the configs in examples/nequip, and compare them with references."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import evaluation
 import numpy as np
-import training
 from tqdm import tqdm
+
+from . import evaluation, training
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 CONFIGS = {"NequIP": "short_range", "SOG-NequIP": "long_range"}
-FOLDER = Path(__file__).resolve().parent / "nequip"
+FOLDER = Path(__file__).resolve().parents[1] / "nequip"
 LABELS = tuple(CONFIGS)
 EPOCH = re.compile(r"Epoch (?P<epoch>\d+): 100%")
 
