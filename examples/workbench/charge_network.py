@@ -36,7 +36,7 @@ class Convolution(MessagePassing):
 
 
 class ChargeLayer(nn.Module):
-    """What a node becomes when it feels the potential and the field of all others."""
+    """Update of a node by the potential and the field of all others."""
 
     def __init__(self, channels: int, num_charges: int) -> None:
         super().__init__()
