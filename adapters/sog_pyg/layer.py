@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-import sog_longrange
-from sog_longrange import ConfigError, InputError, SOGConfig
+from sog_longrange import (
+    ConfigError,
+    InputError,
+    LongRangeEnergy,
+    SOGConfig,
+    SOGLongRange,
+    potential_and_field,
+)
 from sog_longrange.errors import explain
 from sog_longrange.validation import check_shape, check_structures, check_tensor
 
@@ -16,9 +21,6 @@ from .batching import Boundary, fit_boundary
 from .readout import LazyCharges
 
 OUTPUTS = ("energy", "features")
-
-# Meshes depend on the values of cells: compilers leave this to Python and go on behind it.
-_potential_and_field = torch.compiler.disable(sog_longrange.potential_and_field)
 
 
 class LongRangeLayer(nn.Module):
@@ -112,7 +114,7 @@ class LongRangeLayer(nn.Module):
             _check_charge_states(output, in_channels)
         self.output = output
         readout = LazyCharges(in_channels, num_charges, hidden_channels)
-        self.part = sog_longrange.SOGLongRange(readout.layer_sizes, config, readout)
+        self.part = SOGLongRange(readout.layer_sizes, config, readout)
 
     @property
     def readout(self) -> LazyCharges:
@@ -195,7 +197,9 @@ class LongRangeLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         charges = self._charges(x, pos, batch, boundary, total_charge)
         arguments = (pos, boundary.cell, boundary.pbc, batch, boundary.batch_size)
-        return tuple(_potential_and_field(self.part.energy, charges, *arguments))
+        energy = cast(LongRangeEnergy, self.part.energy)
+        potential, field = potential_and_field(energy, charges, *arguments)
+        return potential, field
 
     def charges(
         self,

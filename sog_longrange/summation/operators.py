@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sog_longrange.errors import DerivativeError
+
 N_DIFFERENTIABLE = 6
 FIELD = "+field"
 """What options end with that ask for the field of charges."""
@@ -221,6 +223,10 @@ def _define_double_backward(evaluate: Evaluate) -> Any:
         outputs = _outputs(charges, dipoles, positions, cell, arguments[N_INPUTS])
         return tuple(x.new_empty(x.shape) for x in (*arguments[:N_DIFFERENTIABLE], *outputs))
 
+    def refuse(ctx: Any, *grads: Tensor | None) -> None:
+        raise DerivativeError("Third derivatives of compiled sums are not available.")
+
+    operator.register_autograd(refuse)
     return operator
 
 

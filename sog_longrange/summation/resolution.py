@@ -57,7 +57,8 @@ class Resolution(NamedTuple):
         min_width : float
             Smallest width of the kernel, in Å.
         tolerance : float
-            Relative l2 error of forces, of which five times is reached at most.
+            Relative l2 error of forces, of which five times is reached at most, over all atoms of
+            structures of random sources; that of a small single one scatters by a factor of two.
         order : int
             Highest order of the sources: 0 for charges, 1 for dipoles.
 

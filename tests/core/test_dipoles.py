@@ -42,6 +42,11 @@ BOUNDARIES = {
 few = settings(max_examples=10, deadline=None, derandomize=True)
 
 
+def model_of(kernel, **options):
+    """In pure torch, which takes no time to compile."""
+    return LongRangeEnergy(kernel, **({"engine": "none"} | options))
+
+
 def random_dipoles(structure, seed=0):
     return dipoles_of(structure.charges, seed)
 
@@ -124,7 +129,7 @@ def test_non_periodic_structures_are_sums_over_pairs(name, remove_self):
     kernel = all_kernels()[name]
     structure = structure_with("non-periodic", n_atoms=5)
     dipoles = random_dipoles(structure)
-    energy = LongRangeEnergy(kernel, remove_self=remove_self)
+    energy = model_of(kernel, remove_self=remove_self)
     expected = loop_over_pairs(kernel, structure, dipoles)
     tolerance = 1e-11
     if not remove_self:
@@ -139,7 +144,7 @@ def test_periodic_structures_are_sums_over_modes(name, seed, remove_self):
     kernel = all_kernels()[name]
     structure = structure_with("periodic", seed, n_atoms=3)
     dipoles = random_dipoles(structure)
-    energy = LongRangeEnergy(kernel, tolerance=1e-9, remove_self=remove_self)
+    energy = model_of(kernel, tolerance=1e-9, remove_self=remove_self)
     expected = loop_over_modes(kernel, structure, dipoles, cutoff=7.5)
     scale, tolerance = abs(expected), 1e-8
     if remove_self:
@@ -172,13 +177,13 @@ def test_a_dipole_is_the_limit_of_two_charges(boundary, name):
     kernel = coupled if name == "coupled" else all_kernels()[name]
     dipoles = random_dipoles(structure)
     how = {"tolerance": 1e-11, "remove_self": False}
-    split = LongRangeEnergy(kernel, **how, backend="dense")
+    split = model_of(kernel, **how, backend="dense")
     near, far = (
         float(split(*join([pairs_of_charges(structure, dipoles, d)])).energy.detach())
         for d in (0.02, 0.04)
     )
     expected = (4.0 * near - far) / 3.0  # without the term of second order in the distance
-    energy = LongRangeEnergy(kernel, **how)
+    energy = model_of(kernel, **how)
     assert value(energy, structure, dipoles) == pytest.approx(expected, rel=2e-6)
 
 
@@ -187,7 +192,7 @@ def test_probes_are_in_the_limit_of_two_charges(boundary):
     structure = structure_with(boundary, n_atoms=3, n_channels=1)
     dipoles = random_dipoles(structure)
     structure.charges[0], dipoles[0] = 0.0, 0.0
-    energy = LongRangeEnergy(all_kernels()["coulomb"], tolerance=1e-9)
+    energy = model_of(all_kernels()["coulomb"], tolerance=1e-9)
     out = potential_and_field(energy, *join([structure]), dipoles=dipoles)
     others = structure._replace(charges=structure.charges[1:], positions=structure.positions[1:])
     split = pairs_of_charges(others, dipoles[1:], 1e-3)
@@ -206,7 +211,7 @@ def test_large_non_periodic_structures_are_sums_over_pairs_too(monkeypatch):
     structure = random_structure(6, 20, 1, edge=6.0, periodic=False)
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]
-    padded = evaluate(LongRangeEnergy(kernel, tolerance=1e-7), structure, dipoles)
+    padded = evaluate(model_of(kernel, tolerance=1e-7), structure, dipoles)
     expected = loop_over_pairs(kernel, structure, dipoles)
     assert float(padded.energy.detach()) == pytest.approx(expected, rel=1e-5)
 
@@ -247,7 +252,7 @@ def test_every_backend_is_as_accurate_as_asked(sums, name, tolerance, with_charg
     dipoles = random_dipoles(structure).requires_grad_()
     leaves = (positions, dipoles)
     exact = torch.autograd.grad(sum_over_modes(kernel, structure, dipoles, 9.0), leaves)
-    energy = LongRangeEnergy(kernel, tolerance=tolerance, remove_self=False, **SUMS[sums])
+    energy = model_of(kernel, tolerance=tolerance, remove_self=False, **SUMS[sums])
     out = evaluate(energy, structure, dipoles)
     found = torch.autograd.grad(out.energy.sum(), leaves)
     for own, expected in zip(found, exact, strict=True):
@@ -260,7 +265,7 @@ def test_energies_of_atoms_sum_and_derivatives_are_potential_and_field(boundary)
     structure = structure_with(boundary)
     charges, dipoles = structure.charges.requires_grad_(), random_dipoles(structure)
     dipoles.requires_grad_()
-    energy = LongRangeEnergy(all_kernels()["coulomb"], tolerance=1e-6)
+    energy = model_of(all_kernels()["coulomb"], tolerance=1e-6)
     out = evaluate(energy, structure, dipoles)
     torch.testing.assert_close(out.atomic_energies.sum(), out.energy[0], rtol=1e-10, atol=1e-10)
     by_charges, by_dipoles = torch.autograd.grad(out.energy.sum(), (charges, dipoles))
@@ -272,7 +277,7 @@ def test_energies_of_atoms_sum_and_derivatives_are_potential_and_field(boundary)
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 def test_dipoles_of_zero_change_nothing(boundary):
     structure = structure_with(boundary)
-    energy = LongRangeEnergy(all_kernels()["coulomb"], tolerance=1e-7)
+    energy = model_of(all_kernels()["coulomb"], tolerance=1e-7)
     without = energy(*join([structure]))
     out = evaluate(energy, structure, 0.0 * random_dipoles(structure))
     assert type(without) is LongRangeOutput
@@ -284,7 +289,7 @@ def test_batch_equals_single():
     structures = [structure_with(b, seed, 3 + seed) for seed, b in enumerate(BOUNDARIES)]
     structures.insert(2, random_structure(9, 0, 2))
     dipoles = [random_dipoles(s, seed) for seed, s in enumerate(structures)]
-    energy = LongRangeEnergy(all_kernels()["coulomb"])
+    energy = model_of(all_kernels()["coulomb"])
     together = energy(*join(structures), dipoles=torch.cat(dipoles))
     alone = [evaluate(energy, s, d) for s, d in zip(structures, dipoles, strict=True)]
     for found, expected in zip(together, zip(*alone, strict=True), strict=True):
@@ -299,7 +304,7 @@ def test_batch_equals_single():
     name=st.sampled_from(["coulomb", "dispersion", "yukawa"]),
 )
 def test_rotations_translations_and_images_change_nothing(seed, boundary, name):
-    energy = LongRangeEnergy(all_kernels()[name], tolerance=1e-8)
+    energy = model_of(all_kernels()[name], tolerance=1e-8)
     structure = structure_with(boundary, seed)
     dipoles = random_dipoles(structure, seed)
     here = value(energy, structure, dipoles)
@@ -317,7 +322,7 @@ def test_rotations_translations_and_images_change_nothing(seed, boundary, name):
 
 
 def test_supercells_have_as_many_times_the_energy():
-    energy = LongRangeEnergy(all_kernels()["yukawa"], tolerance=1e-9)
+    energy = model_of(all_kernels()["yukawa"], tolerance=1e-9)
     structure = structure_with("periodic")
     dipoles = random_dipoles(structure)
     repeated = make_supercell(structure, (2, 1, 3))
@@ -330,14 +335,14 @@ def test_a_large_box_gives_the_non_periodic_value(name):
     kernel = all_kernels(max_width=4.0)[name]
     structure = random_structure(4, 4, 2, edge=3.0, neutral=True)
     dipoles = random_dipoles(structure)
-    energy = LongRangeEnergy(kernel, tolerance=1e-8)
+    energy = model_of(kernel, tolerance=1e-8)
     cell = 45.0 * torch.eye(3, dtype=DOUBLE)
     boxed = value(energy, structure._replace(cell=cell), dipoles)
     assert boxed == pytest.approx(value(energy, structure._replace(pbc=OPEN), dipoles), rel=1e-6)
 
 
 def test_two_dipoles_in_a_row_attract():
-    energy = LongRangeEnergy(Ewald(0.2))
+    energy = model_of(Ewald(0.2))
     positions = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]], dtype=DOUBLE)
     dipoles = torch.zeros(2, 3, 1, dtype=DOUBLE)
     dipoles[:, 0] = 0.5
@@ -351,8 +356,8 @@ def test_float32_follows_float64(boundary):
     structure = structure_with(boundary)
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]
-    exact = evaluate(LongRangeEnergy(kernel), structure, dipoles)
-    rough = LongRangeEnergy(kernel.float())(
+    exact = evaluate(model_of(kernel), structure, dipoles)
+    rough = model_of(kernel.float())(
         *(
             x.float() if torch.is_tensor(x) and x.is_floating_point() else x
             for x in join([structure])
@@ -369,7 +374,7 @@ def test_what_cannot_be_evaluated_is_refused():
     structure = structure_with("periodic")
     dipoles = random_dipoles(structure)
     kernel = all_kernels()["coulomb"]
-    energy = LongRangeEnergy(kernel)
+    energy = model_of(kernel)
     with pytest.raises(InputError, match=r"`dipoles` must be .*n_atoms=4, 3, n_channels=2"):
         evaluate(energy, structure, dipoles[:, :2])
     with pytest.raises(InputTypeError, match="`dipoles`"):
@@ -379,4 +384,4 @@ def test_what_cannot_be_evaluated_is_refused():
         evaluate(energy, structure, dipoles)
     slab = structure_with("slab")
     with pytest.raises(BoundaryError, match="sum of Gaussians"):
-        evaluate(LongRangeEnergy(Ewald()), slab, random_dipoles(slab))
+        evaluate(model_of(Ewald()), slab, random_dipoles(slab))

@@ -30,7 +30,9 @@ def kernels():
 def models(name, scale=1.3, order=0, **options):
     """A mesh energy and its fixed form for cells up to `scale` times the structure's."""
     q, r, cell, pbc = random_structure(0, 8, n_channels=2, edge=EDGE)
-    energy = LongRangeEnergy(kernels()[name], backend="mesh", tolerance=1e-6, **options)
+    energy = LongRangeEnergy(
+        kernels()[name], backend="mesh", engine="none", tolerance=1e-6, **options
+    )
     return energy, FixedMeshEnergy(energy, scale * cell, order), (q, r, cell, pbc)
 
 

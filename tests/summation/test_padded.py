@@ -252,7 +252,7 @@ def test_periodic_boxes_with_vacuum_tend_to_those_without_images(pbc):
 
 @pytest.mark.parametrize(
     ("boundary", "engine", "tolerance"),
-    [("slab", "none", 1e-8), ("one direction", "numba", 1e-6), ("non-periodic", "none", 1e-6)],
+    [("slab", "none", 1e-8), ("one direction", "numba", 1e-3), ("non-periodic", "none", 1e-6)],
 )
 def test_forces_and_stress_are_those_of_the_computed_energy(boundary, engine, tolerance):
     structure = partly_periodic(BOUNDARIES[boundary], 3, n_channels=2)
