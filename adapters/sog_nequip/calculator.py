@@ -256,7 +256,8 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
 def _dipoles_of(out: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """Latent dipoles (n_atoms, 3, n_channels), if there are any: NequIP's are flat."""
     flat = out.get(LATENT_DIPOLES_KEY)
-    return None if flat is None else unflatten_vectors(flat)
+    # Compiled models without dipoles have zeros.
+    return None if flat is None or not flat.any() else unflatten_vectors(flat)
 
 
 def _check_long_range(out: dict[str, torch.Tensor]) -> None:

@@ -381,6 +381,9 @@ def _names(out: ModelOutput) -> Data:
     }
     if out.dipoles is not None:
         data[LATENT_DIPOLES_KEY] = flatten_vectors(out.dipoles)
+    elif is_traced():
+        # Compile targets have this output, of every model.
+        data[LATENT_DIPOLES_KEY] = torch.zeros_like(out.charges).repeat(1, 3)
     if state is not None:
         data[CHARGE_STATE_ENERGY_KEY] = state.energy[:, None]
     if in_field is not None:

@@ -27,6 +27,7 @@ from .keys import (
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
+    LATENT_DIPOLES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
 )
@@ -35,7 +36,11 @@ ASE_TARGET: Final[str] = "sog_ase"
 BATCH_TARGET: Final[str] = "sog_batch"
 
 _INPUTS: Final[dict[str, list[str]]] = {ASE_TARGET: PAIR_NEQUIP_INPUTS, BATCH_TARGET: BATCH_INPUTS}
-_OUTPUTS = [*ASE_OUTPUTS, LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY]
+_OUTPUTS = [
+    *ASE_OUTPUTS,
+    *(LATENT_CHARGES_KEY, LATENT_DIPOLES_KEY),
+    *(LONG_RANGE_ENERGY_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY),
+]
 
 _WIDTHS: Final[dict[str, int]] = {AtomicDataDict.TOTAL_CHARGE_KEY: 1, EXTERNAL_FIELD_KEY: 3}
 """Further inputs, one row of numbers for each structure."""
@@ -61,7 +66,8 @@ def register() -> None:
     """Register compile targets and the libraries that packages do not contain.
 
     The targets `sog_ase` and `sog_batch` are NequIP's `ase` and `batch` with the boundary
-    among the inputs, and the latent charges and long-range energies among the outputs. Those
+    among the inputs, and latent charges, latent dipoles (zero in models without) and
+    long-range energies among the outputs. Those
     whose names end in `_charge`, `_field` or `_charge_field` also take the total charge of
     each structure, an external electric field, or both.
     """

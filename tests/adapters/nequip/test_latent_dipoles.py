@@ -184,6 +184,7 @@ def test_compiled_models_equal_eager_ones(tmp_path):
     _, found = export(model, ASE_TARGET, tmp_path)
     for make in (crystal, slab, acetaldehyde):
         assert_same(found, model.eval(), make(), tolerance=1e-8)
+        assert found(to_data(make()))["latent_dipoles"].abs().max() > 0.0
 
 
 @pytest.mark.slow
