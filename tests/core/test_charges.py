@@ -54,6 +54,7 @@ def test_only_chosen_channels_are_projected_and_the_first_of_them_has_the_total(
     assert torch.equal(found[:, free], charges[:, free])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [None, (2, 0)])
 def test_a_trace_of_the_projection_serves_other_sizes(channels):
     def project(charges, total, batch):

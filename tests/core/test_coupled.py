@@ -248,6 +248,7 @@ def test_kernels_that_are_all_the_same_act_on_the_sum_of_the_channels(periodic):
     assert energy_value(LongRangeEnergy(coupled), structure) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("initial", [PAIR, coulomb()])
 @pytest.mark.parametrize("name", SUMS)
 def test_channels_begin_uncoupled_and_can_be_coupled(name, initial):
@@ -337,6 +338,7 @@ def test_every_invariance_holds(boundary):
     assert_invariant(energy_of(model), structure, tolerance=1e-8)
 
 
+@pytest.mark.slow
 def test_float32_follows_float64():
     structure = atoms_in(CELLS["triclinic"], n_channels=2)
     kernel = perturbed(CoupledGaussians(PAIR, coupling=0.5, **OPTIONS).double(), 0.3)

@@ -48,6 +48,7 @@ def test_a_missing_stress_does_not_spoil_the_gradient_of_the_others():
     assert (virial.grad[1] == 0.0).all()
 
 
+@pytest.mark.slow
 def test_the_committed_stresses_are_those_of_the_default_backend():
     """They were made by finite differences of direct sums."""
     energy = SOGConfig(**OPTIONS).build_energy().double()

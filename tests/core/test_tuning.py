@@ -18,6 +18,7 @@ def energy(tolerance=1e-4, **options):
     return LongRangeEnergy(Ewald(1.0), tolerance=tolerance, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["mesh", "dense"])
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 def test_the_measured_error_is_of_the_size_of_the_tolerance(tolerance, backend):

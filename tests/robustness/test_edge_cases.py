@@ -217,6 +217,7 @@ def test_open_atoms_at_absurd_distances_have_no_energy_between_them(name):
     assert energy_value(model_of(name), structure) == pytest.approx(0.0, abs=1e-140)
 
 
+@pytest.mark.slow
 @both_boundaries
 @pytest.mark.parametrize("name", ["coulomb", "dispersion", "yukawa", "ewald"])
 def test_float32_forces_agree_with_float64(name, periodic):

@@ -195,6 +195,7 @@ def test_sums_with_the_self_interaction_are_twice_differentiable(backend, sums):
     check(lambda q, mu, r: function(q, mu, r, cell), inputs, fast=True)
 
 
+@pytest.mark.slow
 @every_backend
 def test_third_derivatives_in_atoms_are_right(backend, sums):
     boundary, options = sums
@@ -265,6 +266,7 @@ def five_point_difference(function, entry, step=5e-4):
     return (8.0 * (values[0] - values[1]) - (values[2] - values[3])) / (12.0 * step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shared", "ewald"])
 def test_coincident_atoms_have_finite_second_derivatives(name):
     structure = random_structure(5, 2, 2, periodic=False)

@@ -132,6 +132,7 @@ def test_training_works_after_a_first_evaluation_in_inference_mode():
     assert kernel.raw_widths.grad is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "suffix"), [(0, ""), (1, ""), (0, FIELD)])
 def test_operators_pass_the_checks_of_pytorch(order, suffix):
     q, r, cell, pbc, batch, _ = structures()
