@@ -145,7 +145,7 @@ def measure(
         yield [Timing(place, own, sizes[own], ms) for own, ms in found.items()]
 
 
-class WallClock:
+class Stopwatch:
     """Times candidates in turns and keeps the smallest time of each.
 
     Parameters
@@ -153,10 +153,14 @@ class WallClock:
     device : type of the device.
     seconds : spent on each candidate, about; each has two turns at least.
     repetitions : turns at most.
+    of_processor : time that all threads spend on processors, instead of that on the wall.
     """
 
-    def __init__(self, device: str, seconds: float, repetitions: int = 15) -> None:
+    def __init__(
+        self, device: str, seconds: float, repetitions: int = 15, *, of_processor: bool = False
+    ) -> None:
         self.device, self.seconds, self.repetitions = device, seconds, repetitions
+        self.now = time.process_time if of_processor else time.perf_counter
 
     def __call__(self, place: Place, sizes: dict[Candidate, Size]) -> dict[Candidate, float]:
         """Smallest times in ms."""
@@ -175,10 +179,10 @@ class WallClock:
 
     def _clock(self, call: Callable[[], object]) -> float:
         self._synchronize()
-        start = time.perf_counter()
+        start = self.now()
         call()
         self._synchronize()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def _synchronize(self) -> None:
         if self.device == "cuda":
@@ -286,7 +290,8 @@ def describe(device: str) -> str:
     name = machine["gpu"] if device == "cuda" else machine["cpu"]
     names = ("torch", "numba", "finufft") if device == "cpu" else ("torch", "cufinufft")
     libraries = [f"{own} {versions[own]}" for own in names if versions[own]]
-    return ", ".join([str(name), f"{machine['threads']} threads", *libraries])
+    threads = machine["threads"]
+    return ", ".join([str(name), f"{threads} thread{'s'[: threads != 1]}", *libraries])
 
 
 def save(timings: list[Timing], path: Path) -> None:
@@ -318,7 +323,7 @@ def run(options: argparse.Namespace) -> list[Timing]:
     # Otherwise large structures are summed on a padded grid.
     dispatch.MOST_PAIRED = sys.maxsize
     places, timings = make_places(options), []
-    clock = WallClock(options.device, options.seconds)
+    clock = Stopwatch(options.device, options.seconds, of_processor=options.of_processor)
     candidates = make_candidates(options.device)
     found = measure(places, candidates, clock, device=options.device, most=options.most)
     try:
@@ -344,6 +349,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--most", type=float, help="leave out what is predicted to take longer, in s")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=int, default=os.cpu_count())
+    of_processor = "processor time, for machines that are busy; use it with --threads 1"
+    add("--of-processor", action="store_true", help=of_processor)
     add("--quick", action="store_true", help="fewer structures; about two minutes")
     add("--save", type=Path, metavar="JSON", help="keep the timings in a file")
     add("--load", type=Path, nargs="+", metavar="JSON", help="fit the timings of files")
@@ -363,7 +370,8 @@ def main() -> None:
     tables = fit(timings, COEFFICIENTS)
     print(report("before", timings, COEFFICIENTS))
     print(report("fitted", timings, tables))
-    machines = {**MACHINES, options.device: describe(options.device)}
+    note = ", processor time" * options.of_processor
+    machines = {**MACHINES, options.device: describe(options.device) + note}
     write_module(options.out, machines, {**COEFFICIENTS, **tables})
     print(f"wrote {options.out}")
 

@@ -21,8 +21,8 @@ pages
     points of the mesh x channels beyond two million, where arrays are in fresh memory
 products
     atoms x modes x channels; of pairs, pairs x channels
-phases, sources
-    phase factors of the atoms in the plane of two axes; x channels
+phases
+    phase factors of the atoms in the plane of two axes
 pairs
     pairs of atoms
 """

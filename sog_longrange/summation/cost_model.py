@@ -248,7 +248,17 @@ def coefficients(kind: str, size: Size) -> dict[str, float]:
 
 
 def is_possible(kind: str, size: Size) -> bool:
-    """Tell whether a sum has the memory, the digits and the library for a structure."""
+    """Tell whether a sum has the memory, the digits and the library for a structure.
+
+    Parameters
+    ----------
+    kind, size
+        As in :func:`predict_memory`.
+
+    Returns
+    -------
+    bool
+    """
     if kind == "pairs":
         return size.pairs <= MAX_ELEMENTS
     if kind == "dense":

@@ -136,7 +136,6 @@ def _dense_terms(size: Size) -> dict[str, float]:
     return {
         "products": float(size.n_atoms * size.half_modes * size.n_channels),
         "phases": float(size.phases),
-        "sources": float(size.phases * size.n_channels),
         "modes": float(size.half_modes),
     }
 

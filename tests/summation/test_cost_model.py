@@ -101,7 +101,7 @@ def test_a_term_that_no_structure_has_keeps_its_coefficient(fitting):
 def test_the_clock_times_every_sum(fitting):
     place = fitting.Place(8, 1.5, 1e-3, 1, "float64")
     candidates = [fitting.Candidate(kind, "none") for kind in ("dense", "mesh", "pairs")]
-    ((*timings,),) = fitting.measure([place], candidates, fitting.WallClock("cpu", 0.0))
+    ((*timings,),) = fitting.measure([place], candidates, fitting.Stopwatch("cpu", 0.0))
     assert [own.candidate for own in timings] == candidates
     assert all(0.0 < own.ms < 1e5 for own in timings)
 
