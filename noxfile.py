@@ -232,6 +232,12 @@ def bench(session: nox.Session) -> None:
     run_in(session, "bench", "benchmarks/speed.py", *(session.posargs or ["--short"]))
 
 
+@nox.session(venv_backend="none", default=False, requires=["env_bench"])
+def fit_costs(session: nox.Session) -> None:
+    """Fit the cost model to this machine; arguments after ``--`` are passed on."""
+    run_in(session, "bench", "benchmarks/fit_costs.py", *session.posargs)
+
+
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
     """Build the sdist and the wheel, and check what the wheel holds."""

@@ -1,7 +1,8 @@
 """Choice of the fastest backend, by models of time and memory.
 
-The times are fitted from ``benchmarks/speed.py``, the memory from ``benchmarks/memory.py``. What
-fits into no memory is refused by them, before any of it is taken.
+Times are sums of terms, each a count of operations times a coefficient that
+``benchmarks/fit_costs.py`` fits. The coefficients of memory were measured by
+``benchmarks/memory.py``. What fits into no memory is refused, before any of it is taken.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,85 +19,23 @@ from typing import NamedTuple
 import torch
 
 from sog_longrange.errors import ConfigError, PerformanceWarning, SizeError, explain
-from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES, largest_mode
+from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES
 from sog_longrange.hosts import is_installed
 
-from .resolution import Resolution
+from .cost_coefficients import COEFFICIENTS
+from .cost_terms import OVERHEAD, Size, table_key, terms
 
 BACKENDS = ("auto", "dense", "mesh", "finufft")
 
-_OVERHEAD = 1.5
-"""Time of an evaluation of nothing, in ms."""
-
-_LARGE_ARRAY = 2e6
 WORTH_A_LOOK: float = 2.0**27
 """Memory, in bytes, below which an evaluation is not looked at."""
 
 _SLOW = 2000.0
 _MUCH = 2e9
-_EMPTY = 1000.0
 _CGROUPS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
-
-
-class Size(NamedTuple):
-    """What the cost of one periodic structure depends on.
-
-    Attributes
-    ----------
-    n_atoms, n_channels : int
-    lengths : sequence of 3 floats
-        Lengths of the lattice vectors, in Å.
-    resolution : Resolution
-    dtype : torch.dtype
-    compiled : bool
-        Whether compiled code runs the inner loops of the mesh.
-    device : str
-        Type of the device.
-    """
-
-    n_atoms: int
-    n_channels: int
-    lengths: Sequence[float]
-    resolution: Resolution
-    dtype: torch.dtype
-    compiled: bool
-    device: str = "cpu"
-
-    @property
-    def half_widths(self) -> tuple[int, ...]:
-        """Largest mode number along each axis."""
-        return _half_widths(tuple(self.lengths), self.resolution.cutoff)
-
-    @property
-    def half_modes(self) -> int:
-        """Number of modes in half of the box."""
-        a, b, c = self.half_widths
-        return (a + 1) * (2 * b + 1) * (2 * c + 1)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are a thousand nodes of the mesh for each atom, or more."""
-        return self.nodes > _EMPTY * max(1, self.n_atoms)
-
-    @property
-    def window(self) -> int:
-        """Width of the mesh's window."""
-        return self.resolution.window
-
-    @property
-    def nodes(self) -> int:
-        """Smallest number of nodes of the mesh, before the search for fast transforms."""
-        a, b, c = self.half_widths
-        least = self.window + 1
-        return max(2 * a + 1, least) * max(2 * b + 1, least) * max(2 * c + 1, least)
-
-    @property
-    def number(self) -> int:
-        """Bytes of a number."""
-        return 4 if self.dtype == torch.float32 else 8
 
 
 class Choice(NamedTuple):
@@ -106,8 +45,8 @@ class Choice(NamedTuple):
     ----------
     backend : str
     costs : dict of str to float
-        Predicted time of an energy and force evaluation by each backend, in ms on two CPU
-        cores; infinite where a backend cannot be used.
+        Predicted time of an energy and force evaluation by each backend, in ms; infinite where
+        a backend cannot be used.
     memory : dict of str to float
         Predicted peak memory of that, in bytes.
     """
@@ -150,7 +89,7 @@ def choose_backend(size: Size) -> Choice:
     -------
     Choice
     """
-    costs = {name: _OVERHEAD + cost(size) for name, cost in _COSTS.items()}
+    costs = {name: _time(name, size) for name in BACKENDS[1:]}
     memory = {name: predict_memory(name, size) for name in costs}
     return Choice(min(costs, key=lambda name: costs[name]), costs, memory)
 
@@ -250,11 +189,6 @@ def _readable(memory: float) -> str:
     return f"{1e-9 * memory:.3g} GB" if memory >= 1e8 else f"{1e-6 * memory:.3g} MB"
 
 
-@lru_cache(maxsize=4096)
-def _half_widths(lengths: tuple[float, ...], cutoff: float) -> tuple[int, ...]:
-    return tuple(largest_mode(a, cutoff) for a in lengths)
-
-
 def pairs_are_faster(size: Size) -> bool:
     """Tell whether the pair sum of an open structure beats its padded mesh.
 
@@ -267,8 +201,8 @@ def pairs_are_faster(size: Size) -> bool:
     -------
     bool
     """
-    pairs = _pairs_cost(size)
-    return math.isfinite(pairs) and pairs <= _OVERHEAD + _mesh_cost(size)
+    pairs = _time("pairs", size)
+    return math.isfinite(pairs) and pairs <= _time("padded", size)
 
 
 def predict_time(kind: str, size: Size) -> float:
@@ -282,62 +216,60 @@ def predict_time(kind: str, size: Size) -> float:
     Returns
     -------
     float
-        In ms on two CPU cores.
+        In ms.
     """
-    return _pairs_cost(size) if kind == "pairs" else _COSTS[_SAME.get(kind, kind)](size)
+    time = _time(kind, size)
+    return time if math.isinf(time) else time - coefficients(kind, size)[OVERHEAD]
 
 
-def _pairs_cost(size: Size) -> float:
-    n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
-    return math.inf if n_pairs > MAX_ELEMENTS else 1.7e-4 * n_pairs * size.n_channels
-
-
-def _dense_cost(size: Size) -> float:
-    a, b, c = size.half_widths
-    plane = (2 * b + 1) * (2 * c + 1)
-    if max(size.n_atoms * plane, size.half_modes) > MAX_ELEMENTS:
+def _time(kind: str, size: Size) -> float:
+    """Time of an energy and force evaluation, in ms; infinite where it is not possible."""
+    if not is_possible(kind, size):
         return math.inf
-    factor = 1.0 if size.dtype == torch.float32 else 2.0
-    products = size.n_atoms * size.half_modes * size.n_channels
-    phases = size.n_atoms * plane
-    cost = 2.6e-7 * products + 1.2e-5 * phases + 1.5e-4 * size.half_modes
-    return factor * cost
+    own = coefficients(kind, size)
+    return sum(own[name] * count for name, count in terms(kind, size).items())
 
 
-def _mesh_cost(size: Size) -> float:
+def coefficients(kind: str, size: Size) -> dict[str, float]:
+    """Return the times of the terms of a sum, in ms each.
+
+    Parameters
+    ----------
+    kind, size
+        As in :func:`predict_memory`.
+
+    Returns
+    -------
+    dict of str to float
+        Those of CPUs for devices that have none of their own.
+    """
+    own = COEFFICIENTS.get(table_key(kind, size))
+    return COEFFICIENTS[table_key(kind, size._replace(device="cpu"))] if own is None else own
+
+
+def is_possible(kind: str, size: Size) -> bool:
+    """Tell whether a sum has the memory, the digits and the library for a structure.
+
+    Parameters
+    ----------
+    kind, size
+        As in :func:`predict_memory`.
+
+    Returns
+    -------
+    bool
+    """
+    if kind == "pairs":
+        return size.pairs <= MAX_ELEMENTS
+    if kind == "dense":
+        return max(size.phases, size.half_modes) <= MAX_ELEMENTS
+    if kind == "finufft":
+        return _has_finufft(size.device) and 8 * size.half_modes <= MAX_NODES
     # Below this the window runs out of digits.
-    if size.nodes > MAX_NODES or size.resolution.accuracy < 1e-14:
-        return math.inf
-    factor = 1.0 if size.dtype == torch.float32 else 1.7
-    touched = size.n_atoms * size.n_channels * size.window**3
-    nodes = size.nodes * size.n_channels
-    # Fresh pages of memory for each large array take longer than what is done with them.
-    pages = 1.5e-5 * max(0.0, nodes - _LARGE_ARRAY)
-    if size.compiled:
-        return factor * (0.05 + 1.7e-6 * touched + 7.0e-6 * nodes + pages)
-    return factor * (0.6 + 8.0e-6 * touched + 1.5e-5 * nodes + pages)
+    return size.nodes <= MAX_NODES and size.resolution.accuracy >= 1e-14
 
 
-def _finufft_cost(size: Size) -> float:
-    if not _has_finufft(size.device) or 8 * size.half_modes > MAX_NODES:
-        return math.inf
-    factor = 1.0 if size.dtype == torch.float32 else 1.7
-    digits = -math.log10(10.0 * size.resolution.accuracy)
-    touched = size.n_atoms * size.n_channels * (digits + 2) ** 3
-    modes = size.half_modes * size.n_channels
-    return factor * (0.5 + 1.2e-5 * touched + 1.5e-4 * modes)
-
-
-_COSTS: dict[str, Callable[[Size], float]] = {
-    "mesh": _mesh_cost,
-    "dense": _dense_cost,
-    "finufft": _finufft_cost,
-}
-
-
-_SAME = {"padded": "mesh"}
-
-
+# Numbers that are alive at the peak, measured by benchmarks/memory.py.
 def _mesh_memory(size: Size) -> float:
     n, channels = size.n_atoms, size.n_channels
     if size.compiled:
@@ -349,9 +281,7 @@ def _mesh_memory(size: Size) -> float:
 
 
 def _dense_memory(size: Size) -> float:
-    _, b, c = size.half_widths
-    phases = size.n_atoms * (2 * b + 1) * (2 * c + 1)
-    kept = (4 + 4 * size.n_channels) * phases
+    kept = (4 + 4 * size.n_channels) * size.phases
     return float(size.number * (kept + (25 + 5 * size.n_channels) * size.half_modes))
 
 
@@ -361,9 +291,8 @@ def _finufft_memory(size: Size) -> float:
 
 
 def _pairs_memory(size: Size) -> float:
-    n_pairs = size.n_atoms * (size.n_atoms - 1) // 2
     # Numbers of atoms are integers of 8 bytes in any dtype.
-    return float(n_pairs * (100 + 30 * size.number))
+    return float(size.pairs * (100 + 30 * size.number))
 
 
 _MEMORY: dict[str, Callable[[Size], float]] = {

@@ -20,13 +20,13 @@ from sog_longrange.validation import Structures
 from .cost_model import (
     WORTH_A_LOOK,
     Choice,
-    Size,
     check_cost,
     choose_backend,
     pairs_are_faster,
     predict_memory,
     predict_time,
 )
+from .cost_terms import Size
 from .dense import dense_sum
 from .finufft import finufft_sum
 from .interaction import Interaction, Potentials

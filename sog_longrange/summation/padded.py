@@ -35,7 +35,8 @@ from sog_longrange.kernels.channels import apply_kernels
 from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.validation import Structures, check_no_overflow
 
-from .cost_model import Size, check_cost, predict_memory, predict_time
+from .cost_model import check_cost, predict_memory, predict_time
+from .cost_terms import Size
 from .grids import Grids, choose_grids, grid_points
 from .interaction import Interaction, Potentials
 from .mesh import MeshBackend

@@ -11,7 +11,8 @@ from torch.autograd import grad
 from sog_longrange import ConfigError, Ewald, LongRangeEnergy
 from sog_longrange.errors import PerformanceWarning
 from sog_longrange.summation import cost_model as auto
-from sog_longrange.summation.cost_model import BACKENDS, Size, choose_backend
+from sog_longrange.summation.cost_model import BACKENDS, choose_backend
+from sog_longrange.summation.cost_terms import Size
 from sog_longrange.summation.engines import select as engines
 from sog_longrange.summation.resolution import Resolution
 from sog_longrange.testing import join
@@ -114,9 +115,8 @@ def test_the_choice_does_not_depend_on_the_batch():
 
 def test_the_energy_is_that_of_the_chosen_backends_in_every_batch(monkeypatch):
     # Costs by which small structures and large ones part.
-    monkeypatch.setitem(auto._COSTS, "dense", lambda size: float(size.n_atoms))
-    monkeypatch.setitem(auto._COSTS, "mesh", lambda size: 10.0)
-    monkeypatch.setitem(auto._COSTS, "finufft", lambda size: 20.0)
+    times = {"mesh": 10.0, "finufft": 20.0}
+    monkeypatch.setattr(auto, "_time", lambda kind, size: times.get(kind, float(size.n_atoms)))
     model = LongRangeEnergy(Ewald(1.0), tolerance=1e-3, engine="none")
     structures = mixed_structures()
     names = {i: choice.backend for i, choice in choices_of(model, structures).items()}
