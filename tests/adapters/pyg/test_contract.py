@@ -8,7 +8,7 @@ from torch_geometric.data import Batch, Data
 
 from sog_longrange.testing import Evaluation, LongRangeContract
 from sog_pyg import (
-    SOGLongRange,
+    LongRangeLayer,
     StoreBoundary,
     WithLongRange,
     energy_forces_stress,
@@ -31,7 +31,7 @@ def to_batch(structures, total_charge):
 @functools.cache
 def make_with_long_range():
     torch.manual_seed(0)
-    layer = SOGLongRange(16, **OPTIONS, charge_constraint="total")
+    layer = LongRangeLayer(16, **OPTIONS, charge_constraint="total")
     return WithLongRange(make_periodic(make_schnet()), layer)
 
 
