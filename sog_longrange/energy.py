@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from .errors import ConfigError, InputError, explain
-from .kernels.kernel import Kernel, check_channels
+from .kernels.kernel import Kernel, check_channels, check_zero_mode
 from .kernels.spec import kernel_from
 from .summation.cost_model import Choice, check_backend
 from .summation.dispatch import choices, evaluate
@@ -20,6 +20,7 @@ from .summation.multipoles import Multipoles
 from .summation.operators import FIELD, Inputs, define_operators, has_field
 from .validation import (
     Structures,
+    as_number,
     check_charges,
     check_dipoles,
     check_structures,
@@ -146,15 +147,17 @@ class LongRangeEnergy(nn.Module):
         opaque: bool = False,
     ) -> None:
         super().__init__()
-        if not 1e-15 <= tolerance <= 0.1:
-            raise ConfigError(explain("tolerance", "between 1e-15 and 0.1", str(tolerance)))
+        number = as_number(tolerance)
+        if number is None or not 1e-15 <= number <= 0.1:
+            raise ConfigError(explain("tolerance", "between 1e-15 and 0.1", repr(tolerance)))
+        check_zero_mode(kernel)
         check_backend(backend)
         check_engine(engine)
         if process_group is not None and backend not in ("auto", "mesh"):
             expected = '"auto" or "mesh" with a process group'
             raise ConfigError(explain("backend", expected, repr(backend)))
         self.kernel = kernel
-        self.tolerance = float(tolerance)
+        self.tolerance = number
         self.remove_self = remove_self
         self.backend = backend
         self.engine = engine
@@ -383,7 +386,7 @@ def potential_and_field(
     values = not energy.traced
     structures = check_structures(positions, cell, pbc, batch, num_graphs, values=values)
     _, potential, field = energy.potentials(charges, structures, dipoles, field=True)
-    return PotentialOutput(potential, torch.zeros_like(charges) if field is None else field)
+    return PotentialOutput(potential, cast(Tensor, field))
 
 
 def _check_result(name: str, values: Tensor, kernel: Kernel) -> None:
@@ -395,7 +398,7 @@ def _check_result(name: str, values: Tensor, kernel: Kernel) -> None:
         return
     if bool(kernel.radial(values.new_zeros(1)).isfinite().all()):
         expected = f"so small that no {name} overflows"
-        raise InputError(explain("charges", expected, "an overflow"))
+        raise InputError(explain("charges and dipoles", expected, "an overflow"))
 
 
 def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:

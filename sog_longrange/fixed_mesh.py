@@ -27,7 +27,13 @@ from .summation.mesh import MeshBackend
 from .summation.modes import sum_over_modes
 from .summation.multipoles import Multipoles
 from .summation.self_term import with_self_term
-from .validation import Structures, check_finite, check_no_overflow, check_shape
+from .validation import (
+    Structures,
+    check_dipoles,
+    check_finite,
+    check_no_overflow,
+    check_shape,
+)
 
 _MARGIN = 1.0 + 1e-6
 
@@ -72,6 +78,8 @@ class FixedMeshEnergy(nn.Module):
         super().__init__()
         check_shape("largest_cell", largest_cell, (3, 3), "(3, 3)")
         check_finite("largest_cell", largest_cell)
+        if order not in (0, 1):
+            raise ConfigError(explain("order", "0 for charges or 1 for dipoles", str(order)))
         if energy.process_group is not None:
             raise ConfigError(explain("energy", "without a process group", "one with"))
         self.kernel = energy.kernel
@@ -111,6 +119,8 @@ class FixedMeshEnergy(nn.Module):
             If there are dipoles and the grid is that of charges.
         """
         check_channels(self.kernel, charges)
+        if dipoles is not None:
+            check_dipoles(dipoles, charges, values=False)
         sources = Multipoles(charges, dipoles)
         if sources.order > self.order:
             raise ConfigError(explain("dipoles", "None on a grid of order 0", "a tensor"))

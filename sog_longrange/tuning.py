@@ -30,7 +30,7 @@ class GridReport(NamedTuple):
     cutoff : float
         Largest wave number of the reciprocal sum, in 1/Å.
     window : int
-        Number of mesh nodes along each axis that an atom touches.
+        Number of grid points along each axis that an atom touches.
     grids : dict of int to 3-tuple of int
         Nodes that each periodic structure's mesh has, or would have.
     choices : dict of int to Choice
@@ -53,7 +53,7 @@ class GridReport(NamedTuple):
     def __str__(self) -> str:
         lines = [
             f"tolerance {self.tolerance:.3g}: k cutoff {self.cutoff:.4g} 1/Å, "
-            f"window of {self.window} nodes",
+            f"window of {self.window} points",
             f"measured: relative force error {self.force_error:.2g}, "
             f"energy error {self.energy_error:.2g} eV/atom",
         ]

@@ -128,7 +128,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
                 FIELD_ENERGY_KEY: Irreps("0e"),
                 CHARGE_STATE_ENERGY_KEY: Irreps("0e"),
-                **(dipoles if config.latent_dipoles else {}),
+                **dipoles,
             },
         )
 
@@ -159,9 +159,9 @@ class LongRange(GraphModuleMixin, nn.Module):
             (n_graphs, 1) and `long_range_atomic_energy` (n_atoms, 1) in eV. Also with
             `charge_state_energy` (n_graphs, 1), which is zero without the option
             `charge_embedding`, and in a field with `field_energy` (n_graphs, 1) in eV, which
-            are no part of the former but of the total and atomic energies. With latent
-            dipoles also with `latent_dipoles` (n_atoms, 3 n_channels) in e Å, one channel after
-            another.
+            are no part of the former but of the total and atomic energies, and
+            `latent_dipoles` (n_atoms, 3 n_channels) in e Å, one channel after another, which are
+            zero without the option.
 
         Raises
         ------
@@ -376,14 +376,12 @@ def _names(out: ModelOutput) -> Data:
         LATENT_CHARGES_KEY: out.charges,
         LONG_RANGE_ENERGY_KEY: long_range.energy[:, None],
         LONG_RANGE_ATOMIC_ENERGY_KEY: long_range.atomic_energies[:, None],
-        # Compile targets that take a charge have this output, of every model.
+        # Compile targets have these outputs, of every model.
         CHARGE_STATE_ENERGY_KEY: torch.zeros_like(long_range.energy[:, None]),
+        LATENT_DIPOLES_KEY: torch.zeros_like(out.charges).repeat(1, 3),
     }
     if out.dipoles is not None:
         data[LATENT_DIPOLES_KEY] = flatten_vectors(out.dipoles)
-    elif is_traced():
-        # Compile targets have this output, of every model.
-        data[LATENT_DIPOLES_KEY] = torch.zeros_like(out.charges).repeat(1, 3)
     if state is not None:
         data[CHARGE_STATE_ENERGY_KEY] = state.energy[:, None]
     if in_field is not None:

@@ -40,7 +40,12 @@ class Ewald(nn.Module, Kernel):
             raise ConfigError(explain("smearing", "positive and finite", str(smearing)))
         self.smearing = float(smearing)
         self.min_width = self.smearing
-        self.spec = f"ewald(smearing={self.smearing!r})"
+
+    def to_options(self) -> str:
+        """Everything as JSON; that of a derived class, which may have another K(r), as given."""
+        if type(self) is not Ewald:
+            return super().to_options()
+        return f'{{"spec": "ewald(smearing={self.smearing!r})"}}'
 
     def fourier(self, k2: Tensor) -> Tensor:
         """Khat(k) = 4 pi k_e exp(-sigma^2 k^2 / 2) / k^2, infinite at k = 0."""

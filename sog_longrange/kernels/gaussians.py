@@ -202,6 +202,10 @@ class SumOfGaussians(nn.Module, Kernel):
         """Everything but `gaussians`, as JSON, written so that tracers can follow."""
         return _options_of(self)
 
+    def radial_derivatives(self, r2: Tensor, order: int) -> list[Tensor]:
+        """K and its derivatives in r^2; see :meth:`Kernel.radial_derivatives`."""
+        return self.snapshot().radial_derivatives(r2, order)
+
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
         widths = self.widths
@@ -297,6 +301,15 @@ class FixedGaussians(Kernel):
     def radial(self, r2: Tensor) -> Tensor:
         """K(r); see :func:`gaussian_radial`."""
         return gaussian_radial(r2, self.amplitudes, self.widths)
+
+    def radial_derivatives(self, r2: Tensor, order: int) -> list[Tensor]:
+        """K and its derivatives in r^2: each multiplies the amplitudes by -1 / (2 s^2)."""
+        amplitudes, rates = self.amplitudes, -0.5 / self.widths**2
+        values = [gaussian_radial(r2, amplitudes, self.widths)]
+        for _ in range(order):
+            amplitudes = amplitudes * rates
+            values.append(gaussian_radial(r2, amplitudes, self.widths))
+        return values
 
     def snapshot(self) -> FixedGaussians:
         """Return the kernel itself."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, InputError, explain
@@ -59,6 +60,25 @@ class Kernel:
         """K(r) in eV/e^2 of squared distances; shape (n_kernels, *r2.shape)."""
         raise NotImplementedError
 
+    def radial_derivatives(self, r2: Tensor, order: int) -> list[Tensor]:
+        """K and its derivatives in r^2 up to an order, each of shape (n_kernels, *r2.shape).
+
+        By automatic differentiation here; a kernel with a closed form may have its own.
+        """
+        keeps_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = r2 if r2.requires_grad else r2.detach().requires_grad_()
+            values = [self.radial(x)]
+            for _ in range(order):
+                rows = [
+                    torch.autograd.grad(
+                        row.sum(), x, create_graph=True, allow_unused=True, materialize_grads=True
+                    )[0]
+                    for row in values[-1].unbind(0)
+                ]
+                values.append(torch.stack(rows))
+        return values if keeps_graph else [value.detach() for value in values]
+
     def snapshot(self) -> Kernel:
         """Return the kernel for one evaluation, with all that depends on parameters computed."""
         return self
@@ -81,7 +101,24 @@ class Kernel:
         if not self.spec:
             expected = "a sum of Gaussians, or registered and without parameters, to be traced"
             raise ConfigError(explain("kernel", expected, type(self).__name__))
-        return f'{{"spec": "{self.spec}"}}'
+        text = self.spec.replace("\\", "\\\\").replace('"', '\\"')
+        return f'{{"spec": "{text}"}}'
+
+
+def check_zero_mode(kernel: Kernel) -> None:
+    """Raise `ConfigError` unless a kernel says for each K(r) whether it keeps k = 0.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    """
+    keeps: Any = kernel.zero_mode
+    channels = kernel.num_channels
+    counts = (1, channels, channels * (channels + 1) // 2)
+    are_flags = isinstance(keeps, tuple) and all(isinstance(keep, bool) for keep in keeps)
+    if not are_flags or len(keeps) not in counts:
+        expected = "a tuple of bool, one for each kernel that `fourier` returns"
+        raise ConfigError(explain("zero_mode", expected, repr(keeps)))
 
 
 def check_channels(kernel: Kernel, charges: Tensor) -> None:

@@ -26,6 +26,7 @@ from .registry import describe_call, find_kernel, options_of
 
 _PIECES = re.compile(r"'[^']*'|\"[^\"]*\"|.", re.DOTALL)
 _FORM = re.compile(r"\s*([\w.:]*)\s*(?:\((.*)\)\s*)?", re.DOTALL)
+_SHOWN = 60
 _SYNTAX = 'kernels joined by "+", each name or name(option=value, ...)'
 
 
@@ -164,18 +165,21 @@ def _read_options(text: str, inside: str) -> dict[str, Any]:
     """Read "option=value, ..." without evaluating anything."""
     try:
         call = ast.parse(f"f({inside})", mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, MemoryError, RecursionError) as error:
         raise ConfigError(explain("kernel", _SYNTAX, repr(text))) from error
-    if not isinstance(call, ast.Call) or call.args:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
         remedy = "Options have names, as in power_law(exponent=6)."
         raise ConfigError(explain("kernel", _SYNTAX, repr(text), remedy))
+    names = [str(keyword.arg) for keyword in call.keywords]
+    if len(set(names)) < len(names):
+        raise ConfigError(explain("kernel", "with each option once", repr(text)))
     return {str(keyword.arg): _read_value(keyword) for keyword in call.keywords}
 
 
 def _read_value(keyword: ast.keyword) -> Any:  # noqa: ANN401
     try:
         return ast.literal_eval(keyword.value)
-    except ValueError as error:
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
         expected = "a number, True, False, None or quoted text"
-        got = ast.unparse(keyword.value)
+        got = ast.unparse(keyword.value)[:_SHOWN] if isinstance(error, ValueError) else "another"
         raise ConfigError(explain(str(keyword.arg), expected, got)) from error

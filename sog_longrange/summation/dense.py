@@ -74,7 +74,9 @@ def dense_sum(
     table = kernel_per_volume(interaction.kernel, modes, reciprocal, part.cell, resolution)
     phases = wrapped_phases(part.positions, reciprocal, part.batch)
     check_no_overflow("positions", phases)
-    return sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=field)
+    out = sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=field)
+    # What is kept for gradients must not be a view of what users may change.
+    return out._replace(potential=out.potential.clone())
 
 
 def _waste_of_padding(part: Structures) -> float:

@@ -19,7 +19,6 @@ mirror image in :meth:`Backend.correlate` only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -396,6 +395,3 @@ class _Correlate(Function):
         by_first = convolve(ctx.backend, grad, second) if ctx.needs_input_grad[0] else None
         by_second = convolve(ctx.backend, grad, first) if ctx.needs_input_grad[1] else None
         return by_first, by_second, None, None
-
-
-Reduce = Callable[[Tensor], Tensor]

@@ -80,7 +80,11 @@ def padded_sum(
     """
     charges, batch = sources.charges, part.batch
     n_fields = (1 + field + 2 * sources.order) * charges.shape[1]
-    boxes = pad(interaction.kernel, part, n_fields, interaction.resolution(sources.order))
+    # The edges of the windows cost as much as the cutoff.
+    resolution = Resolution.of(
+        interaction.kernel.min_width, 0.5 * interaction.tolerance, sources.order
+    )
+    boxes = pad(interaction.kernel, part, n_fields, resolution)
     backend = MeshBackend(boxes.grids, batch, interaction.engine_on(charges.device))
     geometry = boxes.phases, boxes.table, boxes.reciprocal
     out = sum_over_modes(backend, sources, *geometry, interaction, field=field)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
 from sog_longrange.geometry import pair_indices, sum_over_atoms
 from sog_longrange.kernels.channels import apply_kernels
-from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.validation import Structures
 
 from .interaction import Interaction, Potentials
 from .multipoles import Multipoles
-
-_Series = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def pairs_sum(
@@ -49,8 +44,8 @@ def pairs_sum(
     counts = torch.bincount(part.batch, minlength=part.num_graphs)
     first, second = pair_indices(counts)
     vectors, distances2 = pair_vectors(part.positions, first, second)
-    order = max(sources.order + 1, 1) if field or sources.order > 0 else 0
-    series = kernel_series(interaction.kernel, distances2, order)
+    order = sources.order + 1 if field or sources.order > 0 else 0
+    series = [value.T for value in interaction.kernel.radial_derivatives(distances2, order)]
     here, there = sources.at(first), sources.at(second)
     to_first = _from_partner(series, vectors, there)
     to_second = _from_partner(series, -vectors, here)
@@ -95,40 +90,6 @@ def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tens
         got = f"an overflow between atoms {int(first[pair])} and {int(second[pair])}"
         raise InputError(explain("positions", "finite, as squares of distances too", got))
     return vectors, distances2
-
-
-def kernel_series(kernel: Kernel, r2: Tensor, order: int) -> list[Tensor]:
-    """Kernel and its derivatives in r^2 up to an order.
-
-    Parameters
-    ----------
-    kernel : Kernel
-    r2 : Tensor, shape (n,), in Å^2
-    order : int
-
-    Returns
-    -------
-    list of Tensor, shape (n, n_kernels), in eV/e^2 and 1/Å^2
-    """
-
-    def radial(x: Tensor) -> tuple[Tensor, ...]:
-        return (kernel.radial(x),)
-
-    series: _Series = radial
-    for _ in range(order):
-        series = _with_slope(series)
-    return [value.T for value in series(r2)]
-
-
-def _with_slope(series: _Series) -> _Series:
-    """Add the next derivative to a value and its derivatives."""
-
-    def longer(x: Tensor) -> tuple[Tensor, ...]:
-        # Forward mode: reverse mode would need the graph also where nothing is differentiated.
-        values, slopes, *_ = torch.func.jvp(series, (x,), (torch.ones_like(x),))
-        return (*values, slopes[-1])
-
-    return longer
 
 
 def _from_partner(

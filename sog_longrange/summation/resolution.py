@@ -18,7 +18,7 @@ from sog_longrange.geometry import TAPER
 
 from .windows import MAX_WINDOW
 
-_ALLOWED = (4.2, 3.5)
+_ALLOWED = (3.6, 2.9)
 """What the cutoff may cost, by order, of the five tolerances that are promised."""
 
 _TAPERED = 1.02

@@ -14,7 +14,6 @@ from sog_longrange.validation import Structures
 from .distributed import accumulate, replicate
 from .interaction import Interaction, Potentials
 from .multipoles import Multipoles
-from .pairs import kernel_series
 
 
 def with_self_term(
@@ -63,8 +62,8 @@ def with_self_term(
 def _own(interaction: Interaction, sources: Multipoles) -> tuple[Tensor, Tensor | None]:
     """Potential and field of each source at its own place."""
     group, origin = interaction.process_group, sources.charges.new_zeros(1)
-    series = kernel_series(interaction.kernel, origin, sources.order)
-    value, *slopes = (replicate(own, group) for own in series)
+    series = interaction.kernel.radial_derivatives(origin, sources.order)
+    value, *slopes = (replicate(own.T, group) for own in series)
     potential = apply_kernels(value, sources.charges, 1)
     if sources.dipoles is None:
         return potential, None

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -385,3 +386,34 @@ def test_what_cannot_be_evaluated_is_refused():
     slab = structure_with("slab")
     with pytest.raises(BoundaryError, match="sum of Gaussians"):
         evaluate(model_of(Ewald()), slab, random_dipoles(slab))
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_evaluations_in_several_threads_do_not_disturb_each_other(periodic):
+    energy = LongRangeEnergy(Ewald(1.0), tolerance=1e-3, engine="none")
+    generator = torch.Generator().manual_seed(0)
+    positions, charges, dipoles = (
+        torch.randn(30, *shape, generator=generator, dtype=DOUBLE) for shape in ((3,), (1,), (3, 1))
+    )
+    cell, pbc = 9.0 * torch.eye(3, dtype=DOUBLE)[None], torch.full((1, 3), periodic)
+
+    def evaluate(_):
+        with torch.no_grad():
+            return energy(charges, 2.0 * positions, cell, pbc, dipoles=dipoles).energy.item()
+
+    expected = evaluate(0)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(evaluate, range(40)))
+    assert found == pytest.approx([expected] * 40, rel=1e-12)
+
+
+def test_a_potential_that_is_changed_afterwards_changes_no_gradient():
+    energy = LongRangeEnergy(Ewald(1.0), tolerance=1e-3, backend="dense", remove_self=False)
+    charges = torch.randn(5, 1, dtype=DOUBLE).requires_grad_()
+    positions, cell = 3.0 * torch.randn(5, 3, dtype=DOUBLE), 9.0 * torch.eye(3, dtype=DOUBLE)[None]
+    gradients = []
+    for factor in (1.0, 3.0):
+        out = energy(charges, positions, cell, torch.ones(1, 3, dtype=torch.bool))
+        out.potential.detach().mul_(factor)
+        gradients.append(torch.autograd.grad(out.energy.sum(), charges)[0])
+    assert torch.equal(*gradients)

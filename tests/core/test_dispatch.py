@@ -233,7 +233,7 @@ def test_every_path_refuses_charges_whose_energies_overflow(name, dtype):
         for s in structures_of(name)
     ]
     for own in every_path(energy, structures).values():
-        with pytest.raises(InputError, match="`charges` must be so small"):
+        with pytest.raises(InputError, match="`charges and dipoles` must be so small"):
             own()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from sog_longrange import (
     ConfigError,
+    Ewald,
     InitialPotential,
     Kernel,
     LongRangeEnergy,
@@ -262,3 +263,50 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
         exec(code, names)  # noqa: S102
     assert names["config"].build_kernel().potentials[1].radius == 3.5
     assert re.findall(r"--sog_kernel=\"(.*)\"", text) == [names["config"].kernel]
+
+
+class HalfEwald(Ewald):
+    """Half of the Ewald kernel, which is not what the text of its parent says."""
+
+    def fourier(self, k2):
+        return 0.5 * super().fourier(k2)
+
+    def radial(self, r2):
+        return 0.5 * super().radial(r2)
+
+
+def test_a_derived_kernel_is_not_taken_for_its_parent():
+    charges, positions = torch.randn(4, 1), torch.randn(4, 3)
+    with pytest.raises(ConfigError, match="registered and without parameters, to be traced"):
+        LongRangeEnergy(HalfEwald(1.0), opaque=True)(charges, positions)
+    changed = Ewald(1.0)
+    changed.smearing = changed.min_width = 2.0
+    found, expected = (
+        LongRangeEnergy(changed, opaque=opaque)(charges, positions).energy
+        for opaque in (True, False)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "yukawa(kappa=0.2, kappa=0.5)",
+        "yukawa(kappa=0.2)(kappa=0.5)",
+        "power_law(exponent=6).strip(exponent=7)",
+        "power_law(exponent={[]: 1})",
+        f"power_law(exponent={'-' * 50_000}1)",
+    ],
+    ids=["twice", "called twice", "attribute", "unhashable", "deep"],
+)
+def test_text_that_would_be_read_in_part_is_refused(text):
+    with pytest.raises(ConfigError):
+        parse_kernels(text)
+
+
+@pytest.mark.parametrize("keeps", [True, (), (False, False), (1,)])
+def test_zero_modes_that_fit_no_kernel_are_refused(keeps):
+    kernel = Ewald(1.0)
+    kernel.zero_mode = keeps
+    with pytest.raises(ConfigError, match="`zero_mode` must be a tuple of bool"):
+        LongRangeEnergy(kernel)

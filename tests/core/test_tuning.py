@@ -31,7 +31,7 @@ def test_a_report_says_grid_error_and_choice():
     for part in (
         "tolerance 0.0001",
         "k cutoff",
-        "window of 8 nodes",
+        "window of 8 points",
         "measured",
         "structure 0: mesh",
     ):
