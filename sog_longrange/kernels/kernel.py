@@ -65,7 +65,8 @@ class Kernel:
 
         By automatic differentiation here; a kernel with a closed form may have its own.
         """
-        keeps_graph = torch.is_grad_enabled()
+        learned = isinstance(self, nn.Module) and any(p.requires_grad for p in self.parameters())
+        keeps_graph = torch.is_grad_enabled() and (r2.requires_grad or learned)
         with torch.enable_grad():
             x = r2 if r2.requires_grad else r2.detach().requires_grad_()
             values = [self.radial(x)]

@@ -79,7 +79,7 @@ def padded_sum(
         If the grids fit into no memory.
     """
     charges, batch = sources.charges, part.batch
-    n_fields = (1 + field + 2 * sources.order) * charges.shape[1]
+    n_fields = (1 + max(field, sources.order)) * charges.shape[1]
     # The edges of the windows cost as much as the cutoff.
     resolution = Resolution.of(
         interaction.kernel.min_width, 0.5 * interaction.tolerance, sources.order

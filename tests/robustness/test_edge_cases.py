@@ -225,7 +225,8 @@ def test_float32_forces_agree_with_float64(name, periodic):
     expected = forces_of(model_of(name), structure)
     single = Structure(*(x.float() if x.dtype == DOUBLE else x for x in structure))
     model = model_of(name).float()
-    assert relative_error(forces_of(model, single).double(), expected) < 2e-5
+    # Another sum may be the fastest in float32, with another error within the tolerance.
+    assert relative_error(forces_of(model, single).double(), expected) < 0.5 * model.tolerance
 
 
 @both_boundaries
