@@ -306,7 +306,9 @@ class LongRangeEnergy(nn.Module):
         how = f'{{"tolerance": {self.tolerance}, "remove_self": {remove}, {how}}}'
         return f'{{"kernel": {kernel}, "energy": {how}}}'
 
-    def choices(self, charges: Tensor, structures: Structures) -> dict[int, Choice]:
+    def choices(
+        self, charges: Tensor, structures: Structures, dipoles: Tensor | None = None
+    ) -> dict[int, Choice]:
         """Tell which backend each periodic structure gets, and the predicted cost of all.
 
         Parameters
@@ -314,13 +316,14 @@ class LongRangeEnergy(nn.Module):
         charges : Tensor, shape (n_atoms, n_channels), in e
         structures : Structures
             From :func:`~sog_longrange.validation.check_structures`.
+        dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
 
         Returns
         -------
         dict of int to Choice
             One for each structure that is periodic.
         """
-        return choices(self.interaction(), Multipoles(charges), structures)
+        return choices(self.interaction(), Multipoles(charges, dipoles), structures)
 
     def interaction(self) -> Interaction:
         """Return what the sums need: a snapshot of the kernel, and how they are done."""

@@ -13,6 +13,7 @@ from .errors import ConfigError, InputError, explain
 from .geometry import reduced_cell
 from .summation.cost_model import Choice
 from .summation.grids import choose_grids
+from .summation.multipoles import Multipoles
 from .validation import check_structures
 
 _TIGHTER = 1e-3
@@ -71,13 +72,15 @@ def report_grid(
     pbc: Tensor | None = None,
     batch: Tensor | None = None,
     num_graphs: int | None = None,
+    *,
+    dipoles: Tensor | None = None,
 ) -> GridReport:
     """Report the grid that the tolerance of an energy leads to, and the error it makes.
 
     Parameters
     ----------
     energy : LongRangeEnergy
-    charges, positions, cell, pbc, batch, num_graphs
+    charges, positions, cell, pbc, batch, num_graphs, dipoles
         As in :meth:`~sog_longrange.LongRangeEnergy.forward`.
 
     Returns
@@ -94,14 +97,15 @@ def report_grid(
     structures = check_structures(positions, cell, pbc, batch, num_graphs)
     inputs = (structures.positions, structures.cell, structures.pbc, structures.batch)
     reference = _tighter(energy)
-    exact = _energy_and_forces(reference, charges, inputs, structures.num_graphs, torch.float64)
-    found = _energy_and_forces(energy, charges, inputs, structures.num_graphs, charges.dtype)
+    sources = Multipoles(charges, dipoles)
+    exact = _energy_and_forces(reference, sources, inputs, structures.num_graphs, torch.float64)
+    found = _energy_and_forces(energy, sources, inputs, structures.num_graphs, charges.dtype)
     counts = torch.bincount(structures.batch, minlength=structures.num_graphs).clamp(min=1)
     energy_error = ((found[0] - exact[0]).abs() / counts).max()
     # Forces that vanish by symmetry have no relative error.
     force_error = (found[1] - exact[1]).norm() / exact[1].norm().clamp(min=_NO_FORCE)
-    resolution = energy.interaction().resolution(0)
-    choices = energy.choices(charges, structures)
+    resolution = energy.interaction().resolution(sources.order)
+    choices = energy.choices(charges, structures, dipoles)
     compact = reduced_cell(structures.cell.double(), structures.pbc.all(-1).tolist())
     lengths = torch.linalg.vector_norm(compact, dim=-1).tolist()
     grid = (resolution.cutoff, resolution.window)
@@ -124,6 +128,8 @@ def find_tolerance(
     pbc: Tensor | None = None,
     batch: Tensor | None = None,
     num_graphs: int | None = None,
+    *,
+    dipoles: Tensor | None = None,
 ) -> GridReport:
     """Find the loosest tolerance whose measured force error stays below a target.
 
@@ -132,7 +138,7 @@ def find_tolerance(
     energy : LongRangeEnergy
     target : float
         Relative l2 error of forces, between 1e-12 and 0.1.
-    charges, positions, cell, pbc, batch, num_graphs
+    charges, positions, cell, pbc, batch, num_graphs, dipoles
         As in :meth:`~sog_longrange.LongRangeEnergy.forward`.
 
     Returns
@@ -151,7 +157,8 @@ def find_tolerance(
     structures = (positions, cell, pbc, batch, num_graphs)
     trial = min(0.1, 10.0 * target)
     while trial > _FLOOR:
-        report = report_grid(_with_tolerance(energy, trial), charges, *structures)
+        trial_energy = _with_tolerance(energy, trial)
+        report = report_grid(trial_energy, charges, *structures, dipoles=dipoles)
         if report.force_error <= target:
             return report
         trial *= _STEP
@@ -175,13 +182,15 @@ def _tighter(energy: LongRangeEnergy) -> LongRangeEnergy:
 
 def _energy_and_forces(
     energy: LongRangeEnergy,
-    charges: Tensor,
+    sources: Multipoles,
     inputs: tuple[Tensor, ...],
     num_graphs: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     positions, cell, pbc, batch = inputs
     moved = positions.detach().to(dtype).requires_grad_()
-    out = energy(charges.detach().to(dtype), moved, cell.detach().to(dtype), pbc, batch, num_graphs)
+    charges, dipoles = (None if x is None else x.detach().to(dtype) for x in sources)
+    geometry = (moved, cell.detach().to(dtype), pbc, batch, num_graphs)
+    out = energy(charges, *geometry, dipoles=dipoles)
     (gradient,) = torch.autograd.grad(out.energy.sum(), moved)
     return out.energy.detach().double(), gradient.double()

@@ -39,6 +39,14 @@ def test_a_report_says_grid_error_and_choice():
     assert "predicted" in text
 
 
+def test_dipoles_need_more_modes_and_their_error_is_measured():
+    dipoles = torch.randn(12, 3, 1, dtype=torch.float64)
+    bare, dipolar = (report_grid(energy(), *STRUCTURE, dipoles=own) for own in (None, dipoles))
+    assert dipolar.cutoff > 1.05 * bare.cutoff
+    assert dipolar.force_error < 5.0 * dipolar.tolerance
+    assert find_tolerance(energy(), 1e-3, *STRUCTURE, dipoles=dipoles).force_error <= 1e-3
+
+
 def test_open_structures_have_no_grid():
     report = report_grid(energy(), *random_structure(1, 5, periodic=False))
     assert report.choices == {}
