@@ -40,7 +40,7 @@ from .self_term import with_self_term
 MOST_PAIRED: int = 500
 """Non-periodic structures with more atoms are summed on a padded grid where that is faster."""
 
-_MOST_BYTES = 400.0
+_MOST_NUMBERS = 50.0
 
 
 class _Seen(NamedTuple):
@@ -302,7 +302,7 @@ def _most_memory(seen: _Seen, kinds: list[str], size: _Sizes) -> float:
             x, y, z = (max(per_length * a + 2.0, least) for a in lengths)
             points = x * y * z
             total += points + count * points / min(x, y, z)
-    return _MOST_BYTES * (1 + like.n_channels) * total
+    return _MOST_NUMBERS * like.number * (1 + like.n_channels) * total
 
 
 def _look_at(structures: Structures) -> _Seen:
