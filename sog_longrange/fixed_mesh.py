@@ -54,7 +54,6 @@ class FixedMeshEnergy(nn.Module):
     largest_cell : Tensor, shape (3, 3), in Å
         Rows are the longest lattice vectors that will be evaluated. Allow for the
         fluctuations of a simulation at constant pressure.
-
     order : int
         Highest order of the sources: 1 with dipoles.
 
@@ -127,11 +126,8 @@ class FixedMeshEnergy(nn.Module):
         out = self._sum(sources, positions, cell[None])
         lengths = torch.linalg.vector_norm(cell.detach().to(self.largest_lengths), dim=-1)
         fits = (lengths <= _MARGIN * self.largest_lengths).all()
-        energy, potential, field = (
-            None if x is None else torch.where(fits, x, torch.full_like(x, math.nan)) for x in out
-        )
-        if energy is None or potential is None:
-            raise ValueError("A sum has an energy and a potential.")
+        energy, potential = (_where(fits, x) for x in (out.energy, out.potential))
+        field = None if out.field is None else _where(fits, out.field)
         atomic_energies = 0.5 * sources.work(potential, field)
         return LongRangeOutput(
             energy.to(charges), atomic_energies, potential, charges, field, dipoles
@@ -196,6 +192,10 @@ class FixedMeshEnergy(nn.Module):
         """Summary shown by ``print(module)``."""
         lengths = ", ".join(f"{length:.4g}" for length in self.largest_lengths.tolist())
         return f"grid={self.grids.shapes[0]}, largest_lengths=({lengths}) Å"
+
+
+def _where(fits: Tensor, values: Tensor) -> Tensor:
+    return torch.where(fits, values, torch.full_like(values, math.nan))
 
 
 class _TracedSpreader(TorchSpreader):

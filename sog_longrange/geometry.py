@@ -96,6 +96,21 @@ def reciprocal_cell(cell: Tensor) -> Tensor:
     return reciprocal
 
 
+def lattice_lengths(cell: Tensor) -> list[list[float]]:
+    """Lengths of the lattice vectors, as numbers of Python.
+
+    Parameters
+    ----------
+    cell : Tensor, shape (n_graphs, 3, 3), in Å
+
+    Returns
+    -------
+    list of 3 floats for each structure, in Å
+    """
+    lengths: list[list[float]] = torch.linalg.vector_norm(cell.detach().double(), dim=-1).tolist()
+    return lengths
+
+
 def reduced_cell(cell: Tensor, periodic: list[bool]) -> Tensor:
     """Shortest lattice vectors that pairwise steps find, for each periodic structure.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .energy import LongRangeEnergy
 from .errors import ConfigError, InputError, explain
-from .geometry import reduced_cell
+from .geometry import lattice_lengths, reduced_cell
 from .summation.cost_model import Choice
 from .summation.grids import choose_grids
 from .summation.multipoles import Multipoles
@@ -107,7 +107,7 @@ def report_grid(
     resolution = energy.interaction().resolution(sources.order)
     choices = energy.choices(charges, structures, dipoles)
     compact = reduced_cell(structures.cell.double(), structures.pbc.all(-1).tolist())
-    lengths = torch.linalg.vector_norm(compact, dim=-1).tolist()
+    lengths = lattice_lengths(compact)
     grid = (resolution.cutoff, resolution.window)
     return GridReport(
         energy.tolerance,

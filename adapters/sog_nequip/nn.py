@@ -117,7 +117,6 @@ class LongRange(GraphModuleMixin, nn.Module):
 
     def _init_fields(self, irreps_in: dict[str, Any], config: SOGConfig) -> None:
         energies = [AtomicDataDict.PER_ATOM_ENERGY_KEY, AtomicDataDict.TOTAL_ENERGY_KEY]
-        dipoles = {LATENT_DIPOLES_KEY: Irreps([(config.num_channels, (1, -1))])}
         GraphModuleMixin._init_irreps(
             self,
             irreps_in=irreps_in,
@@ -128,7 +127,7 @@ class LongRange(GraphModuleMixin, nn.Module):
                 LONG_RANGE_ATOMIC_ENERGY_KEY: Irreps("0e"),
                 FIELD_ENERGY_KEY: Irreps("0e"),
                 CHARGE_STATE_ENERGY_KEY: Irreps("0e"),
-                **dipoles,
+                LATENT_DIPOLES_KEY: Irreps([(config.num_channels, (1, -1))]),
             },
         )
 
@@ -378,10 +377,10 @@ def _names(out: ModelOutput) -> Data:
         LONG_RANGE_ATOMIC_ENERGY_KEY: long_range.atomic_energies[:, None],
         # Compile targets have these outputs, of every model.
         CHARGE_STATE_ENERGY_KEY: torch.zeros_like(long_range.energy[:, None]),
-        LATENT_DIPOLES_KEY: torch.zeros_like(out.charges).repeat(1, 3),
+        LATENT_DIPOLES_KEY: torch.zeros_like(out.charges).repeat(1, 3)
+        if out.dipoles is None
+        else flatten_vectors(out.dipoles),
     }
-    if out.dipoles is not None:
-        data[LATENT_DIPOLES_KEY] = flatten_vectors(out.dipoles)
     if state is not None:
         data[CHARGE_STATE_ENERGY_KEY] = state.energy[:, None]
     if in_field is not None:

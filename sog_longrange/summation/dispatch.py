@@ -124,7 +124,7 @@ def evaluate(
     SizeError
         If the evaluation fits into no memory.
     """
-    plan = plan_sums(interaction, sources, structures, fields=1 + max(field, sources.order))
+    plan = plan_sums(interaction, sources, structures, sources.fields(field))
     out = _sum(interaction, sources, plan, field=field)
     holds = [kind != "pairs" for kind in plan.kinds]
     return with_self_term(interaction, sources, plan.structures, holds, out)

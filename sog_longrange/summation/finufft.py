@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import box_shapes
+from sog_longrange.geometry import box_shapes, lattice_lengths
 from sog_longrange.hosts import load_library
 from sog_longrange.validation import Structures
 
@@ -57,7 +57,7 @@ def finufft_sum(
     Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
     """
     resolution = interaction.resolution(sources.order)
-    lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1).tolist()
+    lengths = lattice_lengths(part.cell)
     shapes = box_shapes(lengths, resolution.cutoff)
     axes = [torch.arange(-(n // 2), n // 2 + 1).to(part.cell) for shape in shapes for n in shape]
     modes = torch.cat(axes)

@@ -32,9 +32,9 @@ class Interaction(NamedTuple):
     engine: str
     process_group: ProcessGroup | None
 
-    def resolution(self, order: int) -> Resolution:
-        """Return the resolution for sources up to an order."""
-        return Resolution.of(self.kernel.min_width, self.tolerance, order)
+    def resolution(self, order: int, *, padded: bool = False) -> Resolution:
+        """Return the resolution for sources up to an order; see :meth:`Resolution.of`."""
+        return Resolution.of(self.kernel.min_width, self.tolerance, order, padded=padded)
 
     def engine_on(self, device: torch.device) -> Engine:
         """Return the engine for tensors on a device."""

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from sog_longrange.geometry import lattice_lengths
 from sog_longrange.validation import Structures
 
 from .boxes import blocks, running_sum
@@ -50,7 +51,7 @@ def mesh_sum(
         If positions are so large that they overflow.
     """
     resolution = interaction.resolution(sources.order)
-    lengths = torch.linalg.vector_norm(part.cell.detach().double(), dim=-1).tolist()
+    lengths = lattice_lengths(part.cell)
     grids = choose_grids(lengths, resolution.cutoff, resolution.window)
     engine = interaction.engine_on(part.positions.device)
     backend = MeshBackend(grids, part.batch, engine)

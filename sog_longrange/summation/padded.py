@@ -79,11 +79,8 @@ def padded_sum(
         If the grids fit into no memory.
     """
     charges, batch = sources.charges, part.batch
-    n_fields = (1 + max(field, sources.order)) * charges.shape[1]
-    # The edges of the windows cost as much as the cutoff.
-    resolution = Resolution.of(
-        interaction.kernel.min_width, 0.5 * interaction.tolerance, sources.order
-    )
+    n_fields = sources.fields(field) * charges.shape[1]
+    resolution = interaction.resolution(sources.order, padded=True)
     boxes = pad(interaction.kernel, part, n_fields, resolution)
     backend = MeshBackend(boxes.grids, batch, interaction.engine_on(charges.device))
     geometry = boxes.phases, boxes.table, boxes.reciprocal

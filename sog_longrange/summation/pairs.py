@@ -51,16 +51,14 @@ def pairs_sum(
     to_second = _from_partner(series, -vectors, here)
     work = here.work(*to_first).double()
     energy = sum_over_atoms(work, part.batch[first], part.num_graphs)
-    sums = [
-        None
-        if one is None or other is None
-        else one.new_zeros(len(part.positions), *one.shape[1:])
-        .index_add(0, first, one)
-        .index_add(0, second, other)
-        for one, other in zip(to_first, to_second, strict=True)
-    ]
-    potential = torch.zeros_like(sources.charges) if sums[0] is None else sums[0]
-    return Potentials(energy, potential, sums[1])
+    (potential_1, field_1), (potential_2, field_2) = to_first, to_second
+
+    def of_atoms(one: Tensor, other: Tensor) -> Tensor:
+        zeros = one.new_zeros(len(part.positions), *one.shape[1:])
+        return zeros.index_add(0, first, one).index_add(0, second, other)
+
+    fields = None if field_1 is None or field_2 is None else of_atoms(field_1, field_2)
+    return Potentials(energy, of_atoms(potential_1, potential_2), fields)
 
 
 def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,9 @@ class Resolution(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=256)
-    def of(cls, min_width: float, tolerance: float, order: int = 0) -> Resolution:
+    def of(
+        cls, min_width: float, tolerance: float, order: int = 0, *, padded: bool = False
+    ) -> Resolution:
         """Resolution with which forces of sources up to an order keep a tolerance.
 
         Parameters
@@ -61,11 +63,15 @@ class Resolution(NamedTuple):
             structures of random sources; that of a small single one scatters by a factor of two.
         order : int
             Highest order of the sources: 0 for charges, 1 for dipoles.
+        padded : bool
+            Whether the kernel is cut off along non-periodic directions: the edges of its
+            windows cost as much as the cutoff.
 
         Returns
         -------
         Resolution
         """
+        tolerance = 0.5 * tolerance if padded else tolerance
         start = _reach(tolerance, order) / min_width
         return cls(min_width, start, window_width(tolerance, order), 0.1 * tolerance)
 
