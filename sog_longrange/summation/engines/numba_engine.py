@@ -59,7 +59,7 @@ class NumbaSpreader:
         for parity in (0, 1):
             tasks = np.stack((self.slabs[:-1][parity::2], self.slabs[1:][parity::2]), 1)
             shares = _split(tasks, tasks[:, 1] - tasks[:, 0], self._threads(len(points)))
-            _run(loop, [(self.order, share, *shared) for share in shares])
+            launch(loop, [(self.order, share, *shared) for share in shares])
         return points
 
     def interpolate(self, field: Tensor, order: int) -> Tensor:
@@ -88,7 +88,7 @@ class NumbaSpreader:
         ends = [n_atoms * i // threads for i in range(threads + 1)]
         ranges = zip(ends[:-1], ends[1:], strict=True)
         shared = (self.phases, *self._geometry(), source, *target)
-        _run(loop, [(self.order, *ends, *shared) for ends in ranges])
+        launch(loop, [(self.order, *ends, *shared) for ends in ranges])
 
     def _geometry(self) -> tuple[np.ndarray, ...]:
         return self.batch, self.sizes, self.starts, self.coefficients
@@ -135,7 +135,7 @@ class NumbaSampler:
         out = u.new_empty(len(u), self.boxes.starts[-1])
         point = self._point(u, reciprocal, c, direction)
         shared = (self.geometry, point, out.numpy())
-        _run(self._loops(c).values, [(share, *shared) for share in self.shares])
+        launch(self._loops(c).values, [(share, *shared) for share in self.shares])
         return out
 
     def gradients(
@@ -150,7 +150,7 @@ class NumbaSampler:
         point = self._point(u, reciprocal, c, direction)
         shared = (self.geometry, point, grad.numpy())
         sums = [[np.zeros(shape) for shape in (u.shape, reciprocal.shape)] for _ in self.shares]
-        _run(
+        launch(
             self._loops(c).gradients,
             [(share, *shared, *own) for share, own in zip(self.shares, sums, strict=True)],
         )
@@ -194,7 +194,7 @@ def _split(tasks: np.ndarray, sizes: np.ndarray, parts: int) -> list[np.ndarray]
     return [part for part in np.split(tasks, cuts) if len(part)]
 
 
-def _run(loop: Callable[..., None], jobs: list[tuple[Any, ...]]) -> None:
+def launch(loop: Callable[..., None], jobs: list[tuple[Any, ...]]) -> None:
     """Call a loop with several sets of arguments at the same time, the last in this thread."""
     waiting = [_pool(os.getpid(), torch.get_num_threads()).submit(loop, *job) for job in jobs[:-1]]
     loop(*jobs[-1])
