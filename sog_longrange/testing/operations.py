@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -69,28 +71,29 @@ class Operations:
         self._stack.enter_context(_Dispatched(self.counts, self.reads))
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _count_launches(self, name: str) -> Any:
+    def _count_launches(self, name: str) -> AbstractContextManager[object]:
         """Patch the function through which an engine launches its loops, if it is installed."""
         place = f"sog_longrange.summation.engines.{name}.launch"
         try:
             return mock.patch(place, self._counting(_import(place)))
         except ImportError:
-            return ExitStack()
+            return nullcontext()
 
     def _counting(self, launch: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **options: Any) -> Any:
+        def counted(*args: object) -> object:
             self.counts["launch"] += 1
-            return launch(*args, **options)
+            return launch(*args)
 
         return counted
 
 
-def _import(place: str) -> Any:
+def _import(place: str) -> Callable[..., object]:
     module, name = place.rsplit(".", 1)
-    return getattr(__import__(module, fromlist=[name]), name)
+    launch: Callable[..., object] = getattr(import_module(module), name)
+    return launch
 
 
 class _Calls(TorchFunctionMode):
@@ -99,41 +102,53 @@ class _Calls(TorchFunctionMode):
     def __init__(self, reads: Counter[str]) -> None:
         self.reads = reads
 
-    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), options: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if func is Tensor.tolist:
             self.reads["tolist"] += 1
-        return func(*args, **(options or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class _Dispatched(TorchDispatchMode):
     def __init__(self, counts: Counter[str], reads: Counter[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts = counts
         self.reads = reads
 
-    def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), options: Any = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         name = func.overloadpacket.__name__
         if not _is_view(func):
             self.counts[name] += 1
-        if _waits(name, func, args, options or {}):
+        if _waits(name, args, kwargs or {}):
             self.reads[name] += 1
-        return func(*args, **(options or {}))
+        return func(*args, **(kwargs or {}))
 
 
-def _is_view(func: Any) -> bool:
+def _is_view(func: OpOverload) -> bool:
     aliases = [result.alias_info for result in func._schema.returns]
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
-def _waits(name: str, func: Any, args: Any, options: dict[str, Any]) -> bool:
+def _waits(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> bool:
     """Tell whether an operation waits for the device, where its tensors are on one."""
     if name in _READS or name in _UNIQUE:
         return True
     if name == "index":
-        kinds = [x.dtype for x in args[1] if x is not None]
-        return torch.bool in kinds or torch.uint8 in kinds
+        return any(x is not None and x.dtype == torch.bool for x in args[1])
     if name == "repeat_interleave":
-        return len(args) < 3 and options.get("output_size") is None and isinstance(args[0], Tensor)
+        # Of a tensor of repeats alone the length of the result is unknown.
+        return options.get("output_size") is None and len(args) < 3
     if name == "_to_copy":
         device = options.get("device")
         return device is not None and device.type == "cpu" and args[0].device.type != "cpu"
