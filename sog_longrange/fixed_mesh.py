@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,13 +20,15 @@ from .geometry import Modes, cell_volume, reciprocal_cell, squared_wave_numbers,
 from .kernels.kernel import check_channels
 from .summation.engines.engine import Engine
 from .summation.engines.torch_engine import TorchSpreader
+from .summation.engines.torch_direct import TorchDirect
 from .summation.engines.torch_table import TorchSampler
-from .summation.grids import choose_grids, mode_boxes
+from .summation.grids import choose_grids
 from .summation.interaction import Interaction, Potentials
 from .summation.kernel_table import tapered_fourier
 from .summation.mesh import MeshBackend
 from .summation.modes import sum_over_modes
 from .summation.multipoles import Multipoles
+from .summation.rows import grid_axes
 from .summation.self_term import with_self_term
 from .validation import (
     Structures,
@@ -90,9 +93,9 @@ class FixedMeshEnergy(nn.Module):
         lengths = torch.linalg.vector_norm(largest_cell.double(), dim=-1)
         self.grids = choose_grids([lengths.tolist()], resolution.cutoff, resolution.window)
         self.register_buffer("largest_lengths", lengths, persistent=False)
-        boxes = mode_boxes(self.grids, lengths)
-        self.register_buffer("modes", boxes.modes, persistent=False)
-        self.register_buffer("factors", boxes.factors, persistent=False)
+        for name, values in zip(("modes", "factors"), zip(*grid_axes(self.grids, 0)), strict=True):
+            own = torch.from_numpy(np.concatenate(values)).to(lengths)
+            self.register_buffer(name, own, persistent=False)
 
     def forward(
         self, charges: Tensor, positions: Tensor, cell: Tensor, dipoles: Tensor | None = None
@@ -205,4 +208,4 @@ class _TracedSpreader(TorchSpreader):
         yield slice(None)
 
 
-_TRACED = Engine("traced", _TracedSpreader, TorchSampler)
+_TRACED = Engine("traced", _TracedSpreader, TorchSampler, TorchDirect)

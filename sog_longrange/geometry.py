@@ -349,7 +349,7 @@ def largest_mode(length: float, cutoff: float) -> int:
     return math.floor(min(length * cutoff / (2.0 * math.pi), _ABSURD))
 
 
-def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:
+def box_shapes(lengths: list[list[float]], cutoff: float) -> list[tuple[int, int, int]]:
     """Numbers of modes along each axis that hold every |k| <= cutoff, all odd.
 
     Parameters
@@ -361,14 +361,14 @@ def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:
 
     Returns
     -------
-    list of 3 ints for each structure
+    list of 3-tuples of int
 
     Raises
     ------
     SizeError
         If there are more than any memory holds.
     """
-    shapes = [[2 * largest_mode(a, cutoff) + 1 for a in row] for row in lengths]
+    shapes = [tuple(2 * largest_mode(a, cutoff) + 1 for a in row) for row in lengths]
     total = sum(math.prod(shape) for shape in shapes)
     if total > MAX_NODES:
         edges = ", ".join(f"{a:.3g}" for a in max(lengths, key=math.prod))
@@ -377,7 +377,7 @@ def box_shapes(lengths: list[list[float]], cutoff: float) -> list[list[int]]:
             f"{total:.3g} modes at a k cutoff of {cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. "
             "Use a larger `min_width` or `tolerance`, a smaller box or a smaller batch."
         )
-    return shapes
+    return shapes  # type: ignore[return-value]
 
 
 def squared_wave_numbers(modes: Modes, reciprocal: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from threading import Lock
@@ -14,10 +15,11 @@ from sog_longrange.geometry import box_shapes, lattice_lengths
 from sog_longrange.hosts import load_library
 from sog_longrange.validation import Structures
 
-from .boxes import ModeBoxes, blocks, running_sum
+from .blocks import blocks, running_sum
 from .interaction import Interaction, Potentials
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles, monomials, order_of
+from .rows import centred_rows
 
 _MAX_IDLE = 32
 _ONE_THREAD = 4096
@@ -59,11 +61,9 @@ def finufft_sum(
     resolution = interaction.resolution(sources.order)
     lengths = lattice_lengths(part.cell)
     shapes = box_shapes(lengths, resolution.cutoff)
-    axes = [torch.arange(-(n // 2), n // 2 + 1).to(part.cell) for shape in shapes for n in shape]
-    modes = torch.cat(axes)
-    boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
-    backend = FinufftBackend(boxes, part.batch, resolution.accuracy)
-    return periodic_sum(interaction, sources, part, backend, boxes, lengths, field=field)
+    backend = FinufftBackend(shapes, part.batch, resolution.accuracy)
+    rows = centred_rows(tuple(shapes))
+    return periodic_sum(interaction, sources, part, backend, rows, lengths, field=field)
 
 
 class FinufftBackend(FlatBackend):
@@ -73,27 +73,26 @@ class FinufftBackend(FlatBackend):
 
     Parameters
     ----------
-    boxes : ModeBoxes
-        Centred boxes of odd lengths.
+    shapes : list of 3-tuples of int
+        Odd lengths of boxes of modes around k = 0, one box for each structure.
     batch : Tensor, shape (n_atoms,), sorted
     accuracy : float
         Relative accuracy asked of the library; rounding bounds it from below.
     """
 
-    def __init__(self, boxes: ModeBoxes, batch: Tensor, accuracy: float) -> None:
-        super().__init__(boxes.starts, batch)
-        self.boxes = boxes
+    def __init__(self, shapes: list[tuple[int, int, int]], batch: Tensor, accuracy: float) -> None:
+        super().__init__(running_sum([math.prod(shape) for shape in shapes]).tolist(), batch)
+        self.shapes = shapes
         self.accuracy = accuracy
-        self._axes = boxes.axes(boxes.modes)
         self._modes = blocks(self.mode_starts)
         counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
-        self._atoms = blocks(running_sum(counts))
+        self._atoms = blocks(running_sum(counts).tolist())
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
         self.transforms = [
             None if atoms.start == atoms.stop else _Transform(phases[atoms], shape, self.accuracy)
-            for atoms, shape in zip(self._atoms, self.boxes.shapes, strict=True)
+            for atoms, shape in zip(self._atoms, self.shapes, strict=True)
         ]
 
     def spread(self, sources: Tensor) -> Tensor:
@@ -102,8 +101,8 @@ class FinufftBackend(FlatBackend):
         out = _complex(sources.new_zeros(channels, self.mode_starts[-1]))
         for g, transform in self._present():
             spectra = transform.spread(sources[self._atoms[g]].flatten(1).T)
-            spectra = spectra.view(count, channels, *self.boxes.shapes[g])
-            factors = self._factors(g, order_of(count), -1j)
+            spectra = spectra.view(count, channels, *self.shapes[g])
+            factors = self._factors(g, order_of(count), -1j, sources)
             total = sum((f * x for f, x in zip(factors[1:], spectra[1:], strict=True)), spectra[0])
             out[:, self._modes[g]] = total.flatten(1)
         return out
@@ -113,15 +112,16 @@ class FinufftBackend(FlatBackend):
         channels, count = len(field), len(monomials(order))
         out = field.real.new_empty(len(self.batch), count, channels)
         for g, transform in self._present():
-            psi = field[:, self._modes[g]].view(channels, *self.boxes.shapes[g])
-            spectra = torch.cat([factor * psi for factor in self._factors(g, order, 1j)])
+            psi = field[:, self._modes[g]].view(channels, *self.shapes[g])
+            spectra = torch.cat([factor * psi for factor in self._factors(g, order, 1j, field.real)])
             values = transform.interpolate(spectra).T
             out[self._atoms[g]] = values.unflatten(1, (count, channels))
         return out
 
-    def _factors(self, graph: int, order: int, unit: complex) -> list[Tensor]:
+    def _factors(self, graph: int, order: int, unit: complex, like: Tensor) -> list[Tensor]:
         """Return what derivatives multiply the modes of a structure by."""
-        x, y, z = self._axes[graph]
+        axes = [torch.arange(-(n // 2), n // 2 + 1).to(like) for n in self.shapes[graph]]
+        x, y, z = axes[0][:, None, None], axes[1][:, None], axes[2]
         one = torch.ones_like(x)
         return [
             one if a + b + c == 0 else unit ** (a + b + c) * (x**a * y**b * z**c)

@@ -6,14 +6,9 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from sog_longrange.geometry import box_shapes, largest_mode
 
-from .boxes import ModeBoxes, running_sum
-from .windows import influence
+from .blocks import running_sum
 
 _SHORT = 24
 
@@ -35,7 +30,8 @@ class Grids(NamedTuple):
     @property
     def starts(self) -> list[int]:
         """Where each grid begins in a flat array, and where the last one ends."""
-        return running_sum([math.prod(shape) for shape in self.shapes])
+        starts: list[int] = running_sum([math.prod(shape) for shape in self.shapes]).tolist()
+        return starts
 
     @property
     def half_shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -115,27 +111,3 @@ def fast_length(n: int) -> int:
         if rest == 1:
             return n
         n += step
-
-
-def mode_boxes(grids: Grids, like: Tensor) -> ModeBoxes:
-    """Modes of the grids' spectra, with the factors that undo the window.
-
-    Parameters
-    ----------
-    grids : Grids
-    like : Tensor
-        Its dtype and device are used.
-
-    Returns
-    -------
-    ModeBoxes
-    """
-    modes, factors = [], []
-    for shape, half in zip(grids.shapes, grids.half_shapes, strict=True):
-        for full, n in zip(shape, half, strict=True):
-            modes.append(np.fft.fftfreq(full, 1.0 / full)[:n])
-            factors.append(influence(grids.width, full)[:n])
-    return ModeBoxes(
-        grids.half_shapes,
-        *(torch.from_numpy(np.concatenate(parts)).to(like) for parts in (modes, factors)),
-    )

@@ -23,9 +23,9 @@ from sog_longrange.errors import DerivativeError
 from sog_longrange.geometry import taper
 from sog_longrange.kernels.kernel import Kernel
 
-from .boxes import ModeBoxes
 from .multipoles import apply_function
 from .resolution import Resolution
+from .rows import ModeRows
 
 MANTISSA = {torch.float32: 23, torch.float64: 52}
 """Number of bits of the mantissa."""
@@ -78,10 +78,10 @@ class Sampler(Protocol):
     Parameters
     ----------
     intervals : Intervals
-    boxes : ModeBoxes
+    rows : ModeRows
     """
 
-    def __init__(self, intervals: Intervals, boxes: ModeBoxes) -> None: ...
+    def __init__(self, intervals: Intervals, rows: ModeRows) -> None: ...
 
     def values(
         self,
@@ -221,18 +221,18 @@ def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
 
 def kernel_on_modes(
     kernel: Kernel,
-    boxes: ModeBoxes,
+    rows: ModeRows,
     reciprocal: Tensor,
     resolution: Resolution,
     longest: float,
     sampler: type[Sampler],
 ) -> Tensor:
-    """Khat(k) on all modes, tapered to zero at the cutoff, times the factors of their axes.
+    """Khat(k) on all modes, tapered to zero at the cutoff, times the factors of their rows.
 
     Parameters
     ----------
     kernel : Kernel
-    boxes : ModeBoxes
+    rows : ModeRows
     reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
     resolution : Resolution
     longest : float
@@ -247,11 +247,11 @@ def kernel_on_modes(
     intervals = choose_intervals(longest, resolution.cutoff, reciprocal.dtype)
     start, device = resolution.taper_start, reciprocal.device
     coefficients = sample_kernel(kernel, intervals, start, device)
-    return radial_table(coefficients, reciprocal, sampler(intervals, boxes))
+    return radial_table(coefficients, reciprocal, sampler(intervals, rows))
 
 
 def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> Tensor:
-    """Values of the sampled function on all modes, times the factors of their axes.
+    """Values of the sampled function on all modes, times the factors of their rows.
 
     Parameters
     ----------

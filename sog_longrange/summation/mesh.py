@@ -16,12 +16,13 @@ from torch import Tensor
 from sog_longrange.geometry import lattice_lengths
 from sog_longrange.validation import Structures
 
-from .boxes import blocks, running_sum
+from .blocks import blocks, running_sum
 from .engines.engine import Engine
-from .grids import Grids, choose_grids, mode_boxes
+from .grids import Grids, choose_grids
 from .interaction import Interaction, Potentials
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles
+from .rows import grid_rows
 
 
 def mesh_sum(
@@ -55,8 +56,8 @@ def mesh_sum(
     grids = choose_grids(lengths, resolution.cutoff, resolution.window)
     engine = interaction.engine_on(part.positions.device)
     backend = MeshBackend(grids, part.batch, engine)
-    boxes = mode_boxes(grids, part.cell)
-    return periodic_sum(interaction, sources, part, backend, boxes, lengths, field=field)
+    rows = grid_rows(grids)
+    return periodic_sum(interaction, sources, part, backend, rows, lengths, field=field)
 
 
 class MeshBackend(FlatBackend):
@@ -74,7 +75,8 @@ class MeshBackend(FlatBackend):
     has_grid = True
 
     def __init__(self, grids: Grids, batch: Tensor, engine: Engine) -> None:
-        super().__init__(running_sum([math.prod(shape) for shape in grids.half_shapes]), batch)
+        sizes = [math.prod(shape) for shape in grids.half_shapes]
+        super().__init__(running_sum(sizes).tolist(), batch)
         self.grids = grids
         self._spreader = engine.spreader
         places = blocks(grids.starts), blocks(self.mode_starts)

@@ -9,12 +9,12 @@ from sog_longrange.geometry import at_atoms, cell_volume, reciprocal_cell, wrapp
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
 from sog_longrange.validation import Structures, check_no_overflow
 
-from .boxes import ModeBoxes
 from .distributed import replicate
 from .interaction import Interaction, Potentials
 from .kernel_table import kernel_on_modes
 from .multipoles import Backend, Multipoles, order_of, phase_gradient
 from .quadratic_form import quadratic_form
+from .rows import ModeRows
 
 
 class ModesBackend:
@@ -84,7 +84,7 @@ def periodic_sum(
     sources: Multipoles,
     part: Structures,
     backend: Backend,
-    boxes: ModeBoxes,
+    rows: ModeRows,
     lengths: list[list[float]],
     *,
     field: bool,
@@ -98,8 +98,8 @@ def periodic_sum(
     part : Structures
         Periodic along all axes.
     backend : Backend
-        With flat spectra of `boxes`.
-    boxes : ModeBoxes
+        With spectra of `rows`.
+    rows : ModeRows
     lengths : list of 3 floats for each structure
         Lengths of the lattice vectors, in Å.
     field : bool
@@ -118,7 +118,7 @@ def periodic_sum(
     engine = interaction.engine_on(part.positions.device)
     reciprocal, longest = reciprocal_cell(part.cell), max(map(max, lengths))
     resolution = interaction.resolution(sources.order)
-    table = kernel_on_modes(kernel, boxes, reciprocal, resolution, longest, engine.sampler)
+    table = kernel_on_modes(kernel, rows, reciprocal, resolution, longest, engine.sampler)
     own = replicate(reciprocal, group)
     phases = wrapped_phases(part.positions, own, part.batch)
     # A number that is not finite would lead native code out of its arrays.

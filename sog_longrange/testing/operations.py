@@ -23,7 +23,7 @@ _READS = frozenset({"_local_scalar_dense", "nonzero", "bincount", "equal", "mask
 """Operations that wait for the device."""
 
 _UNIQUE = ("_unique2", "unique_dim", "unique_consecutive")
-_LAUNCHERS = ("numba_engine", "triton_engine")
+_LAUNCHERS = ("numba_engine", "numba_direct", "triton_engine")
 
 
 class Operations:

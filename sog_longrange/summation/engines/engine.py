@@ -1,4 +1,4 @@
-"""What an engine provides: a spreader between atoms and grids, and a table of the kernel."""
+"""What an engine provides: sums between atoms and grids or modes, and a table of the kernel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.kernel_table import Sampler
+from sog_longrange.summation.rows import ModeRows
 
 
 class Spreader(Protocol):
@@ -38,16 +39,43 @@ class Spreader(Protocol):
         ...
 
 
+class Direct(Protocol):
+    """Sums between atoms and modes without a grid, otherwise as a :class:`Spreader`.
+
+    Parameters
+    ----------
+    rows : ModeRows
+    phases : Tensor, shape (n_atoms, 3)
+    batch : Tensor, shape (n_atoms,), sorted
+    """
+
+    def __init__(self, rows: ModeRows, phases: Tensor, batch: Tensor) -> None: ...
+
+    def spread(self, sources: Tensor) -> Tensor:
+        """Spectra (P, n_modes), sum_j sum_a W_ja d^a exp(-i m.theta_j), of sources."""
+        ...
+
+    def interpolate(self, field: Tensor, order: int) -> Tensor:
+        """Phase derivatives (N, n_derivatives, P) of Re sum_m psi_m exp(i m.theta)."""
+        ...
+
+    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
+        """Phase gradient (N, 3) of the sum of derivatives times weights (N, n_sources, P)."""
+        ...
+
+
 class Engine(NamedTuple):
-    """Code that runs the inner loops of the mesh.
+    """Code that runs the inner loops of the sums.
 
     Attributes
     ----------
     name : str
     spreader : type of Spreader
     sampler : type of Sampler
+    direct : type of Direct
     """
 
     name: str
     spreader: type[Spreader]
     sampler: type[Sampler]
+    direct: type[Direct]

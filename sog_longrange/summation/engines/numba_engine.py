@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sog_longrange.summation.boxes import ModeBoxes
 from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.kernel_table import Intervals
 from sog_longrange.summation.multipoles import monomials, order_of
+from sog_longrange.summation.rows import ModeRows, running_sum
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
+from .numba_direct import NumbaDirect
 from .numba_spread import MAX_ORDER, interpolation_loop, padded_width, sort_atoms, spread_loop
 from .numba_table import SamplerLoops, sampler_loops
+from .numba_threads import launch, split, threads_for
 from .torch_engine import TorchSpreader
-
-_WORTH_A_THREAD = 2**17
 
 
 class NumbaSpreader:
@@ -58,7 +55,7 @@ class NumbaSpreader:
         # Slabs of one parity share no grid point; those of the other wait for them.
         for parity in (0, 1):
             tasks = np.stack((self.slabs[:-1][parity::2], self.slabs[1:][parity::2]), 1)
-            shares = _split(tasks, tasks[:, 1] - tasks[:, 0], self._threads(len(points)))
+            shares = split(tasks, tasks[:, 1] - tasks[:, 0], self._threads(len(points)))
             launch(loop, [(self.order, share, *shared) for share in shares])
         return points
 
@@ -94,35 +91,25 @@ class NumbaSpreader:
         return self.batch, self.sizes, self.starts, self.coefficients
 
     def _threads(self, channels: int) -> int:
-        return _threads(len(self.phases) * channels * self.grids.width**3)
+        return threads_for(len(self.phases) * channels * self.grids.width**3)
 
 
 class NumbaSampler:
-    """Sampler as compiled loops over planes of modes.
+    """Sampler as compiled loops over rows of modes.
 
     Parameters
     ----------
     intervals : Intervals
-    boxes : ModeBoxes
+    rows : ModeRows
     """
 
-    def __init__(self, intervals: Intervals, boxes: ModeBoxes) -> None:
+    def __init__(self, intervals: Intervals, rows: ModeRows) -> None:
         self.intervals = intervals
-        self.boxes = boxes
-        shapes = np.array(boxes.shapes, np.int64)
-        ends = shapes.ravel().cumsum().reshape(-1, 3)
-        self.geometry = (
-            np.int64(intervals.base),
-            shapes,
-            ends - shapes,
-            np.array(boxes.starts, np.int64),
-            boxes.modes.numpy(),
-            boxes.factors.numpy(),
-        )
-        planes = [(g, x) for g, shape in enumerate(boxes.shapes) for x in range(shape[0])]
-        tasks = np.array(planes, np.int64).reshape(-1, 2)
-        sizes = shapes[tasks[:, 0], 1] * shapes[tasks[:, 0], 2]
-        self.shares = _split(tasks, sizes, _threads(4 * boxes.starts[-1]))
+        self.rows = rows
+        parts = threads_for(4 * rows.total)
+        wanted = rows.total * np.arange(1, parts) // parts
+        cuts = [0, *np.searchsorted(rows.starts, wanted), len(rows.graphs)]
+        self.shares = list(pairwise(cuts))
 
     def values(
         self,
@@ -132,10 +119,10 @@ class NumbaSampler:
         direction: Tensor | None = None,
     ) -> Tensor:
         """Implement :meth:`Sampler.values`."""
-        out = u.new_empty(len(u), self.boxes.starts[-1])
+        out = u.new_empty(len(u), self.rows.total)
         point = self._point(u, reciprocal, c, direction)
-        shared = (self.geometry, point, out.numpy())
-        launch(self._loops(c).values, [(share, *shared) for share in self.shares])
+        shared = (self._geometry(u), point, out.numpy())
+        launch(self._loops(c).values, [(*share, *shared) for share in self.shares])
         return out
 
     def gradients(
@@ -148,16 +135,20 @@ class NumbaSampler:
     ) -> tuple[Tensor, Tensor]:
         """Implement :meth:`Sampler.gradients`."""
         point = self._point(u, reciprocal, c, direction)
-        shared = (self.geometry, point, grad.numpy())
+        shared = (self._geometry(u), point, grad.numpy())
         sums = [[np.zeros(shape) for shape in (u.shape, reciprocal.shape)] for _ in self.shares]
         launch(
             self._loops(c).gradients,
-            [(share, *shared, *own) for share, own in zip(self.shares, sums, strict=True)],
+            [(*share, *shared, *own) for share, own in zip(self.shares, sums, strict=True)],
         )
         by_coefficients, by_cell = (
             torch.from_numpy(sum(parts)).to(u) for parts in zip(*sums, strict=True)
         )
         return by_coefficients, by_cell
+
+    def _geometry(self, like: Tensor) -> tuple[np.int64 | np.ndarray, ...]:
+        own = self.rows.tensors(like.dtype, like.device)
+        return (np.int64(self.intervals.base), *(x.numpy() for x in own))
 
     def _loops(self, c: Tensor | None) -> SamplerLoops:
         own = self.intervals
@@ -180,32 +171,4 @@ def _padded_coefficients(width: int, dtype: str) -> np.ndarray:
     return np.ascontiguousarray(np.pad(rows, ((0, 0), (0, padding))), dtype).ravel()
 
 
-def _threads(work: int) -> int:
-    """Return the number of threads that pay for a number of elementary steps."""
-    return max(1, min(torch.get_num_threads(), work // _WORTH_A_THREAD))
-
-
-def _split(tasks: np.ndarray, sizes: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Cut a list of tasks into runs of about equal total size."""
-    if parts == 1:
-        return [tasks]
-    total = np.cumsum(sizes)
-    cuts = np.searchsorted(total, total[-1] * np.arange(1, parts) / parts)
-    return [part for part in np.split(tasks, cuts) if len(part)]
-
-
-def launch(loop: Callable[..., None], jobs: list[tuple[Any, ...]]) -> None:
-    """Call a loop with several sets of arguments at the same time, the last in this thread."""
-    waiting = [_pool(os.getpid(), torch.get_num_threads()).submit(loop, *job) for job in jobs[:-1]]
-    loop(*jobs[-1])
-    for job in waiting:
-        job.result()
-
-
-@lru_cache(maxsize=8)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process; a forked one makes its own."""
-    return ThreadPoolExecutor(max(1, threads - 1), "sog-longrange")
-
-
-NUMBA = Engine("numba", NumbaSpreader, NumbaSampler)
+NUMBA = Engine("numba", NumbaSpreader, NumbaSampler, NumbaDirect)

@@ -102,38 +102,32 @@ def _make_values(
     stride = degree + 1
 
     @jit
-    def values(tasks: Any, geometry: Any, point: Any, out: Any) -> None:
-        base, shapes, offsets, starts, modes, factors = geometry
+    def values(begin: Any, end: Any, geometry: Any, point: Any, out: Any) -> None:
+        base, graphs, first, starts, factors, along, places = geometry
         b, u, c, direction = point
         channels, rows = u.shape[0], u.shape[1]
         flat_u, flat_c = u.reshape(-1), c.reshape(-1)
-        for task in range(tasks.shape[0]):
-            g, ix = tasks[task, 0], tasks[task, 1]
-            n_y, n_z = shapes[g, 1], shapes[g, 2]
-            o_x, o_y, o_z = offsets[g, 0], offsets[g, 1], offsets[g, 2]
-            m_x = modes[o_x + ix]
-            for iy in range(n_y):
-                m_y = modes[o_y + iy]
-                factor = factors[o_x + ix] * factors[o_y + iy]
-                at = starts[g] + (ix * n_y + iy) * n_z
-                for iz in range(n_z):
-                    m_z = modes[o_z + iz]
-                    x, y, z = _combine(m_x, m_y, m_z, b[g])
-                    row, t, inverse = locate(x * x + y * y + z * z, base, rows)
-                    if row == rows - 1:
-                        for p in range(channels):
-                            out[p, at + iz] = real(0.0)
-                        continue
-                    along = real(0.0)
-                    if directed:
-                        e_x, e_y, e_z = _combine(m_x, m_y, m_z, direction[g])
-                        along = real(2.0) * (x * e_x + y * e_y + z * e_z)
+        for r in range(begin, end):
+            g, at, factor, place = graphs[r], starts[r], factors[r], places[r]
+            m_x, m_y = real(first[r, 0]), real(first[r, 1])
+            for i in range(starts[r + 1] - at):
+                m_z = real(first[r, 2] + i)
+                x, y, z = _combine(m_x, m_y, m_z, b[g])
+                row, t, inverse = locate(x * x + y * y + z * z, base, rows)
+                if row == rows - 1:
                     for p in range(channels):
-                        entry = (p * rows + row) * stride
-                        value = value_of(flat_u, entry, t, inverse)
-                        if directed:
-                            value += slope_of(flat_c, entry, t, inverse) * along
-                        out[p, at + iz] = factor * factors[o_z + iz] * value
+                        out[p, at + i] = real(0.0)
+                    continue
+                change = real(0.0)
+                if directed:
+                    e_x, e_y, e_z = _combine(m_x, m_y, m_z, direction[g])
+                    change = real(2.0) * (x * e_x + y * e_y + z * e_z)
+                for p in range(channels):
+                    entry = (p * rows + row) * stride
+                    value = value_of(flat_u, entry, t, inverse)
+                    if directed:
+                        value += slope_of(flat_c, entry, t, inverse) * change
+                    out[p, at + i] = factor * along[place + i] * value
 
     return values
 
@@ -146,48 +140,37 @@ def _make_gradients(
     one_mode = _make_mode_gradient(dtype, degree, directed)
 
     @jit
-    def gradients(
-        tasks: Any, geometry: Any, point: Any, grad: Any, by_coefficients: Any, by_cell: Any
-    ) -> None:
-        base, shapes, offsets, starts, modes, factors = geometry
+    def gradients(begin: Any, end: Any, geometry: Any, point: Any, grad: Any, *sums: Any) -> None:
+        base, graphs, first, starts, factors, along, places = geometry
         b, u, c, direction = point
+        by_coefficients, by_cell = sums
         rows = u.shape[1]
         flats = (u.reshape(-1), c.reshape(-1), by_coefficients.reshape(-1))
-        for task in range(tasks.shape[0]):
-            g, ix = tasks[task, 0], tasks[task, 1]
-            n_y, n_z = shapes[g, 1], shapes[g, 2]
-            o_x, o_y, o_z = offsets[g, 0], offsets[g, 1], offsets[g, 2]
-            m_x = modes[o_x + ix]
-            for iy in range(n_y):
-                m_y = modes[o_y + iy]
-                factor = factors[o_x + ix] * factors[o_y + iy]
-                at = starts[g] + (ix * n_y + iy) * n_z
-                # Sums over the row of modes: of vectors, and of m_z times them.
-                s_x = s_y = s_z = w_x = w_y = w_z = real(0.0)
-                for iz in range(n_z):
-                    m_z = modes[o_z + iz]
-                    x, y, z = _combine(m_x, m_y, m_z, b[g])
-                    place = locate(x * x + y * y + z * z, base, rows)
-                    if place[0] == rows - 1:
-                        continue
-                    e_x = e_y = e_z = real(0.0)
-                    if directed:
-                        e_x, e_y, e_z = _combine(m_x, m_y, m_z, direction[g])
-                    along = two * (x * e_x + y * e_y + z * e_z)
-                    weight = two * factor * factors[o_z + iz]
-                    first, second = one_mode(grad, at + iz, weight, along, place, rows, flats)
-                    h_x, h_y, h_z = (
-                        first * x + second * e_x,
-                        first * y + second * e_y,
-                        first * z + second * e_z,
-                    )
-                    s_x, s_y, s_z = s_x + h_x, s_y + h_y, s_z + h_z
-                    w_x, w_y, w_z = w_x + m_z * h_x, w_y + m_z * h_y, w_z + m_z * h_z
-                for axis, h in enumerate((s_x, s_y, s_z)):
-                    by_cell[g, 0, axis] += m_x * h
-                    by_cell[g, 1, axis] += m_y * h
-                for axis, h in enumerate((w_x, w_y, w_z)):
-                    by_cell[g, 2, axis] += h
+        for r in range(begin, end):
+            g, at, factor, place = graphs[r], starts[r], factors[r], places[r]
+            m_x, m_y = real(first[r, 0]), real(first[r, 1])
+            # Sums over the row of modes: of vectors, and of m_z times them.
+            s_x = s_y = s_z = w_x = w_y = w_z = real(0.0)
+            for i in range(starts[r + 1] - at):
+                m_z = real(first[r, 2] + i)
+                x, y, z = _combine(m_x, m_y, m_z, b[g])
+                where = locate(x * x + y * y + z * z, base, rows)
+                if where[0] == rows - 1:
+                    continue
+                e_x = e_y = e_z = real(0.0)
+                if directed:
+                    e_x, e_y, e_z = _combine(m_x, m_y, m_z, direction[g])
+                change = two * (x * e_x + y * e_y + z * e_z)
+                weight = two * factor * along[place + i]
+                one, other = one_mode(grad, at + i, weight, change, where, rows, flats)
+                h_x, h_y, h_z = one * x + other * e_x, one * y + other * e_y, one * z + other * e_z
+                s_x, s_y, s_z = s_x + h_x, s_y + h_y, s_z + h_z
+                w_x, w_y, w_z = w_x + m_z * h_x, w_y + m_z * h_y, w_z + m_z * h_z
+            for axis, h in enumerate((s_x, s_y, s_z)):
+                by_cell[g, 0, axis] += m_x * h
+                by_cell[g, 1, axis] += m_y * h
+            for axis, h in enumerate((w_x, w_y, w_z)):
+                by_cell[g, 2, axis] += h
 
     return gradients
 

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sog_longrange.summation.boxes import running_sum
+from sog_longrange.summation.blocks import running_sum
 from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
+from .torch_direct import TorchDirect
 from .torch_table import TorchSampler
 
 _CHUNK = 2**19
@@ -37,7 +38,7 @@ class TorchSpreader:
         self.sizes = torch.tensor(grids.shapes, device=phases.device)[batch]
         self.starts = torch.tensor(grids.starts, device=phases.device)[batch]
         padded = [a * b * (c + grids.width - 1) for a, b, c in grids.shapes]
-        self.row_starts = torch.tensor(running_sum(padded), device=phases.device)[batch]
+        self.row_starts = torch.from_numpy(running_sum(padded)).to(phases.device)[batch]
 
     def spread(self, sources: Tensor) -> Tensor:
         """Implement :meth:`Spreader.spread`."""
@@ -149,4 +150,4 @@ def _to_box(sources: Tensor, order: int) -> Tensor:
     return box.view(n, channels, o, o, o)
 
 
-PURE_TORCH = Engine("torch", TorchSpreader, TorchSampler)
+PURE_TORCH = Engine("torch", TorchSpreader, TorchSampler, TorchDirect)

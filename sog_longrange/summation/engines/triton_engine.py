@@ -25,6 +25,7 @@ from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
 from .torch_engine import TorchSpreader
+from .torch_direct import TorchDirect
 from .torch_table import TorchSampler
 
 MAX_ORDER: int = 3
@@ -134,7 +135,7 @@ class TritonSpreader:
             )
 
 
-TRITON = Engine("triton", TritonSpreader, TorchSampler)
+TRITON = Engine("triton", TritonSpreader, TorchSampler, TorchDirect)
 
 
 class _Geometry(NamedTuple):
