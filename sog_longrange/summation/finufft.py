@@ -113,7 +113,9 @@ class FinufftBackend(FlatBackend):
         out = field.real.new_empty(len(self.batch), count, channels)
         for g, transform in self._present():
             psi = field[:, self._modes[g]].view(channels, *self.shapes[g])
-            spectra = torch.cat([factor * psi for factor in self._factors(g, order, 1j, field.real)])
+            spectra = torch.cat(
+                [factor * psi for factor in self._factors(g, order, 1j, field.real)]
+            )
             values = transform.interpolate(spectra).T
             out[self._atoms[g]] = values.unflatten(1, (count, channels))
         return out

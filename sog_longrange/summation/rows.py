@@ -92,10 +92,10 @@ class ModeRows:
     def reach(self) -> Integers:
         """Largest mode number of each structure along each axis; (n_graphs, 3)."""
         last = self.first[:, 2] + np.diff(self.starts) - 1
-        ends = np.maximum(np.abs(self.first), np.abs(np.c_[self.first[:, :2], last]))
-        reach = np.zeros((len(self.row_starts) - 1, 3), np.int64)
-        np.maximum.at(reach, self.graphs, ends)
-        return reach
+        ends = np.abs(np.c_[self.first, last])
+        ends[:, 2] = np.maximum(ends[:, 2], ends[:, 3])
+        # Every structure has a row, that of k = 0.
+        return np.maximum.reduceat(ends[:, :3], self.row_starts[:-1])
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> RowTensors:
         """Return the rows for a device, where they are kept.
@@ -121,9 +121,7 @@ class ModeRows:
             self._tensors[key] = RowTensors(*moved)
         return self._tensors[key]
 
-    def modes(
-        self, dtype: torch.dtype, device: torch.device, place: slice = slice(None)
-    ) -> Tensor:
+    def modes(self, dtype: torch.dtype, device: torch.device, place: slice = slice(None)) -> Tensor:
         """Numbers of modes along the three axes.
 
         Parameters

@@ -20,7 +20,7 @@ from sog_longrange.summation.multipoles import monomials, order_of, phase_gradie
 from sog_longrange.summation.rows import ModeRows, running_sum
 
 from .numba_threads import launch, split, threads_for
-from .numba_vectors import ROW, address, axpy, fill, jit, scratch
+from .numba_vectors import ROW, address, axpy, fill, inlined, jit, scratch
 
 
 class DirectLoops(NamedTuple):
@@ -48,7 +48,7 @@ def direct_loops(dtype: str) -> DirectLoops:
 
 @jit
 def _fill_powers(phases: Any, table: Any, reach: Any, is_signed: Any) -> None:
-    """Tabulate exp(i m theta) for m = -reach..reach, or from 0; (2, modes, atoms)."""
+    """Tabulate cos and sin of m theta for m = -reach..reach, or from 0; (2, modes, atoms)."""
     offset = reach if is_signed else 0
     for j in range(phases.shape[0]):
         cosine, sine = np.cos(np.float64(phases[j])), np.sin(np.float64(phases[j]))
@@ -63,176 +63,216 @@ def _fill_powers(phases: Any, table: Any, reach: Any, is_signed: Any) -> None:
             real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
 
 
+def _make_turn(dtype: str) -> Callable[..., Any]:
+    @inlined
+    def turn(part: Any, x: Any, y: Any, m_x: Any, m_y: Any) -> None:
+        """Multiply complex numbers of all atoms by exp(i (m_x theta_x + m_y theta_y))."""
+        for j in range(part.shape[1]):
+            e_re = x[0, m_x, j] * y[0, m_y, j] - x[1, m_x, j] * y[1, m_y, j]
+            e_im = x[0, m_x, j] * y[1, m_y, j] + x[1, m_x, j] * y[0, m_y, j]
+            a, b = part[0, j], part[1, j]
+            part[0, j] = a * e_re - b * e_im
+            part[1, j] = a * e_im + b * e_re
+
+    return turn
+
+
 def _make_spread(dtype: str) -> Callable[..., None]:
     real = np.dtype(dtype).type
+    turn = _make_turn(dtype)
 
-    @jit
-    def weigh(sources: Any, terms: Any, m_x: Any, m_y: Any, x: Any, y: Any, out: Any) -> None:
-        """Sum of the sources of each atom that have one power along z, times exp(i m theta)."""
+    @inlined
+    def weigh(sources: Any, terms: Any, m_x: Any, m_y: Any, out: Any) -> None:
+        """Sums of the sources of each atom with one power along z: sum_a (i m)^a W_a."""
         out[:] = real(0.0)
-        n = x.shape[1]
-        for power in range(out.shape[0]):
-            re, im = out[power, 0], out[power, 1]
-            for t in range(terms.shape[0]):
-                if terms[t, 2] != power:
-                    continue
-                degree = terms[t, 0] + terms[t, 1] + power
-                factor = real(m_x ** terms[t, 0] * m_y ** terms[t, 1])
-                if degree % 4 > 1:
-                    factor = -factor
-                part = im if degree % 2 else re
-                own = sources[t]
-                for j in range(n):
-                    part[j] += factor * own[j]
-            for j in range(n):
-                e_re = x[0, j] * y[0, j] - x[1, j] * y[1, j]
-                e_im = x[0, j] * y[1, j] + x[1, j] * y[0, j]
-                a, b = re[j], im[j]
-                re[j] = a * e_re - b * e_im
-                im[j] = a * e_im + b * e_re
+        for t in range(terms.shape[0]):
+            power = terms[t, 2]
+            degree = terms[t, 0] + terms[t, 1] + power
+            factor = real(m_x ** terms[t, 0] * m_y ** terms[t, 1])
+            if degree % 4 > 1:
+                factor = -factor
+            for j in range(sources.shape[1]):
+                out[power, degree % 2, j] += factor * sources[t, j]
 
-    @jit
-    def sum_row(weights: Any, z: Any, first: Any, count: Any, m_z: Any, out: Any) -> None:
-        """Structure factor on a row of modes; out (count, 2)."""
+    @inlined
+    def sum_row(weights: Any, z: Any, first: Any, count: Any, out: Any, at: Any) -> None:
+        """Structure factor on a row of modes, added to its places (at + i, 2)."""
         zero = real(0.0)
-        re_0, im_0 = scratch(ROW, zero), scratch(ROW, zero)
-        re_1, im_1 = scratch(ROW, zero), scratch(ROW, zero)
-        a, b = numba.carray(re_0, ROW), numba.carray(im_0, ROW)
-        c, d = numba.carray(re_1, ROW), numba.carray(im_1, ROW)
-        n, stride = z.shape[1], z.shape[2]
-        flat = z.reshape(-1)
-        for block in range(0, count, ROW):
-            length = min(ROW, count - block)
+        p_0, p_1, p_2, p_3 = (
+            scratch(ROW, zero),
+            scratch(ROW, zero),
+            scratch(ROW, zero),
+            scratch(ROW, zero),
+        )
+        cos_re, cos_im = numba.carray(p_0, ROW), numba.carray(p_1, ROW)
+        sin_re, sin_im = numba.carray(p_2, ROW), numba.carray(p_3, ROW)
+        n = weights.shape[2]
+        stride = z.shape[0] // (2 * n) if n > 0 else 0
+        last = first + count - 1
+        reach = max(abs(first), abs(last))
+        # Modes m and -m of a row share the sums with the cosine and with the sine.
+        for block in range(0, reach + 1, ROW):
             for power in range(weights.shape[0]):
-                re, im = weights[power, 0], weights[power, 1]
-                fill(ROW, re_0, zero)
-                fill(ROW, im_0, zero)
-                fill(ROW, re_1, zero)
-                fill(ROW, im_1, zero)
+                fill(ROW, p_0, zero)
+                fill(ROW, p_1, zero)
+                fill(ROW, p_2, zero)
+                fill(ROW, p_3, zero)
                 for j in range(n):
-                    at = j * stride + first + block
-                    z_re, z_im = address(flat, at), address(flat, n * stride + at)
-                    # Sums of products with either part are apart, for shorter chains.
-                    axpy(ROW, re_0, re[j], z_re)
-                    axpy(ROW, im_0, re[j], z_im)
-                    axpy(ROW, re_1, im[j], z_im)
-                    axpy(ROW, im_1, im[j], z_re)
-                for k in range(length):
-                    scale = real((m_z + block + k) ** power)
-                    out[block + k, 0] += scale * (a[k] - c[k])
-                    out[block + k, 1] -= scale * (b[k] + d[k])
+                    place = j * stride + block
+                    cosine, sine = address(z, place), address(z, n * stride + place)
+                    a, b = weights[power, 0, j], weights[power, 1, j]
+                    axpy(ROW, p_0, a, cosine)
+                    axpy(ROW, p_1, b, cosine)
+                    axpy(ROW, p_2, a, sine)
+                    axpy(ROW, p_3, b, sine)
+                for k in range(min(ROW, reach + 1 - block)):
+                    m = block + k
+                    scale = real(m**power)
+                    if first <= m <= last:
+                        out[at + m - first, 0] += scale * (cos_re[k] - sin_im[k])
+                        out[at + m - first, 1] -= scale * (cos_im[k] + sin_re[k])
+                    if m > 0 and first <= -m <= last:
+                        if power % 2:
+                            scale = -scale
+                        out[at - m - first, 0] += scale * (cos_re[k] + sin_im[k])
+                        out[at - m - first, 1] -= scale * (cos_im[k] - sin_re[k])
 
     @jit
-    def spread(tasks: Any, rows: Any, atom_starts: Any, phases: Any, sources: Any, *rest: Any) -> None:
+    def spread(
+        tasks: Any, rows: Any, atom_starts: Any, phases: Any, sources: Any, *rest: Any
+    ) -> None:
         graphs, firsts, starts, reach = rows
         terms, out = rest
-        powers = 1 + terms[-1, 2]
         for task in range(tasks.shape[0]):
+            if tasks[task, 0] == tasks[task, 1]:
+                continue
             g = graphs[tasks[task, 0]]
             begin, end = atom_starts[g], atom_starts[g + 1]
             n, n_x, n_y, n_z = end - begin, reach[g, 0], reach[g, 1], reach[g, 2]
             x = np.empty((2, n_x + 1, n), phases.dtype)
             y = np.empty((2, 2 * n_y + 1, n), phases.dtype)
-            columns = np.empty((2, 2 * n_z + 1, n), phases.dtype)
+            columns = np.empty((2, n_z + 1, n), phases.dtype)
             _fill_powers(phases[begin:end, 0], x, n_x, False)
             _fill_powers(phases[begin:end, 1], y, n_y, True)
-            _fill_powers(phases[begin:end, 2], columns, n_z, True)
-            z = np.zeros((2, n, 2 * n_z + 1 + ROW), phases.dtype)
-            z[:, :, : 2 * n_z + 1] = columns.transpose(0, 2, 1)
-            weights = np.empty((powers, 2, n), phases.dtype)
-            for r in range(tasks[task, 0], tasks[task, 1]):
-                m_x, m_y, m_z = firsts[r, 0], firsts[r, 1], firsts[r, 2]
-                count = starts[r + 1] - starts[r]
-                for p in range(sources.shape[0]):
-                    own = sources[p, :, begin:end]
-                    weigh(own, terms, m_x, m_y, x[:, m_x], y[:, n_y + m_y], weights)
-                    place = out[p, starts[r] : starts[r + 1]]
-                    sum_row(weights, z, n_z + m_z, count, m_z, place)
+            _fill_powers(phases[begin:end, 2], columns, n_z, False)
+            z = np.zeros((2, n, (n_z // ROW + 1) * ROW), phases.dtype)
+            z[:, :, : n_z + 1] = columns.transpose(0, 2, 1)
+            lanes = z.reshape(-1)
+            weights = np.empty((1 + terms[-1, 2], 2, n), phases.dtype)
+            for p in range(sources.shape[0]):
+                own, place = sources[p, :, begin:end], out[p]
+                for r in range(tasks[task, 0], tasks[task, 1]):
+                    m_x, m_y, m_z = firsts[r, 0], firsts[r, 1], firsts[r, 2]
+                    weigh(own, terms, m_x, m_y, weights)
+                    for power in range(weights.shape[0]):
+                        turn(weights[power], x, y, m_x, n_y + m_y)
+                    sum_row(weights, lanes, m_z, starts[r + 1] - starts[r], place, starts[r])
 
     return spread
 
 
 def _make_interpolate(dtype: str) -> Callable[..., None]:
     real = np.dtype(dtype).type
+    turn = _make_turn(dtype)
 
-    @jit
-    def sum_row(psi: Any, z: Any, first: Any, m_z: Any, powers: Any, out: Any) -> None:
+    @inlined
+    def fold(psi: Any, at: Any, first: Any, count: Any, out: Any) -> Any:
+        """Sum and difference of modes m and -m times powers of m; returns the number of m."""
+        last = first + count - 1
+        reach = max(abs(first), abs(last))
+        for m in range(reach + 1):
+            a = b = c = d = real(0.0)
+            if first <= m <= last:
+                a, b = psi[at + m - first, 0], psi[at + m - first, 1]
+            if m > 0 and first <= -m <= last:
+                c, d = psi[at - m - first, 0], psi[at - m - first, 1]
+            scale = real(1.0)
+            for power in range(out.shape[0]):
+                out[power, m, 0] = scale * (a + c)
+                out[power, m, 1] = scale * (b + d)
+                out[power, m, 2] = scale * (a - c)
+                out[power, m, 3] = scale * (b - d)
+                scale *= real(m)
+                c, d = -c, -d
+        return reach + 1
+
+    @inlined
+    def sum_row(folded: Any, modes: Any, z: Any, block: Any, out: Any) -> None:
         """sum_m m^power psi_m exp(i m theta) over a row, for the atoms of a block."""
         zero = real(0.0)
-        re_0, im_0 = scratch(ROW, zero), scratch(ROW, zero)
-        re_1, im_1 = scratch(ROW, zero), scratch(ROW, zero)
-        a, b = numba.carray(re_0, ROW), numba.carray(im_0, ROW)
-        c, d = numba.carray(re_1, ROW), numba.carray(im_1, ROW)
-        flat = z.reshape(-1)
-        half = z.shape[1] * ROW
-        for power in range(powers):
-            fill(ROW, re_0, zero)
-            fill(ROW, im_0, zero)
-            fill(ROW, re_1, zero)
-            fill(ROW, im_1, zero)
-            for k in range(psi.shape[0]):
-                scale = real((m_z + k) ** power)
-                re, im = scale * psi[k, 0], scale * psi[k, 1]
-                at = (first + k) * ROW
-                z_re, z_im = address(flat, at), address(flat, half + at)
-                axpy(ROW, re_0, re, z_re)
-                axpy(ROW, im_0, re, z_im)
-                axpy(ROW, re_1, im, z_im)
-                axpy(ROW, im_1, im, z_re)
+        p_0, p_1, p_2, p_3 = (
+            scratch(ROW, zero),
+            scratch(ROW, zero),
+            scratch(ROW, zero),
+            scratch(ROW, zero),
+        )
+        a, b = numba.carray(p_0, ROW), numba.carray(p_1, ROW)
+        c, d = numba.carray(p_2, ROW), numba.carray(p_3, ROW)
+        stride = out.shape[2]
+        half = z.shape[0] // 2
+        for power in range(folded.shape[0]):
+            fill(ROW, p_0, zero)
+            fill(ROW, p_1, zero)
+            fill(ROW, p_2, zero)
+            fill(ROW, p_3, zero)
+            for m in range(modes):
+                place = m * stride + block
+                cosine, sine = address(z, place), address(z, half + place)
+                axpy(ROW, p_0, folded[power, m, 0], cosine)
+                axpy(ROW, p_1, folded[power, m, 1], cosine)
+                axpy(ROW, p_2, folded[power, m, 2], sine)
+                axpy(ROW, p_3, folded[power, m, 3], sine)
             for v in range(ROW):
-                out[power, 0, v] = a[v] - c[v]
-                out[power, 1, v] = b[v] + d[v]
+                out[power, 0, block + v] = a[v] - d[v]
+                out[power, 1, block + v] = b[v] + c[v]
 
-    @jit
-    def add_terms(sums: Any, terms: Any, m_x: Any, m_y: Any, x: Any, y: Any, out: Any) -> None:
-        """Add the derivatives of a row to those of the atoms of a block; out (terms, ROW)."""
-        for power in range(sums.shape[0]):
-            re, im = sums[power, 0], sums[power, 1]
-            for v in range(ROW):
-                e_re = x[0, v] * y[0, v] - x[1, v] * y[1, v]
-                e_im = x[0, v] * y[1, v] + x[1, v] * y[0, v]
-                a, b = re[v], im[v]
-                re[v] = a * e_re - b * e_im
-                im[v] = a * e_im + b * e_re
+    @inlined
+    def add_terms(sums: Any, terms: Any, m_x: Any, m_y: Any, out: Any) -> None:
+        """Add the derivatives of a row to those of the atoms."""
         for t in range(terms.shape[0]):
-            degree = terms[t, 0] + terms[t, 1] + terms[t, 2]
+            power = terms[t, 2]
+            degree = terms[t, 0] + terms[t, 1] + power
             factor = real(m_x ** terms[t, 0] * m_y ** terms[t, 1])
             # Re(i^degree z) is Re z, -Im z, -Re z, Im z.
             if degree % 4 == 1 or degree % 4 == 2:
                 factor = -factor
-            part = sums[terms[t, 2], degree % 2]
-            own = out[t]
-            for v in range(ROW):
-                own[v] += factor * part[v]
+            for j in range(out.shape[1]):
+                out[t, j] += factor * sums[power, degree % 2, j]
 
     @jit
     def interpolate(tasks: Any, rows: Any, phases: Any, psi: Any, terms: Any, out: Any) -> None:
         row_starts, firsts, starts, reach = rows
         powers = 1 + terms[-1, 2]
-        block = np.zeros((3, ROW), phases.dtype)
-        sums = np.empty((powers, 2, ROW), phases.dtype)
-        totals = np.empty((psi.shape[0], terms.shape[0], ROW), phases.dtype)
         for task in range(tasks.shape[0]):
             g, begin, end = tasks[task, 0], tasks[task, 1], tasks[task, 2]
             n_x, n_y, n_z = reach[g, 0], reach[g, 1], reach[g, 2]
-            block[:, : end - begin] = phases[begin:end].T
-            x = np.empty((2, n_x + 1, ROW), phases.dtype)
-            y = np.empty((2, 2 * n_y + 1, ROW), phases.dtype)
-            z = np.empty((2, 2 * n_z + 1, ROW), phases.dtype)
-            _fill_powers(block[0], x, n_x, False)
-            _fill_powers(block[1], y, n_y, True)
-            _fill_powers(block[2], z, n_z, True)
-            totals[:] = real(0.0)
-            for r in range(row_starts[g], row_starts[g + 1]):
-                m_x, m_y, m_z = firsts[r, 0], firsts[r, 1], firsts[r, 2]
-                for p in range(psi.shape[0]):
-                    own = psi[p, starts[r] : starts[r + 1]]
-                    sum_row(own, z, n_z + m_z, m_z, powers, sums)
-                    add_terms(sums, terms, m_x, m_y, x[:, m_x], y[:, n_y + m_y], totals[p])
+            n = (end - begin + ROW - 1) // ROW * ROW
+            own = np.zeros((3, n), phases.dtype)
+            own[:, : end - begin] = phases[begin:end].T
+            x = np.empty((2, n_x + 1, n), phases.dtype)
+            y = np.empty((2, 2 * n_y + 1, n), phases.dtype)
+            z = np.empty((2, n_z + 1, n), phases.dtype)
+            _fill_powers(own[0], x, n_x, False)
+            _fill_powers(own[1], y, n_y, True)
+            _fill_powers(own[2], z, n_z, False)
+            lanes = z.reshape(-1)
+            folded = np.empty((powers, n_z + 1, 4), phases.dtype)
+            sums = np.empty((powers, 2, n), phases.dtype)
+            total = np.empty((terms.shape[0], n), phases.dtype)
             for p in range(psi.shape[0]):
+                total[:] = real(0.0)
+                for r in range(row_starts[g], row_starts[g + 1]):
+                    m_x, m_y, m_z = firsts[r, 0], firsts[r, 1], firsts[r, 2]
+                    count = starts[r + 1] - starts[r]
+                    modes = fold(psi[p], starts[r], m_z, count, folded)
+                    for block in range(0, n, ROW):
+                        sum_row(folded, modes, lanes, block, sums)
+                    for power in range(powers):
+                        turn(sums[power], x, y, m_x, n_y + m_y)
+                    add_terms(sums, terms, m_x, m_y, total)
                 for t in range(terms.shape[0]):
                     for j in range(begin, end):
-                        out[j, t, p] = totals[p, t, j - begin]
+                        out[j, t, p] = total[t, j - begin]
 
     return interpolate
 
@@ -276,8 +316,9 @@ class NumbaDirect:
         """Implement :meth:`Spreader.interpolate`."""
         rows, terms = self.rows, _terms(order)
         out = field.real.new_empty(len(self.phases), len(terms), len(field))
-        tasks, sizes = self._atom_tasks()
-        threads = threads_for(ROW * int(sizes.sum()) * len(field))
+        modes = np.diff(rows.starts[rows.row_starts])
+        threads = threads_for(int((self.counts * modes).sum()) * len(field))
+        tasks, sizes = self._atom_tasks(threads)
         psi = torch.view_as_real(field.resolve_conj().contiguous()).numpy()
         geometry = (rows.row_starts, rows.first, rows.starts, self.reach)
         shared = (geometry, self.phases, psi, terms, out.numpy())
@@ -298,15 +339,21 @@ class NumbaDirect:
         tasks = np.stack((ends[:-1], ends[1:]), 1)
         return tasks, total[ends[1:]] - total[ends[:-1]]
 
-    def _atom_tasks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Structure, first and last atom of each block of atoms, and its number of modes."""
-        blocks = -(-self.counts // ROW)
-        graphs = np.repeat(np.arange(len(blocks)), blocks)
-        begin = self.atom_starts[graphs]
-        begin += ROW * (np.arange(len(graphs)) - running_sum(blocks)[graphs])
-        end = np.minimum(begin + ROW, self.atom_starts[graphs + 1])
+    def _atom_tasks(self, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Structure, first and last atom of each task, and its work."""
         modes = np.diff(self.rows.starts[self.rows.row_starts])
-        return np.stack((graphs, begin, end), 1), modes[graphs]
+        blocks = -(-self.counts // ROW)
+        total = running_sum(blocks * modes)
+        share = max(1, -(-int(total[-1]) // threads))
+        parts = np.maximum(1, np.minimum(blocks, -(-blocks * modes // share)))
+        graphs = np.repeat(np.arange(len(blocks)), parts)
+        number = np.arange(len(graphs)) - running_sum(parts)[graphs]
+        size = (-(-blocks // parts) * ROW)[graphs]
+        begin = self.atom_starts[graphs] + number * size
+        end = np.minimum(begin + size, self.atom_starts[graphs + 1])
+        kept = begin < end
+        tasks = np.stack((graphs, begin, end), 1)[kept]
+        return tasks, ((end - begin) * modes[graphs])[kept]
 
 
 @lru_cache(maxsize=8)
