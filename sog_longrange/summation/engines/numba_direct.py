@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sog_longrange.summation.blocks import running_sum
 from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
-from sog_longrange.summation.rows import ModeRows, running_sum
+from sog_longrange.summation.rows import ModeRows
 
 from .numba_threads import launch, split, threads_for
 from .numba_vectors import ROW, address, axpy, fill, inlined, jit, scratch
@@ -74,7 +75,8 @@ def _make_turn(dtype: str) -> Callable[..., Any]:
             part[0, j] = a * e_re - b * e_im
             part[1, j] = a * e_im + b * e_re
 
-    return turn
+    compiled: Callable[..., Any] = turn
+    return compiled
 
 
 def _make_spread(dtype: str) -> Callable[..., None]:
@@ -83,7 +85,7 @@ def _make_spread(dtype: str) -> Callable[..., None]:
 
     @inlined
     def weigh(sources: Any, terms: Any, m_x: Any, m_y: Any, out: Any) -> None:
-        """Sums of the sources of each atom with one power along z: sum_a (i m)^a W_a."""
+        """Add up the sources of each atom with one power along z: sum_a (i m)^a W_a."""
         out[:] = real(0.0)
         for t in range(terms.shape[0]):
             power = terms[t, 2]
@@ -168,7 +170,8 @@ def _make_spread(dtype: str) -> Callable[..., None]:
                         turn(weights[power], x, y, m_x, n_y + m_y)
                     sum_row(weights, lanes, m_z, starts[r + 1] - starts[r], place, starts[r])
 
-    return spread
+    compiled: Callable[..., None] = spread
+    return compiled
 
 
 def _make_interpolate(dtype: str) -> Callable[..., None]:
@@ -274,7 +277,8 @@ def _make_interpolate(dtype: str) -> Callable[..., None]:
                     for j in range(begin, end):
                         out[j, t, p] = total[t, j - begin]
 
-    return interpolate
+    compiled: Callable[..., None] = interpolate
+    return compiled
 
 
 class NumbaDirect:

@@ -24,8 +24,8 @@ from sog_longrange.summation.multipoles import monomials, order_of, phase_gradie
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
-from .torch_engine import TorchSpreader
 from .torch_direct import TorchDirect
+from .torch_engine import TorchSpreader
 from .torch_table import TorchSampler
 
 MAX_ORDER: int = 3
