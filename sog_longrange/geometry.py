@@ -10,8 +10,12 @@ from torch import Tensor
 
 from .errors import SizeError
 
-TAPER: float = 1.05
-"""Ratio of the k cutoff to the wave number from which the kernel is tapered."""
+TAPER: float = math.sqrt(32.0 / 29.0)
+"""Ratio of the k cutoff to the wave number from which the kernel is tapered, about 1.05.
+
+In units of the cutoff the taper of k^2 begins and ends at numbers of five bits, where the
+intervals of the kernel's table meet.
+"""
 
 SINGULAR_CELL: float = 1e-8
 """Smallest |det(cell)| / (|a| |b| |c|) of a cell that has a volume and is not called singular.

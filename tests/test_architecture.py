@@ -16,6 +16,8 @@ ADAPTERS = ("sog_mace", "sog_nequip", "sog_pyg")
 HOSTS = ("mace", "nequip", "torch_geometric", "e3nn", "ase")
 ALLOWED_IN_CORE = {"torch", "numpy", "finufft", "cufinufft", *sys.stdlib_module_names}
 ENGINES = {
+    "numba_direct.py": {"numba"},
+    "numba_modes.py": {"numba"},
     "numba_engine.py": set(),
     "numba_spread.py": {"numba"},
     "numba_table.py": set(),
