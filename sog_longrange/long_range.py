@@ -22,12 +22,12 @@ from .hosts import wrong_format
 from .model_output import ModelOutput
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
+from .source_checks import check_total_charge
 from .validation import (
     Structures,
     check_shape,
     check_structures,
     check_tensor,
-    check_total_charge,
     is_traced,
 )
 

@@ -18,7 +18,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels.kernel import Kernel
-from sog_longrange.validation import Structures, check_no_overflow
+from sog_longrange.validation import Structures, check_phases
 
 from .interaction import Interaction, Potentials
 from .kernel_table import tapered_fourier
@@ -62,8 +62,8 @@ def dense_sum(
     """
     if part.num_graphs > 1 and _waste_of_padding(part) > _WASTE:
         out = no_potentials(part, sources.charges, field=field or sources.order > 0)
-        for mask in torch.eye(part.num_graphs, dtype=torch.bool, device=part.batch.device):
-            graph, atoms, single = select(part, mask)
+        for place in range(part.num_graphs):
+            graph, atoms, single = select(part, [place])
             own = dense_sum(interaction, sources.at(atoms), single, field=field)
             out = put(out, graph, atoms, own)
         return out
@@ -73,7 +73,7 @@ def dense_sum(
     reciprocal = reciprocal_cell(part.cell)
     table = kernel_per_volume(interaction.kernel, modes, reciprocal, part.cell, resolution)
     phases = wrapped_phases(part.positions, reciprocal, part.batch)
-    check_no_overflow("positions", phases)
+    check_phases(phases, part)
     out = sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=field)
     # What is kept for gradients must not be a view of what users may change.
     return out._replace(potential=out.potential.clone())

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import box_shapes, lattice_lengths
+from sog_longrange.geometry import box_shapes
 from sog_longrange.hosts import load_library
-from sog_longrange.validation import Structures
+from sog_longrange.validation import Structures, layout_of
 
-from .boxes import ModeBoxes, blocks, running_sum
+from .boxes import ModeBoxes, blocks
 from .interaction import Interaction, Potentials
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles, monomials, order_of
@@ -57,12 +57,13 @@ def finufft_sum(
     Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
     """
     resolution = interaction.resolution(sources.order)
-    lengths = lattice_lengths(part.cell)
+    layout = layout_of(part)
+    lengths = layout.lengths
     shapes = box_shapes(lengths, resolution.cutoff)
     axes = [torch.arange(-(n // 2), n // 2 + 1).to(part.cell) for shape in shapes for n in shape]
     modes = torch.cat(axes)
     boxes = ModeBoxes(tuple(map(tuple, shapes)), modes, torch.ones_like(modes))  # type: ignore[arg-type]
-    backend = FinufftBackend(boxes, part.batch, resolution.accuracy)
+    backend = FinufftBackend(boxes, part.batch, layout.starts, resolution.accuracy)
     return periodic_sum(interaction, sources, part, backend, boxes, lengths, field=field)
 
 
@@ -76,18 +77,21 @@ class FinufftBackend(FlatBackend):
     boxes : ModeBoxes
         Centred boxes of odd lengths.
     batch : Tensor, shape (n_atoms,), sorted
+    atom_starts : list of int
+        Where the atoms of each structure begin, and where the last ones end.
     accuracy : float
         Relative accuracy asked of the library; rounding bounds it from below.
     """
 
-    def __init__(self, boxes: ModeBoxes, batch: Tensor, accuracy: float) -> None:
+    def __init__(
+        self, boxes: ModeBoxes, batch: Tensor, atom_starts: list[int], accuracy: float
+    ) -> None:
         super().__init__(boxes.starts, batch)
         self.boxes = boxes
         self.accuracy = accuracy
         self._axes = boxes.axes(boxes.modes)
         self._modes = blocks(self.mode_starts)
-        counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
-        self._atoms = blocks(running_sum(counts))
+        self._atoms = blocks(atom_starts)
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
