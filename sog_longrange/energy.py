@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from .errors import ConfigError, InputError, explain
 from .kernels.kernel import Kernel, check_channels, check_zero_mode
 from .kernels.spec import kernel_from
+from .options import as_number
 from .source_checks import check_charges, check_dipoles, look_at_sources, sources_are_small
 from .summation.cost_model import Choice, check_backend
 from .summation.dispatch import choices, evaluate
@@ -19,7 +20,7 @@ from .summation.engines.select import check_engine
 from .summation.interaction import Interaction, Potentials
 from .summation.multipoles import Multipoles
 from .summation.operators import FIELD, Inputs, define_operators, has_field
-from .validation import Structures, as_number, check_structures, is_traced
+from .validation import Structures, check_structures, is_traced
 
 
 class LongRangeOutput(NamedTuple):

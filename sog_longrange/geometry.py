@@ -199,7 +199,7 @@ def to_device(values: NDArray[Any] | Sequence[Any], like: Tensor) -> Tensor:
     Tensor
     """
     # Such a copy is out of the memory of Python before the call returns.
-    return torch.as_tensor(values).to(like.device, like.dtype, non_blocking=True)
+    return torch.from_numpy(np.asarray(values)).to(like.device, like.dtype, non_blocking=True)
 
 
 def cell_volume(cell: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ depend on travel together, and what follows from them is computed in Python.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -36,12 +36,15 @@ class Layout(NamedTuple):
         Largest absolute value of "positions" in Å and of other tensors by their names, NaN where
         they hold NaN. "charges" and "dipoles" are those that the structures are evaluated with,
         and missing before these are looked at.
+    numbers : dict of str to ndarray
+        All numbers of small tensors, by their names.
     """
 
     counts: list[int]
     flags: list[Flags]
     cells: NDArray[np.float64]
     largest: dict[str, float]
+    numbers: dict[str, NDArray[np.float64]]
 
     @property
     def largest_position(self) -> float:
@@ -72,8 +75,9 @@ class Layout(NamedTuple):
         graphs : sequence of int
             Their places in the batch.
         """
-        counts, flags = ([own[g] for g in graphs] for own in (self.counts, self.flags))
-        return Layout(counts, flags, self.cells[list(graphs)], self.largest)  # type: ignore[arg-type]
+        counts, flags = [self.counts[g] for g in graphs], [self.flags[g] for g in graphs]
+        cells = self.cells[list(graphs)]
+        return self._replace(counts=counts, flags=flags, cells=cells)
 
     def phases_fit(self, dtype: torch.dtype) -> bool:
         """Tell whether no phase k.r of an atom in a periodic structure can overflow.
@@ -153,7 +157,12 @@ class Look(NamedTuple):
 
 
 def look_at(
-    cell: Tensor, pbc: Tensor, batch: Tensor | None, n_atoms: int, others: Mapping[str, Tensor]
+    cell: Tensor,
+    pbc: Tensor,
+    batch: Tensor | None,
+    n_atoms: int,
+    others: Mapping[str, Tensor],
+    numbers: Mapping[str, Tensor],
 ) -> Look:
     """Read what there is to know of a batch, in one transfer.
 
@@ -166,22 +175,34 @@ def look_at(
     n_atoms : int
     others : dict of str to Tensor
         Of which the largest absolute value is wanted.
+    numbers : dict of str to Tensor
+        Of which all numbers are wanted.
 
     Returns
     -------
     Look
     """
-    groups = [[cell], [pbc], _order(batch, cell.shape[0]), *map(_extremes, others.values())]
-    found = iter(read_together([x for group in groups for x in group]))
-    cells, flags, order, *ends = ([next(found) for _ in group] for group in groups)
+    ends = map(_extremes, others.values())
+    cells, flags, order, own, *found = _read(
+        [[cell], [pbc], _order(batch, cell.shape[0]), numbers.values(), *ends]
+    )
     starts, is_sorted = [0, n_atoms], True
     if order:
         starts = [int(x) for x in order[0]]
         is_sorted = not order[1] and starts[0] == 0 and starts[-1] == n_atoms
     counts = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
     own_flags: list[Flags] = [tuple(row) for row in (flags[0] != 0.0).tolist()]
-    largest = dict(zip(others, map(_largest, ends), strict=True))
-    return Look(Layout(counts, own_flags, cells[0], largest), is_sorted)
+    largest = dict(zip(others, map(_largest, found), strict=True))
+    layout = Layout(counts, own_flags, cells[0], largest, dict(zip(numbers, own, strict=True)))
+    return Look(layout, is_sorted)
+
+
+def _read(groups: Sequence[Iterable[Tensor]]) -> list[list[NDArray[np.float64]]]:
+    """Read groups of tensors in one transfer, if there are any."""
+    own = [list(group) for group in groups]
+    tensors = [x for group in own for x in group]
+    found = iter(read_together(tensors) if tensors else ())
+    return [[next(found) for _ in group] for group in own]
 
 
 def _order(batch: Tensor | None, num_graphs: int) -> list[Tensor]:
@@ -191,28 +212,28 @@ def _order(batch: Tensor | None, num_graphs: int) -> list[Tensor]:
     return [atom_starts(batch, num_graphs), (batch[1:] < batch[:-1]).any()]
 
 
-def look_further(layout: Layout, others: Mapping[str, Tensor]) -> Layout:
-    """Read the largest absolute values of more tensors, in one transfer.
+def look_further(
+    layout: Layout, others: Mapping[str, Tensor], numbers: Mapping[str, Tensor] | None = None
+) -> Layout:
+    """Read more, in one transfer.
 
     Parameters
     ----------
     layout : Layout
     others : dict of str to Tensor
-        Those whose names are known already are not read.
+        Of which the largest absolute value is wanted. What is known already is not read again.
+    numbers : dict of str to Tensor, optional
+        Of which all numbers are wanted.
 
     Returns
     -------
     Layout
     """
     unknown = {name: x for name, x in others.items() if name not in layout.largest}
-    groups = [_extremes(x) for x in unknown.values()]
-    found: list[NDArray[np.float64]] = []
-    if any(groups):
-        found = read_together([x for group in groups for x in group])
-    numbers = iter(found)
-    ends = [[next(numbers) for _ in group] for group in groups]
-    largest = dict(zip(unknown, map(_largest, ends), strict=True))
-    return layout._replace(largest=layout.largest | largest)
+    numbers = numbers or {}
+    own, *found = _read([numbers.values(), *map(_extremes, unknown.values())])
+    largest = layout.largest | dict(zip(unknown, map(_largest, found), strict=True))
+    return layout._replace(largest=largest, numbers=dict(zip(numbers, own, strict=True)))
 
 
 def _largest(ends: Sequence[NDArray[np.float64]]) -> float:

@@ -18,7 +18,6 @@ from .validation import (
     check_like,
     check_shape,
     check_tensor,
-    is_traced,
     layout_of,
 )
 
@@ -68,18 +67,13 @@ def check_dipoles(dipoles: Tensor, charges: Tensor) -> None:
     check_like("dipoles", dipoles, charges, "`charges`")
 
 
-def check_total_charge(
-    total_charge: Tensor, structures: Structures, *, fractional: bool = True
-) -> Tensor:
-    """Check a total charge per structure.
+def check_total_charge(total_charge: Tensor, structures: Structures) -> Tensor:
+    """Check a total charge per structure, but not its numbers.
 
     Parameters
     ----------
     total_charge : Tensor, shape (n_graphs,), in e
     structures : Structures
-    fractional : bool
-        Whether values need not be integers. Integers may be off by 0.001, as sums of rounded
-        partial charges are.
 
     Returns
     -------
@@ -88,17 +82,13 @@ def check_total_charge(
     Raises
     ------
     InputError, InputTypeError
-        If the length is not the number of structures, or a value is not finite or is no
-        integer and should be one.
+        If the length is not the number of structures, or the type is none of real numbers.
     """
     check_tensor("total_charge", total_charge)
     if total_charge.is_complex() or total_charge.dtype == torch.bool:
         raise InputTypeError(explain("total_charge", "real numbers", str(total_charge.dtype)))
     n = structures.num_graphs
     check_shape("total_charge", total_charge, (n,), f"(n_graphs={n},)")
-    check_finite("total_charge", total_charge)
-    if not (fractional or is_traced()):
-        check_whole(total_charge.detach().double())
     return total_charge.to(structures.positions)
 
 

@@ -45,6 +45,60 @@ class Structures(NamedTuple):
     layout: Layout | None = None
 
 
+class Shapes(NamedTuple):
+    """Structures whose shapes and types are checked, but not yet their numbers.
+
+    Attributes
+    ----------
+    structures : Structures
+        The number of structures is that of the cells where it was not given.
+    cell, pbc, batch, num_graphs
+        As they were given.
+    """
+
+    structures: Structures
+    cell: Tensor | None
+    pbc: Tensor | None
+    batch: Tensor | None
+    num_graphs: int | None
+
+    def look(
+        self,
+        others: Mapping[str, Tensor | None] | None = None,
+        numbers: Mapping[str, Tensor | None] | None = None,
+    ) -> Structures:
+        """Check the numbers too, which takes one transfer.
+
+        Parameters
+        ----------
+        others, numbers : dict of str to Tensor or None, optional
+            Looked at too, but not checked; see :attr:`Layout.largest`, :attr:`Layout.numbers`.
+
+        Returns
+        -------
+        Structures
+            With a layout.
+
+        Raises
+        ------
+        InputError
+            If a number is wrong.
+        """
+        positions, cell, pbc = self.structures[:3]
+        tensors = {"positions": positions} | _readable(positions, others or {})
+        own = _readable(positions, numbers or {})
+        layout, is_sorted = look_at(cell, pbc, self.batch, positions.shape[0], tensors, own)
+        if not math.isfinite(layout.largest_position):
+            check_finite("positions", positions)
+        has_all = self.num_graphs is not None or all(layout.counts)
+        if self.batch is not None and not (is_sorted and has_all):
+            # It may have another number of structures than there are cells.
+            last = _last_index(self.batch, self.num_graphs)
+            return check_structures(positions, self.cell, self.pbc, self.batch, last + 1)
+        _check_numbers_of_cell(layout, cell, is_given=self.cell is not None)
+        return self.structures._replace(layout=layout)
+
+
 def check_structures(
     positions: Tensor,
     cell: Tensor | None = None,
@@ -74,19 +128,48 @@ def check_structures(
         makes checks them when it runs. It needs the number of structures by `cell`
         or `num_graphs` where there is a `batch`.
     others : dict of str to Tensor or None, optional
-        What is to be looked at together with the structures; see :attr:`Layout.largest`. It
-        is not checked here.
+        As in :meth:`Shapes.look`.
 
     Returns
     -------
     Structures
-        With a layout, unless `values` is false. One transfer reads it, and another the number of
-        structures where only `batch` tells it.
+        With a layout, unless `values` is false.
 
     Raises
     ------
     InputError, InputTypeError
         If a shape, value, dtype or device is wrong.
+    """
+    shapes = check_shapes(positions, cell, pbc, batch, num_graphs, values=values)
+    return shapes.look(others) if values else shapes.structures
+
+
+def check_shapes(
+    positions: Tensor,
+    cell: Tensor | None = None,
+    pbc: Tensor | None = None,
+    batch: Tensor | None = None,
+    num_graphs: int | None = None,
+    *,
+    values: bool = True,
+) -> Shapes:
+    """Validate the shapes and types of a batch of structures, before a look at numbers.
+
+    Parameters
+    ----------
+    positions, cell, pbc, batch, num_graphs
+        As in :func:`check_structures`.
+    values : bool
+        Whether the number of structures may be read from `batch`.
+
+    Returns
+    -------
+    Shapes
+
+    Raises
+    ------
+    InputError, InputTypeError
+        If a shape, dtype or device is wrong.
     """
     check_float("positions", positions)
     check_shape("positions", positions, (None, 3), "(n_atoms, 3)")
@@ -95,18 +178,7 @@ def check_structures(
     own_cell = _check_cell(positions, cell, count)
     index = torch.zeros_like(positions[:, 0], dtype=torch.int64) if batch is None else batch
     structures = Structures(positions, own_cell, own_pbc, index, count)
-    if not values:
-        return structures
-    tensors = {"positions": positions} | _fit_to_look_at(positions, others or {})
-    layout, is_sorted = look_at(own_cell, own_pbc, batch, positions.shape[0], tensors)
-    if not math.isfinite(layout.largest_position):
-        check_finite("positions", positions)
-    if batch is not None and not (is_sorted and (num_graphs is not None or all(layout.counts))):
-        # It was taken to be the number of cells where it was not given.
-        last = _last_index(batch, num_graphs)
-        return check_structures(positions, cell, pbc, batch, last + 1)
-    _check_numbers_of_cell(layout, own_cell, is_given=cell is not None)
-    return structures._replace(layout=layout)
+    return Shapes(structures, cell, pbc, batch, num_graphs)
 
 
 def layout_of(structures: Structures) -> Layout:
@@ -123,7 +195,7 @@ def layout_of(structures: Structures) -> Layout:
     if structures.layout is not None:
         return structures.layout
     positions, cell, pbc, batch, _, _ = structures
-    return look_at(cell, pbc, batch, positions.shape[0], {"positions": positions}).layout
+    return look_at(cell, pbc, batch, positions.shape[0], {"positions": positions}, {}).layout
 
 
 def check_phases(phases: Tensor, structures: Structures) -> None:
@@ -259,30 +331,6 @@ def _not_finite(value: Tensor) -> tuple[int, ...] | None:
     return tuple((~finite).nonzero()[0].tolist())
 
 
-def as_number(value: object) -> float | None:
-    """Read what means one finite number: a number, a string of one, or an array of one.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    float or None
-        None if it means anything else.
-    """
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    try:
-        array = np.asarray(value)
-        if array.size != 1 or array.dtype.kind not in "iufU":
-            return None
-        number = float(array.item())
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def is_traced() -> bool:
     """Tell whether a tracer records what runs now, so that no number can be looked at.
 
@@ -294,7 +342,7 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
-def _fit_to_look_at(positions: Tensor, others: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+def _readable(positions: Tensor, others: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Those among arguments that nobody has checked whose numbers can be read here."""
     return {
         name: x
@@ -323,17 +371,17 @@ def _count_graphs(
     if batch.device != positions.device:
         raise InputTypeError(explain("batch", f"on {positions.device}", f"{batch.device}"))
     check_shape("batch", batch, (n_atoms,), f"(n_atoms={n_atoms},)")
-    if num_graphs is None and not values:
-        if cell is None:
-            expected = "given with `batch` and without `cell` in a traced evaluation"
-            raise InputError(explain("num_graphs", expected, "None"))
-        return 1 if cell.dim() == 2 else cell.shape[0]
-    if num_graphs is None:
-        lengths = _lengths_by_shape(cell, pbc)
+    lengths = _lengths_by_shape(cell, pbc)
+    if num_graphs is not None:
+        if values and not lengths <= {num_graphs}:
+            _last_index(batch, num_graphs)  # It may be the batch that is wrong.
+        return num_graphs
+    if values:
         return lengths.pop() if len(lengths) == 1 else _last_index(batch, None) + 1
-    if values and not _lengths_by_shape(cell, pbc) <= {num_graphs}:
-        _last_index(batch, num_graphs)  # It may be the batch that is wrong.
-    return num_graphs
+    if cell is None:
+        expected = "given with `batch` and without `cell` in a traced evaluation"
+        raise InputError(explain("num_graphs", expected, "None"))
+    return 1 if cell.dim() == 2 else cell.shape[0]
 
 
 def _lengths_by_shape(cell: Tensor | None, pbc: Tensor | None) -> set[int]:
@@ -394,11 +442,6 @@ def _check_numbers_of_cell(layout: Layout, cell: Tensor, *, is_given: bool) -> N
         check_finite("cell", cell)
     index = singular_cell(layout, cell.dtype)
     if index is not None:
-        raise InputError(
-            explain(
-                "cell",
-                "of non-zero volume where `pbc` is true",
-                f"{layout.cells[index].tolist()} for structure {index}",
-                "Set its `pbc` to False for an open structure.",
-            )
-        )
+        got = f"{layout.cells[index].tolist()} for structure {index}"
+        remedy = "Set its `pbc` to False for an open structure."
+        raise InputError(explain("cell", "of non-zero volume where `pbc` is true", got, remedy))

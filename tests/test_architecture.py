@@ -58,9 +58,10 @@ LAYERS = {
     "tuning": 7,
     "config": 7,
     "model_output": 7,
-    "long_range": 8,
-    "charge_summary": 9,
-    "training": 9,
+    "latent": 8,
+    "long_range": 9,
+    "charge_summary": 10,
+    "training": 10,
 }
 """A module of the core imports only from layers below its own, also what it needs for types."""
 
