@@ -18,6 +18,7 @@ from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
 from .geometry import Modes, cell_volume, reciprocal_cell, squared_wave_numbers, wrapped_phases
 from .kernels.kernel import check_channels
+from .source_checks import check_dipoles
 from .summation.engines.engine import Engine
 from .summation.engines.torch_direct import TorchDirect
 from .summation.engines.torch_engine import TorchSpreader
@@ -32,7 +33,6 @@ from .summation.rows import grid_axes
 from .summation.self_term import with_self_term
 from .validation import (
     Structures,
-    check_dipoles,
     check_finite,
     check_no_overflow,
     check_shape,
@@ -123,7 +123,7 @@ class FixedMeshEnergy(nn.Module):
         """
         check_channels(self.kernel, charges)
         if dipoles is not None:
-            check_dipoles(dipoles, charges, values=False)
+            check_dipoles(dipoles, charges)
         sources = Multipoles(charges, dipoles)
         if sources.order > self.order:
             raise ConfigError(explain("dipoles", "None on a grid of order 0", "a tensor"))

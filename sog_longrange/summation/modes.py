@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sog_longrange.geometry import at_atoms, cell_volume, reciprocal_cell, wrapped_phases
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
-from sog_longrange.validation import Structures, check_no_overflow
+from sog_longrange.validation import Structures, check_phases
 
 from .distributed import replicate
 from .interaction import Interaction, Potentials
@@ -122,7 +122,7 @@ def periodic_sum(
     own = replicate(reciprocal, group)
     phases = wrapped_phases(part.positions, own, part.batch)
     # A number that is not finite would lead native code out of its arrays.
-    check_no_overflow("positions", phases)
+    check_phases(phases, part)
     out = sum_over_modes(backend, sources, phases, table, own, interaction, field=field)
     volume = cell_volume(part.cell)
     inverse = at_atoms(replicate(volume, group).reciprocal(), part.batch)[:, None]

@@ -59,7 +59,7 @@ def numba_backend():
 
 def finufft_backend():
     pytest.importorskip("finufft", reason="FINUFFT is not installed.")
-    return FinufftBackend([SHAPE] * 3, BATCH, 1e-13)
+    return FinufftBackend([SHAPE] * 3, BATCH, [0, 2, 2, 5], 1e-13)
 
 
 def waves_of(order):
