@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sog_longrange.validation import Structures
+from sog_longrange.validation import Structures, layout_of
 
 from .engines.engine import Direct
 from .interaction import Interaction, Potentials
