@@ -53,7 +53,9 @@ def finufft_backend():
     pytest.importorskip("finufft", reason="FINUFFT is not installed.")
     shape = tuple(2 * n + 1 for n in REACH)
     modes = torch.cat(3 * full_axes())
-    return FinufftBackend(ModeBoxes((shape,) * 3, modes, torch.ones_like(modes)), BATCH, 1e-13)
+    boxes = ModeBoxes((shape,) * 3, modes, torch.ones_like(modes))
+    starts = [0, *torch.bincount(BATCH, minlength=3).cumsum(0).tolist()]
+    return FinufftBackend(boxes, BATCH, starts, 1e-13)
 
 
 def waves_of(order):
