@@ -14,8 +14,10 @@ from torch import Tensor
 from .charges.constraint import project_known_atoms, project_total_charge
 from .coincidence import explain_not_finite
 from .config import SOGConfig
-from .errors import InputError, NotFiniteError, explain
-from .layout import look_further
+from .energy import LongRangeEnergy, LongRangeOutput
+from .errors import ConfigError, InputError, NotFiniteError, explain
+from .fixed_mesh import FixedMeshEnergy
+from .layout import Layout, look_further
 from .source_checks import check_total_charge, check_whole
 from .validation import Structures, check_finite, is_traced, layout_of
 
@@ -38,6 +40,8 @@ class Latent(NamedTuple):
         None where none was given.
     vectors : Tensor, shape (n_atoms, 3, num_vectors), or None
     dipoles : Tensor, shape (n_atoms, 3, num_channels), in e Å, or None
+    field : Tensor, shape (3,) or (n_graphs, 3), in V/Å, or None
+        In which they are.
     """
 
     features: Tensor
@@ -46,6 +50,7 @@ class Latent(NamedTuple):
     total_charge: Tensor | None
     vectors: Tensor | None
     dipoles: Tensor | None
+    field: Tensor | None = None
 
     def look(self, look: Look, config: SOGConfig, gate: Tensor, *, sources: bool) -> Structures:
         """Look at all numbers in one transfer, and check them.
@@ -71,7 +76,7 @@ class Latent(NamedTuple):
         NotFiniteError
             If a number is not finite.
         """
-        own = {"total_charge": self.total_charge, "gate": gate}
+        own = {"total_charge": self.total_charge, "gate": gate, "external_field": self.field}
         structures = look({"charges": self.charges, "dipoles": self.dipoles}, own)
         layout = layout_of(structures)
         if self.total_charge is not None:
@@ -165,6 +170,60 @@ def constrain(
         return project_total_charge(charges, total, batch, channels), structures
     charges = project_known_atoms(charges, total, batch, structures.layout.counts, channels)
     return charges, _bound_projected(structures)
+
+
+def gated(out: LongRangeOutput, gate: Tensor) -> LongRangeOutput:
+    """Scale energies by a gate, and by its root what they are made from.
+
+    Parameters
+    ----------
+    out : LongRangeOutput
+    gate : Tensor, shape ()
+
+    Returns
+    -------
+    LongRangeOutput
+    """
+    scale = gate.sqrt()
+    field, dipoles = (None if x is None else scale * x for x in (out.field, out.dipoles))
+    energies = gate * out.energy, gate * out.atomic_energies
+    return LongRangeOutput(*energies, scale * out.potential, scale * out.charges, field, dipoles)
+
+
+def is_zero(field: Tensor, layout: Layout | None) -> bool:
+    """Tell whether a field is zero throughout, and nobody asks for a derivative in it.
+
+    Parameters
+    ----------
+    field : Tensor
+    layout : Layout or None
+        Of the structures, with the numbers of "external_field" if they were looked at.
+
+    Returns
+    -------
+    bool
+    """
+    if field.requires_grad:
+        return False
+    if layout is None:
+        return not bool(field.any())
+    return not layout.numbers["external_field"].any()
+
+
+def check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
+    """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank.
+
+    Parameters
+    ----------
+    energy : LongRangeEnergy or FixedMeshEnergy
+    config : SOGConfig
+    """
+    if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
+        return
+    if config.constrained_channels or config.charge_embedding > 0:
+        expected = 'None unless charge_constraint="none" and charge_embedding=0'
+        remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
+        raise ConfigError(explain("process_group", expected, "a process group", remedy))
 
 
 def check_numbers(latent: Latent, structures: Structures, config: SOGConfig) -> None:

@@ -18,7 +18,17 @@ from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, NotFiniteError, explain
 from .fixed_mesh import FixedMeshEnergy
 from .hosts import wrong_format
-from .latent import Latent, Look, check_numbers, constrain, look_again, wanted_charge
+from .latent import (
+    Latent,
+    Look,
+    check_numbers,
+    check_one_rank,
+    constrain,
+    gated,
+    is_zero,
+    look_again,
+    wanted_charge,
+)
 from .model_output import ModelOutput
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
@@ -227,6 +237,8 @@ class SOGLongRange(nn.Module):
         total_charge: Tensor | None = None,
         vectors: Tensor | None = None,
         external_field: Tensor | None = None,
+        *,
+        skips_zero_field: bool = False,
     ) -> ModelOutput:
         """Evaluate what is added to the energy of the host model.
 
@@ -247,6 +259,8 @@ class SOGLongRange(nn.Module):
             Uniform electric field that acts on the electric charges and dipoles, those of the
             first channel; see :func:`~sog_longrange.field_energy`. Where a tracer records this,
             energies are NaN in fields along periodic axes.
+        skips_zero_field : bool
+            Whether a field that is zero throughout stands for none, as where a host fills it in.
 
         Returns
         -------
@@ -263,7 +277,8 @@ class SOGLongRange(nn.Module):
         values = not self.energy.traced
         shapes = check_shapes(positions, cell, pbc, batch, num_graphs, values=values)
         given = self._read_out(features, shapes.structures, total_charge, vectors)
-        return self._interact(given, shapes.structures, shapes.look, external_field)
+        given = given._replace(field=external_field)
+        return self._interact(given, shapes.structures, shapes.look, skips_zero_field)
 
     def evaluate(
         self,
@@ -292,10 +307,12 @@ class SOGLongRange(nn.Module):
             As :meth:`forward`.
         """
         given = self._read_out(features, structures, total_charge, vectors)
-        return self._interact(given, structures, look_again(structures), external_field)
+        return self._interact(
+            given._replace(field=external_field), structures, look_again(structures)
+        )
 
     def _interact(
-        self, latent: Latent, structures: Structures, look: Look, external_field: Tensor | None
+        self, latent: Latent, structures: Structures, look: Look, skips_zero_field: bool = False
     ) -> ModelOutput:
         """Evaluate what was made of features, after one look at all numbers."""
         charges, structures = self._constrain(latent, structures, look, sources=True)
@@ -308,22 +325,14 @@ class SOGLongRange(nn.Module):
         layout = structures.layout
         # A factor of one changes no gradient either.
         if layout is None or layout.numbers.get("gate", 0.0) != 1.0:
-            out = self._gated(out)
+            out = gated(out, self.gate)
         output = ModelOutput.add_up(out, state)
-        if external_field is None:
+        if latent.field is None or (skips_zero_field and is_zero(latent.field, layout)):
             return output
-        fields = vector_by_graph("external_field", external_field, structures)
+        fields = vector_by_graph("external_field", latent.field, structures)
         charges, dipoles = output.electric_charges, output.electric_dipoles
         in_field = field_term(charges, structures, fields, dipoles=dipoles)
         return ModelOutput.add_up(out, state, in_field)
-
-    def _gated(self, out: LongRangeOutput) -> LongRangeOutput:
-        scale = self.gate.sqrt()
-        energies = self.gate * out.energy, self.gate * out.atomic_energies
-        field, dipoles = (None if x is None else scale * x for x in (out.field, out.dipoles))
-        return LongRangeOutput(
-            *energies, scale * out.potential, scale * out.charges, field, dipoles
-        )
 
     def latent_charges(
         self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
@@ -385,7 +394,7 @@ class SOGLongRange(nn.Module):
         dipoles: bool = True,
     ) -> Latent:
         """Charges and dipoles of features, of numbers that nobody has looked at."""
-        _check_one_rank(self.energy, self.config)
+        check_one_rank(self.energy, self.config)
         total = wanted_charge(total_charge, structures, self.config)
         # Of a tensor in a graph, len() would fix the number of atoms.
         n_atoms, width = structures.positions.shape[0], sum(self.readout.layer_sizes)
@@ -413,16 +422,6 @@ class SOGLongRange(nn.Module):
         else:
             structures = latent.look(look, self.config, self.gate, sources=sources)
         return constrain(latent, structures, self.config)
-
-
-def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
-    """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank."""
-    if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
-        return
-    if config.constrained_channels or config.charge_embedding > 0:
-        expected = 'None unless charge_constraint="none" and charge_embedding=0'
-        remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
-        raise ConfigError(explain("process_group", expected, "a process group", remedy))
 
 
 def read_config(state: dict[str, Any]) -> SOGConfig:

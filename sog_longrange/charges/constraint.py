@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -78,5 +79,5 @@ def project_known_atoms(
     if len(shares) == 1 and len(channels) == width:
         return charges - shares[0] * excess
     changed = [float(channel in channels) for channel in range(width)]
-    weights = to_device([[share * own for own in changed] for share in shares], charges)
+    weights = to_device(np.outer(shares, changed), charges)
     return charges - at_atoms(weights * excess, batch)

@@ -172,33 +172,40 @@ def sample_kernel(
     Tensor, shape (n_kernels, rows, degree + 1), in eV Å^3/e^2
         Of rising powers of the distance t from the middle of the interval, in its widths.
     """
-    points, to_coefficients, factor = _sample_points(intervals, resolution, device)
-    values = kernel.fourier(points) * factor
-    inner = values.unflatten(1, (-1, intervals.degree + 1)) @ to_coefficients
-    coefficients = torch.nn.functional.pad(inner, (0, 0, 1, 1))
     keeps = kernel.zero_mode
-    if any(keeps):
+    points, to_coefficients = _sample_points(intervals, resolution, device, all(keeps))
+    values = kernel.fourier(points).unflatten(1, (intervals.rows, -1))
+    coefficients = torch.matmul(values[:, :, None], to_coefficients).squeeze(2)
+    if any(keeps) and not all(keeps):
         means = kernel.fourier(points.new_zeros(1))[:, 0]
-        coefficients[:, 0, 0] = means if all(keeps) else means * means.new_tensor(keeps)
+        coefficients[:, 0, 0] = means * means.new_tensor(keeps)
     return coefficients
 
 
 @lru_cache(maxsize=64)
 def _sample_points(
-    intervals: Intervals, resolution: Resolution, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared wave numbers of evaluation, the matrix from values to coefficients, and the taper."""
+    intervals: Intervals, resolution: Resolution, device: torch.device, keeps_origin: bool
+) -> tuple[Tensor, Tensor]:
+    """Squared wave numbers of evaluation, and a matrix from values to coefficients for each row.
+
+    The matrices have the taper in them. That of the row beyond the cutoff is zero, and that of
+    k = 0 too, unless it is kept.
+    """
     d, dtype = intervals.degree, intervals.dtype
     t = -0.5 * np.cos(np.pi * (np.arange(d + 1) + 0.5) / (d + 1))
     matrix = np.linalg.inv(np.vander(t, increasing=True)).T
     edges = interval_edges(intervals)
-    low, width = resolution.cutoff**2 * edges[:-1], resolution.cutoff**2 * np.diff(edges)
+    points = np.ones((intervals.rows, d + 1))
+    points[1:-1] = edges[:-1, None] + np.diff(edges)[:, None] * (t + 0.5)
+    matrices = np.zeros((intervals.rows, d + 1, d + 1))
+    if keeps_origin:
+        points[0], matrices[0, 0, 0] = 0.0, 1.0
     # Kept for later calls, which may be for training, whatever mode this one is in.
     with torch.inference_mode(False):
-        points = torch.from_numpy((low[:, None] + width[:, None] * (t + 0.5)).ravel())
-        results = (points, torch.from_numpy(matrix.copy()), taper(points, resolution.taper_start))
-        first, second, third = (x.to(device, dtype) for x in results)
-        return first, second, third
+        k2 = torch.from_numpy(resolution.cutoff**2 * points)
+        factors = taper(k2, resolution.taper_start)[1:-1, :, None].numpy()
+        matrices[1:-1] = factors * matrix
+        return k2.flatten().to(device, dtype), torch.from_numpy(matrices).to(device, dtype)
 
 
 def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
