@@ -233,7 +233,7 @@ BENCHED = ["env_mace", "env_nequip"] if HEAD in sys.argv else ["env_bench"]
 
 @nox.session(venv_backend="none", default=False, requires=BENCHED)
 def bench(session: nox.Session) -> None:
-    """Time all backends and peers, in three minutes; with ``-- --head`` its share in hosts."""
+    """Time all backends and peers, in three minutes; ``-- --head``: the head's share in hosts."""
     if HEAD in session.posargs:
         options = [own for own in session.posargs if own != HEAD]
         for host in ("mace", "nequip"):
