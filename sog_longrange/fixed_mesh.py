@@ -147,7 +147,8 @@ class FixedMeshEnergy(nn.Module):
         check_no_overflow("positions", phases)  # of no graph
         backend = MeshBackend(self.grids, batch, _TRACED)
         table = self._table(reciprocal) / volume
-        out = sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=False)
+        geometry = [(backend, lambda: table)], sources, phases, reciprocal
+        out = sum_over_modes(*geometry, interaction, field=False)
         pbc = torch.ones_like(cell[:, 0], dtype=torch.bool)
         structures = Structures(positions, cell, pbc, batch, 1)
         return with_self_term(interaction, sources, structures, [True], out)
