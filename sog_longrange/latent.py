@@ -207,7 +207,8 @@ def is_zero(field: Tensor, layout: Layout | None) -> bool:
         return False
     if layout is None:
         return not bool(field.any())
-    return not layout.numbers["external_field"].any()
+    numbers = layout.numbers.get("external_field")
+    return numbers is not None and not numbers.any()
 
 
 def check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
