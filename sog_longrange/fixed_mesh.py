@@ -132,10 +132,7 @@ class FixedMeshEnergy(nn.Module):
         fits = (lengths <= _MARGIN * self.largest_lengths).all()
         energy, potential = (_where(fits, x) for x in (out.energy, out.potential))
         field = None if out.field is None else _where(fits, out.field)
-        atomic_energies = 0.5 * sources.work(potential, field)
-        return LongRangeOutput(
-            energy.to(charges), atomic_energies, potential, charges, field, dipoles
-        )
+        return LongRangeOutput(energy.to(charges), potential, charges, field, dipoles)
 
     def _sum(self, sources: Multipoles, positions: Tensor, cell: Tensor) -> Potentials:
         kernel = self.kernel.snapshot()
