@@ -304,7 +304,7 @@ _SPHERES: OrderedDict[tuple[bytes, float], ModeRows] = OrderedDict()
 
 
 def _sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:
-    lengths = np.linalg.norm(cells, axis=-1)
+    lengths = np.hypot.reduce(cells, axis=-1)
     reach = np.floor(lengths * (cutoff / (2.0 * math.pi)))
     _check_size(reach, lengths, cutoff)
     reach = reach.astype(np.int64)
