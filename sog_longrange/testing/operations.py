@@ -23,7 +23,11 @@ _READS = frozenset({"_local_scalar_dense", "nonzero", "bincount", "equal", "mask
 """Operations that wait for the device."""
 
 _UNIQUE = ("_unique2", "unique_dim", "unique_consecutive")
-_LAUNCHERS = ("numba_engine", "numba_direct", "triton_engine")
+_LAUNCHERS = (
+    *("numba_engine", "numba_direct"),
+    *("triton_engine", "triton_table", "triton_direct"),
+)
+"""Modules of engines that launch compiled code."""
 
 
 class Operations:
@@ -83,9 +87,9 @@ class Operations:
             return nullcontext()
 
     def _counting(self, launch: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: object) -> object:
+        def counted(*args: object, **options: object) -> object:
             self.counts["launch"] += 1
-            return launch(*args)
+            return launch(*args, **options)
 
         return counted
 

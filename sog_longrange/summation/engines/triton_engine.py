@@ -25,16 +25,17 @@ from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
 from .torch_engine import TorchSpreader
-from .torch_direct import TorchDirect
-from .torch_table import TorchSampler
+from .triton_direct import TritonDirect
+from .triton_launch import launch, power_of_two, to_device
+from .triton_table import TritonSampler
 
 MAX_ORDER: int = 3
 """Highest order of the derivatives that are compiled; higher ones are PyTorch's."""
 
 _BLOCK = 8
 _LANES = 128
-# One warp adds up its lanes without a barrier; Triton's versions differ in the default of fusion.
-_OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+# One warp adds up its lanes without a barrier.
+_OPTIONS = {"num_warps": 1}
 
 
 class TritonSpreader:
@@ -99,43 +100,43 @@ class TritonSpreader:
         own, width = self.geometry, self.grids.width
         window, orders = make_window(width), max(order, 1) + 1
         weights = self.phases.new_empty(len(self.phases), 3, orders, width)
-        tile = _tile(width)
+        tile = power_of_two(width)
         rows = max(1, _LANES // tile)
-        with torch.cuda.device_of(self.phases):
-            _weigh[(triton.cdiv(3 * len(self.phases), rows),)](
-                *(self.order, self.graphs, self.phases, own.sizes, own.scales),
-                *(self.coefficients, self.corners, weights, len(self.phases)),
-                SHIFT=window.shift,
-                FIRST=window.first,
-                WIDTH=width,
-                DEGREE=len(self.coefficients) - 1,
-                ORDERS=orders,
-                TILE=tile,
-                ROWS=rows,
-                **_OPTIONS,
-            )
+        launch(
+            *(_weigh, (triton.cdiv(3 * len(self.phases), rows),)),
+            *(self.order, self.graphs, self.phases, own.sizes, own.scales),
+            *(self.coefficients, self.corners, weights, len(self.phases)),
+            SHIFT=window.shift,
+            FIRST=window.first,
+            WIDTH=width,
+            DEGREE=len(self.coefficients) - 1,
+            ORDERS=orders,
+            TILE=tile,
+            ROWS=rows,
+            **_OPTIONS,
+        )
         self.weights[orders - 1] = weights
         return weights
 
     def _run(self, kernel: Any, points: Tensor, order: int, values: Tensor) -> None:
         """Launch a kernel for all atoms and the channels of some grids."""
         own, width, weights = self.geometry, self.grids.width, self._weights_of(order)
-        tile = _tile(width**2)
+        tile = power_of_two(width**2)
         atoms = max(1, _LANES // tile)
-        with torch.cuda.device_of(points):
-            kernel[(triton.cdiv(len(self.phases), atoms), len(points))](
-                *(self.order, self.graphs, self.corners, weights, own.sizes, own.starts),
-                *(points, values, len(self.phases), points.shape[1]),
-                WIDTH=width,
-                TILE=tile,
-                ATOMS=atoms,
-                ORDER=order,
-                ORDERS=weights.shape[2],
-                **_OPTIONS,
-            )
+        launch(
+            *(kernel, (triton.cdiv(len(self.phases), atoms), len(points))),
+            *(self.order, self.graphs, self.corners, weights, own.sizes, own.starts),
+            *(points, values, len(self.phases), points.shape[1]),
+            WIDTH=width,
+            TILE=tile,
+            ATOMS=atoms,
+            ORDER=order,
+            ORDERS=weights.shape[2],
+            **_OPTIONS,
+        )
 
 
-TRITON = Engine("triton", TritonSpreader, TorchSampler, TorchDirect)
+TRITON = Engine("triton", TritonSpreader, TritonSampler, TritonDirect)
 
 
 class _Geometry(NamedTuple):
@@ -171,24 +172,18 @@ def _geometry(grids: Grids, dtype: torch.dtype, device: torch.device) -> _Geomet
     strides = np.stack((blocks[:, 1] * blocks[:, 2], blocks[:, 2], np.ones_like(blocks[:, 0])), 1)
     first_blocks = np.cumsum(blocks.prod(1)) - blocks.prod(1)
     return _Geometry(
-        torch.as_tensor(sizes, dtype=torch.int32, device=device),
-        torch.tensor(grids.starts[:-1], dtype=torch.int64, device=device),
-        torch.as_tensor(sizes / (2.0 * math.pi), dtype=dtype, device=device),
-        torch.as_tensor(strides, device=device),
-        torch.as_tensor(first_blocks, device=device),
+        to_device(sizes, device, torch.int32),
+        to_device(np.array(grids.starts[:-1], np.int64), device),
+        to_device(sizes / (2.0 * math.pi), device, dtype),
+        to_device(strides, device),
+        to_device(first_blocks, device),
     )
 
 
 @lru_cache(maxsize=32)
 def _coefficients(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Window polynomials, one row for each power from the highest down to zero."""
-    rows = make_window(width).coefficients.T[::-1]
-    return torch.as_tensor(rows.copy(), dtype=dtype, device=device)
-
-
-def _tile(count: int) -> int:
-    """Round a number of lanes up: Triton wants a power of two."""
-    return 1 << (count - 1).bit_length()
+    return to_device(make_window(width).coefficients.T[::-1], device, dtype)
 
 
 # Sizes are not specialised on, or every divisibility by 16 would compile the kernels anew.
