@@ -12,20 +12,15 @@ from torch.distributed import ProcessGroup
 from .errors import ConfigError, InputError, explain
 from .kernels.kernel import Kernel, check_channels, check_zero_mode
 from .kernels.spec import kernel_from
+from .options import as_number
+from .source_checks import check_charges, check_dipoles, look_at_sources, sources_are_small
 from .summation.cost_model import Choice, check_backend
 from .summation.dispatch import choices, evaluate
 from .summation.engines.select import check_engine
 from .summation.interaction import Interaction, Potentials
 from .summation.multipoles import Multipoles
 from .summation.operators import FIELD, Inputs, define_operators, has_field
-from .validation import (
-    Structures,
-    as_number,
-    check_charges,
-    check_dipoles,
-    check_structures,
-    is_traced,
-)
+from .validation import Structures, check_structures, is_traced
 
 
 class LongRangeOutput(NamedTuple):
@@ -213,8 +208,9 @@ class LongRangeEnergy(nn.Module):
         SizeError
             If the evaluation fits into no memory.
         """
+        sources = {"charges": charges, "dipoles": dipoles}
         structures = check_structures(
-            positions, cell, pbc, batch, num_graphs, values=not self.traced
+            positions, cell, pbc, batch, num_graphs, values=not self.traced, others=sources
         )
         return self.evaluate(charges, structures, dipoles)
 
@@ -269,17 +265,19 @@ class LongRangeEnergy(nn.Module):
         InputError, InputTypeError, ConfigError, BoundaryError, SizeError
             As :meth:`forward`.
         """
-        check_charges(charges, structures, values=not self.traced)
+        check_charges(charges, structures)
         check_channels(self.kernel, charges)
         if dipoles is not None:
-            check_dipoles(dipoles, charges, values=not self.traced)
+            check_dipoles(dipoles, charges)
         sources = Multipoles(charges, dipoles)
         if self.traced:
             return Potentials(*self._operate(sources, structures, field=field))
+        structures = look_at_sources(structures, charges, dipoles)
         out = evaluate(self.interaction(), sources, structures, field=field)
         out = out._replace(energy=out.energy.to(charges))
-        name = "potential" if field else "energy"
-        _check_result(name, getattr(out, name), self.kernel)
+        if not sources_are_small(structures, charges.dtype):
+            name = "potential" if field else "energy"
+            _check_result(name, getattr(out, name), self.kernel)
         return out
 
     def _operate(
@@ -290,7 +288,7 @@ class LongRangeEnergy(nn.Module):
         given = charges.new_empty(charges.shape[0], 0, charges.shape[1])
         given = given if dipoles is None else dipoles
         gaussians = self.kernel.gaussians or (charges.new_empty(1, 0), charges.new_empty(1, 0))
-        positions, cell, pbc, batch, _ = structures
+        positions, cell, pbc, batch = structures[:4]
         options = self._options + (FIELD if field else "")
         energy, potential, found, _ = _OPERATOR(
             charges, given, positions, cell, *gaussians, pbc, batch, options
@@ -386,8 +384,10 @@ def potential_and_field(
     >>> round(float(out.potential[0]), 6), round(float(out.field[0, 0]), 6)
     (-1.799956, 0.224994)
     """
-    values = not energy.traced
-    structures = check_structures(positions, cell, pbc, batch, num_graphs, values=values)
+    values, sources = not energy.traced, {"charges": charges, "dipoles": dipoles}
+    structures = check_structures(
+        positions, cell, pbc, batch, num_graphs, values=values, others=sources
+    )
     _, potential, field = energy.potentials(charges, structures, dipoles, field=True)
     return PotentialOutput(potential, cast(Tensor, field))
 
@@ -412,7 +412,8 @@ def _evaluate(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     energy = LongRangeEnergy(kernel, **options["energy"])
     tensors = (inputs.positions, inputs.cell, inputs.pbc, inputs.batch)
     dipoles = inputs.dipoles if inputs.dipoles.shape[1] else None
-    structures = check_structures(*tensors, len(inputs.cell))
+    sources = {"charges": inputs.charges, "dipoles": dipoles}
+    structures = check_structures(*tensors, len(inputs.cell), others=sources)
     out = energy.potentials(inputs.charges, structures, dipoles, field=field)
     found = inputs.dipoles if out.field is None else out.field
     return out.energy.to(inputs.charges), out.potential, found

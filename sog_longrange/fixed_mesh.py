@@ -18,9 +18,10 @@ from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
 from .geometry import Modes, cell_volume, reciprocal_cell, squared_wave_numbers, wrapped_phases
 from .kernels.kernel import check_channels
+from .source_checks import check_dipoles
 from .summation.engines.engine import Engine
-from .summation.engines.torch_engine import TorchSpreader
 from .summation.engines.torch_direct import TorchDirect
+from .summation.engines.torch_engine import TorchSpreader
 from .summation.engines.torch_table import TorchSampler
 from .summation.grids import choose_grids
 from .summation.interaction import Interaction, Potentials
@@ -32,7 +33,6 @@ from .summation.rows import grid_axes
 from .summation.self_term import with_self_term
 from .validation import (
     Structures,
-    check_dipoles,
     check_finite,
     check_no_overflow,
     check_shape,
@@ -93,9 +93,10 @@ class FixedMeshEnergy(nn.Module):
         lengths = torch.linalg.vector_norm(largest_cell.double(), dim=-1)
         self.grids = choose_grids([lengths.tolist()], resolution.cutoff, resolution.window)
         self.register_buffer("largest_lengths", lengths, persistent=False)
-        for name, values in zip(("modes", "factors"), zip(*grid_axes(self.grids, 0)), strict=True):
-            own = torch.from_numpy(np.concatenate(values)).to(lengths)
-            self.register_buffer(name, own, persistent=False)
+        axes = grid_axes(self.grids, 0)
+        modes, factors = (np.concatenate(values) for values in zip(*axes, strict=True))
+        self.register_buffer("modes", torch.from_numpy(modes).to(lengths), persistent=False)
+        self.register_buffer("factors", torch.from_numpy(factors).to(lengths), persistent=False)
 
     def forward(
         self, charges: Tensor, positions: Tensor, cell: Tensor, dipoles: Tensor | None = None
@@ -122,7 +123,7 @@ class FixedMeshEnergy(nn.Module):
         """
         check_channels(self.kernel, charges)
         if dipoles is not None:
-            check_dipoles(dipoles, charges, values=False)
+            check_dipoles(dipoles, charges)
         sources = Multipoles(charges, dipoles)
         if sources.order > self.order:
             raise ConfigError(explain("dipoles", "None on a grid of order 0", "a tensor"))

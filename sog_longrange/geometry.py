@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import SizeError
 
-TAPER: float = 1.05
-"""Ratio of the k cutoff to the wave number from which the kernel is tapered."""
+TAPER: float = math.sqrt(32.0 / 29.0)
+"""Ratio of the k cutoff to the wave number from which the kernel is tapered, about 1.05.
+
+In units of the cutoff the taper of k^2 begins and ends at numbers of five bits, where the
+intervals of the kernel's table meet.
+"""
 
 SINGULAR_CELL: float = 1e-8
 """Smallest |det(cell)| / (|a| |b| |c|) of a cell that has a volume and is not called singular.
@@ -24,6 +31,8 @@ MAX_ELEMENTS: int = 2**26
 
 
 _MAX_REDUCTIONS = 64
+_LARGEST_OVERLAP = 0.5 + 1e-3
+"""Of a vector with another, over its square; lattices at the border stay as they are."""
 _ABSURD = 1e15
 
 
@@ -128,33 +137,73 @@ def reduced_cell(cell: Tensor, periodic: list[bool]) -> Tensor:
     Tensor, shape (n_graphs, 3, 3), in Å
         An integer combination of the rows of `cell`, of either handedness.
     """
-    rows = cell.detach().tolist()
-    changes = [_reduction(rows[g]) if periodic[g] else None for g in range(len(rows))]
-    if all(change is None for change in changes):
-        return cell
-    unchanged = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    return cell.new_tensor([change or unchanged for change in changes]) @ cell
+    change = cell_reduction(np.array(cell.tolist()).reshape(-1, 3, 3), periodic)
+    return cell if change is None else to_device(change, cell) @ cell
 
 
-def _reduction(rows: list[list[float]]) -> list[list[float]] | None:
-    """Integer matrix that shortens three vectors, or None if they are short already."""
-    rows = [list(row) for row in rows]
+def cell_reduction(
+    cells: NDArray[np.float64], periodic: Sequence[bool]
+) -> NDArray[np.float64] | None:
+    """Integer matrices that make lattice vectors those of :func:`reduced_cell`.
+
+    Parameters
+    ----------
+    cells : ndarray, shape (n_graphs, 3, 3), in Å
+    periodic : sequence of bool
+
+    Returns
+    -------
+    ndarray, shape (n_graphs, 3, 3), or None
+        From the left; None if all are short already.
+    """
+    with np.errstate(all="ignore"):
+        overlaps = cells @ cells.swapaxes(-1, -2)
+        squares = np.einsum("gii->gi", overlaps)[:, None]
+        # Compared without a division: open structures may have rows of zeros.
+        long = np.abs(overlaps) > _LARGEST_OVERLAP * squares
+    long[:, range(3), range(3)] = False
+    graphs = np.flatnonzero(long.any((1, 2)) & np.array(periodic, dtype=bool))
+    if len(graphs) == 0:
+        return None
+    changes = np.tile(np.eye(3), (len(cells), 1, 1))
+    for graph in graphs:
+        changes[graph] = _reduction(cells[graph].tolist())
+    return changes
+
+
+def _reduction(rows: list[list[float]]) -> list[list[float]]:
+    """Integer matrix that shortens three vectors."""
     steps = [[float(i == j) for j in range(3)] for i in range(3)]
-    changed = False
     for _ in range(_MAX_REDUCTIONS):
         shorter = False
         for i, j in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)):
             overlap = sum(x * y for x, y in zip(rows[i], rows[j], strict=True))
             ratio = overlap / sum(x * x for x in rows[j])
-            # A margin, so that lattices at the border (hexagonal ones) stay as they are.
-            if math.isfinite(ratio) and abs(ratio) > 0.5 + 1e-3:
+            if math.isfinite(ratio) and abs(ratio) > _LARGEST_OVERLAP:
                 n = float(round(ratio))
                 for table in (rows, steps):
                     table[i] = [x - n * y for x, y in zip(table[i], table[j], strict=True)]
-                shorter = changed = True
+                shorter = True
         if not shorter:
             break
-    return steps if changed else None
+    return steps
+
+
+def to_device(values: NDArray[Any] | Sequence[Any], like: Tensor) -> Tensor:
+    """Numbers of Python as a tensor, without waiting for the device.
+
+    Parameters
+    ----------
+    values : ndarray or sequence
+    like : Tensor
+        Its dtype and device are used.
+
+    Returns
+    -------
+    Tensor
+    """
+    # Such a copy is out of the memory of Python before the call returns.
+    return torch.from_numpy(np.asarray(values)).to(like.device, like.dtype, non_blocking=True)
 
 
 def cell_volume(cell: Tensor) -> Tensor:
@@ -265,11 +314,13 @@ def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tens
     Tensor, shape (n_atoms, 3)
     """
     if reciprocal.shape[0] == 1:
-        turns = positions @ reciprocal[0].T / (2.0 * math.pi)
+        phases = positions @ reciprocal[0].T
     else:
-        turns = torch.einsum("nc,nkc->nk", positions, reciprocal[batch]) / (2.0 * math.pi)
-    # In turns the difference is exact, so that no rounding leaves the range.
-    return 2.0 * math.pi * (turns - torch.floor(turns.detach()))
+        # Not a matrix product for each atom, which is slow on GPUs.
+        phases = (positions[:, None] * reciprocal[batch]).sum(-1)
+    # Rounding may end at the upper bound, and nowhere outside.
+    wrapped: Tensor = phases.remainder(2.0 * math.pi)
+    return wrapped
 
 
 def apply_strain(
@@ -397,37 +448,3 @@ def squared_wave_numbers(modes: Modes, reciprocal: Tensor) -> Tensor:
     b1, b2, b3 = reciprocal[:, :, :, None, None, None].unbind(1)
     k = x * b1 + y * b2 + z * b3
     return k.square().sum(1)
-
-
-def pair_indices(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs i < j of atoms within each structure of a sorted batch.
-
-    Parameters
-    ----------
-    counts : Tensor, shape (n_graphs,), int64
-        Number of atoms of each structure.
-
-    Returns
-    -------
-    tuple of 2 Tensors, shape (n_pairs,), int64
-        The two atoms of each pair.
-
-    Raises
-    ------
-    SizeError
-        If there are more pairs than any memory holds.
-    """
-    n_pairs = int((counts * (counts - 1) // 2).sum())
-    if n_pairs > MAX_ELEMENTS:
-        raise SizeError(
-            f"Open structures of up to {int(counts.max())} atoms have {n_pairs:.3g} pairs, "
-            f"more than the {MAX_ELEMENTS:.3g} that the exact pair sum handles. "
-            "Use a periodic box or smaller structures."
-        )
-    ends = counts.cumsum(0).repeat_interleave(counts)
-    atoms = torch.arange(len(ends), device=counts.device)
-    partners = ends - atoms - 1
-    first = atoms.repeat_interleave(partners)
-    starts = (partners.cumsum(0) - partners).repeat_interleave(partners)
-    second = first + 1 + torch.arange(n_pairs, device=counts.device) - starts
-    return first, second

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._version import __version__
-from .charges.charge_states import ChargeStateOutput, ChargeStates
-from .charges.constraint import project_total_charge
+from .charges.charge_states import ChargeStates
 from .charges.readout import LatentCharges, LatentDipoles
 from .coincidence import explain_not_finite
 from .config import HOW, SOGConfig
@@ -19,16 +18,26 @@ from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, InputError, NotFiniteError, explain
 from .fixed_mesh import FixedMeshEnergy
 from .hosts import wrong_format
+from .latent import (
+    Latent,
+    Look,
+    check_numbers,
+    check_one_rank,
+    constrain,
+    gated,
+    is_zero,
+    look_again,
+    wanted_charge,
+)
 from .model_output import ModelOutput
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
 from .validation import (
+    Shapes,
     Structures,
     check_shape,
-    check_structures,
+    check_shapes,
     check_tensor,
-    check_total_charge,
-    is_traced,
 )
 
 FORMAT: Final = 3
@@ -228,6 +237,8 @@ class SOGLongRange(nn.Module):
         total_charge: Tensor | None = None,
         vectors: Tensor | None = None,
         external_field: Tensor | None = None,
+        *,
+        skips_zero_field: bool = False,
     ) -> ModelOutput:
         """Evaluate what is added to the energy of the host model.
 
@@ -248,6 +259,8 @@ class SOGLongRange(nn.Module):
             Uniform electric field that acts on the electric charges and dipoles, those of the
             first channel; see :func:`~sog_longrange.field_energy`. Where a tracer records this,
             energies are NaN in fields along periodic axes.
+        skips_zero_field : bool
+            Whether a field that is zero throughout stands for none, as where a host fills it in.
 
         Returns
         -------
@@ -262,8 +275,10 @@ class SOGLongRange(nn.Module):
             at one place, if there are any.
         """
         values = not self.energy.traced
-        structures = check_structures(positions, cell, pbc, batch, num_graphs, values=values)
-        return self.evaluate(features, structures, total_charge, vectors, external_field)
+        shapes = check_shapes(positions, cell, pbc, batch, num_graphs, values=values)
+        given = self._read_out(features, shapes.structures, total_charge, vectors)
+        given = given._replace(field=external_field)
+        return self._interact(given, shapes.structures, shapes.look, skips_zero_field)
 
     def evaluate(
         self,
@@ -291,37 +306,33 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError, BoundaryError, SizeError, NotFiniteError
             As :meth:`forward`.
         """
-        total = self._wanted_charge(structures, total_charge)
+        given = self._read_out(features, structures, total_charge, vectors)
+        return self._interact(
+            given._replace(field=external_field), structures, look_again(structures)
+        )
+
+    def _interact(
+        self, latent: Latent, structures: Structures, look: Look, skips_zero_field: bool = False
+    ) -> ModelOutput:
+        """Evaluate what was made of features, after one look at all numbers."""
+        charges, structures = self._constrain(latent, structures, look, sources=True)
         try:
-            out, state = self._interact(features, structures, total, vectors)
+            out: LongRangeOutput = self.energy.evaluate(charges, structures, latent.dipoles)
         except NotFiniteError as error:
             raise explain_not_finite(error, structures) from error
+        total, batch = latent.total_charge, structures.batch
+        state = None if self.states is None else self.states(latent.embedded, total, batch)
+        layout = structures.layout
+        # A factor of one changes no gradient either.
+        if layout is None or layout.numbers.get("gate", 0.0) != 1.0:
+            out = gated(out, self.gate)
         output = ModelOutput.add_up(out, state)
-        if external_field is None:
+        if latent.field is None or (skips_zero_field and is_zero(latent.field, layout)):
             return output
-        fields = vector_by_graph("external_field", external_field, structures)
+        fields = vector_by_graph("external_field", latent.field, structures)
         charges, dipoles = output.electric_charges, output.electric_dipoles
         in_field = field_term(charges, structures, fields, dipoles=dipoles)
         return ModelOutput.add_up(out, state, in_field)
-
-    def _interact(
-        self, features: Tensor, structures: Structures, total: Tensor, vectors: Tensor | None
-    ) -> tuple[LongRangeOutput, ChargeStateOutput | None]:
-        """Evaluate charges and charge states of arguments that are checked, up to features."""
-        features = self._embed(features, structures, total)
-        charges = self._charges(features, structures, total)
-        dipoles = self._dipoles(features, structures, vectors)
-        out: LongRangeOutput = self.energy.evaluate(charges, structures, dipoles)
-        state = None if self.states is None else self.states(features, total, structures.batch)
-        return self._gated(out), state
-
-    def _gated(self, out: LongRangeOutput) -> LongRangeOutput:
-        scale = self.gate.sqrt()
-        energies = self.gate * out.energy, self.gate * out.atomic_energies
-        field, dipoles = (None if x is None else scale * x for x in (out.field, out.dipoles))
-        return LongRangeOutput(
-            *energies, scale * out.potential, scale * out.charges, field, dipoles
-        )
 
     def latent_charges(
         self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
@@ -345,74 +356,72 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError
             If the features do not fit or a total charge is missing.
         """
-        total = self._wanted_charge(structures, total_charge)
-        try:
-            return self._charges(self._embed(features, structures, total), structures, total)
-        except NotFiniteError as error:
-            raise explain_not_finite(error, structures) from error
+        given = self._read_out(features, structures, total_charge, None, dipoles=False)
+        return self._constrain(given, structures, look_again(structures), sources=False)[0]
 
-    def _wanted_charge(self, structures: Structures, total_charge: Tensor | None) -> Tensor:
-        """Total charge of each structure; zeros where the options need none."""
-        _check_one_rank(self.energy, self.config)
-        if not self.config.needs_total_charge:
-            self._check_neutral(total_charge)
-            return structures.positions.new_zeros(structures.num_graphs)
-        if total_charge is None:
-            expected = 'given for charge_embedding or charge_constraint="total"'
-            raise InputError(explain("total_charge", expected, "None"))
-        fractional = self.config.fractional_charge
-        return check_total_charge(total_charge, structures, fractional=fractional)
+    def look_at_charges(
+        self, features: Tensor, shapes: Shapes, total_charge: Tensor | None = None
+    ) -> tuple[Tensor, Structures]:
+        """Latent charges as :meth:`latent_charges`, and structures, after one look at both.
 
-    def _check_neutral(self, total_charge: Tensor | None) -> None:
-        """Refuse to take charged structures as neutral only because nothing was chosen."""
-        if self.config.charge_constraint != "auto" or total_charge is None or is_traced():
-            return
-        if self.config.constrained_channels and bool(total_charge.any()):
-            expected = "zero for every structure with charge_constraint='auto'"
-            got = str([round(charge, 3) for charge in total_charge.tolist()])
-            remedy = "Choose charge_constraint='total', or 'neutral' or 'none' to ignore it."
-            raise InputError(explain("total_charge", expected, got, remedy))
+        Parameters
+        ----------
+        features, total_charge
+            As in :meth:`latent_charges`.
+        shapes : Shapes
+            From :func:`~sog_longrange.validation.check_shapes`.
 
-    def _embed(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
-        """Features as they should be, with the total charge in them if that is wanted."""
+        Returns
+        -------
+        charges : Tensor, shape (n_atoms, num_channels), in e
+        structures : Structures
+
+        Raises
+        ------
+        InputError, InputTypeError
+            As :meth:`latent_charges`; also if the structures are malformed.
+        """
+        given = self._read_out(features, shapes.structures, total_charge, None, dipoles=False)
+        return self._constrain(given, shapes.structures, shapes.look, sources=False)
+
+    def _read_out(
+        self,
+        features: Tensor,
+        structures: Structures,
+        total_charge: Tensor | None,
+        vectors: Tensor | None,
+        *,
+        dipoles: bool = True,
+    ) -> Latent:
+        """Charges and dipoles of features, of numbers that nobody has looked at."""
+        check_one_rank(self.energy, self.config)
+        total = wanted_charge(total_charge, structures, self.config)
         # Of a tensor in a graph, len() would fix the number of atoms.
         n_atoms, width = structures.positions.shape[0], sum(self.readout.layer_sizes)
         check_tensor("features", features)
         check_shape("features", features, (n_atoms, width), f"(n_atoms={n_atoms}, {width})")
-        if self.states is None:
-            return features
-        embedded: Tensor = self.states.embedding(features, total, structures.batch)
-        return embedded
-
-    def _charges(self, features: Tensor, structures: Structures, total: Tensor) -> Tensor:
-        """Charges of features, as the constraint wants them."""
-        charges: Tensor = self.readout(features).to(structures.positions.dtype)
-        channels = self.config.constrained_channels
-        if not channels:
-            return charges
-        wanted = total if self.config.takes_total_charge else torch.zeros_like(total)
-        return project_total_charge(charges, wanted, structures.batch, channels)
-
-    def _dipoles(
-        self, features: Tensor, structures: Structures, vectors: Tensor | None
-    ) -> Tensor | None:
-        """Latent dipoles (n_atoms, 3, num_channels) in e Å, without the gate, if there are any."""
-        if not self.config.latent_dipoles:
-            return None
+        embedded, dtype = features, structures.positions.dtype
+        if self.states is not None:
+            # Indices of structures may be wrong still.
+            batch = structures.batch.clamp(0, structures.num_graphs - 1)
+            embedded = self.states.embedding(features, total, batch)
+        charges: Tensor = self.readout(embedded).to(dtype)
+        if not (self.config.latent_dipoles and dipoles):
+            return Latent(features, embedded, charges, total, None, None)
         if vectors is None:
             raise InputError(explain("vectors", "given for latent_dipoles=True", "None"))
-        dipoles: Tensor = self.dipole_readout(vectors, features).to(structures.positions.dtype)
-        return dipoles
+        made: Tensor = self.dipole_readout(vectors, embedded).to(dtype)
+        return Latent(features, embedded, charges, total, vectors, made)
 
-
-def _check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
-    """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank."""
-    if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
-        return
-    if config.constrained_channels or config.charge_embedding > 0:
-        expected = 'None unless charge_constraint="none" and charge_embedding=0'
-        remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
-        raise ConfigError(explain("process_group", expected, "a process group", remedy))
+    def _constrain(
+        self, latent: Latent, structures: Structures, look: Look, *, sources: bool
+    ) -> tuple[Tensor, Structures]:
+        """Charges as the constraint wants them, and structures after a look."""
+        if self.energy.traced:
+            check_numbers(latent, structures, self.config)
+        else:
+            structures = latent.look(look, self.config, self.gate, sources=sources)
+        return constrain(latent, structures, self.config)
 
 
 def read_config(state: dict[str, Any]) -> SOGConfig:

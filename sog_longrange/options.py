@@ -1,10 +1,14 @@
-"""Checks of options: choices with a suggestion of the nearest one, and types."""
+"""Checks of options: numbers, choices with a suggestion of the nearest one, and types."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any, get_args
+
+import numpy as np
+from torch import Tensor
 
 from .errors import ConfigError, explain
 
@@ -71,3 +75,27 @@ def check_type(name: str, value: object, hint: Any) -> Any:  # noqa: ANN401
         names = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
         raise ConfigError(explain(name, names, f"{value!r} of type {type(value).__name__}"))
     return value
+
+
+def as_number(value: object) -> float | None:
+    """Read what means one finite number: a number, a string of one, or an array of one.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    float or None
+        None if it means anything else.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    try:
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "iufU":
+            return None
+        number = float(array.item())
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None

@@ -158,7 +158,7 @@ def find_tolerance(
     trial = min(0.1, 10.0 * target)
     while trial > _FLOOR:
         trial_energy = _with_tolerance(energy, trial)
-        report = report_grid(trial_energy, charges, *structures, dipoles=dipoles)
+        report = report_grid(trial_energy, charges, *structures[:5], dipoles=dipoles)
         if report.force_error <= target:
             return report
         trial *= _STEP

@@ -7,6 +7,7 @@ about that argument and never in a NaN, a crash of native code or a wrong energy
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from .errors import InputError, InputTypeError, NotFiniteError, explain
-from .geometry import SINGULAR_CELL
+from .layout import Layout, look_at, singular_cell
 
 WHOLE: float = 1e-3
 """How far in e a total charge may be from a whole number."""
@@ -32,6 +33,8 @@ class Structures(NamedTuple):
     pbc : Tensor, shape (n_graphs, 3), bool
     batch : Tensor, shape (n_atoms,), int64, sorted
     num_graphs : int
+    layout : Layout or None
+        What is known in Python; None before anything is looked at, as in a graph.
     """
 
     positions: Tensor
@@ -39,6 +42,61 @@ class Structures(NamedTuple):
     pbc: Tensor
     batch: Tensor
     num_graphs: int
+    layout: Layout | None = None
+
+
+class Shapes(NamedTuple):
+    """Structures whose shapes and types are checked, but not yet their numbers.
+
+    Attributes
+    ----------
+    structures : Structures
+        The number of structures is that of the cells where it was not given.
+    cell, pbc, batch, num_graphs
+        As they were given.
+    """
+
+    structures: Structures
+    cell: Tensor | None
+    pbc: Tensor | None
+    batch: Tensor | None
+    num_graphs: int | None
+
+    def look(
+        self,
+        others: Mapping[str, Tensor | None] | None = None,
+        numbers: Mapping[str, Tensor | None] | None = None,
+    ) -> Structures:
+        """Check the numbers too, which takes one transfer.
+
+        Parameters
+        ----------
+        others, numbers : dict of str to Tensor or None, optional
+            Looked at too, but not checked; see :attr:`Layout.largest`, :attr:`Layout.numbers`.
+
+        Returns
+        -------
+        Structures
+            With a layout.
+
+        Raises
+        ------
+        InputError
+            If a number is wrong.
+        """
+        positions, cell, pbc = self.structures[:3]
+        tensors = {"positions": positions} | _readable(positions, others or {})
+        own = _readable(positions, numbers or {})
+        layout, is_sorted = look_at(cell, pbc, self.batch, positions.shape[0], tensors, own)
+        if not math.isfinite(layout.largest_position):
+            check_finite("positions", positions)
+        has_all = self.num_graphs is not None or all(layout.counts)
+        if self.batch is not None and not (is_sorted and has_all):
+            # It may have another number of structures than there are cells.
+            last = _last_index(self.batch, self.num_graphs)
+            return check_structures(positions, self.cell, self.pbc, self.batch, last + 1)
+        _check_numbers_of_cell(layout, cell, is_given=self.cell is not None)
+        return self.structures._replace(layout=layout)
 
 
 def check_structures(
@@ -49,6 +107,7 @@ def check_structures(
     num_graphs: int | None = None,
     *,
     values: bool = True,
+    others: Mapping[str, Tensor | None] | None = None,
 ) -> Structures:
     """Validate a batch of structures and fill in what may be left out.
 
@@ -68,128 +127,89 @@ def check_structures(
         Whether numbers are looked at, besides shapes and types. A tracer cannot: what it
         makes checks them when it runs. It needs the number of structures by `cell`
         or `num_graphs` where there is a `batch`.
+    others : dict of str to Tensor or None, optional
+        As in :meth:`Shapes.look`.
 
     Returns
     -------
     Structures
+        With a layout, unless `values` is false.
 
     Raises
     ------
     InputError, InputTypeError
         If a shape, value, dtype or device is wrong.
     """
-    check_float("positions", positions)
-    check_shape("positions", positions, (None, 3), "(n_atoms, 3)")
-    if not values and batch is not None and num_graphs is None:
-        if cell is None:
-            expected = "given with `batch` and without `cell` in a traced evaluation"
-            raise InputError(explain("num_graphs", expected, "None"))
-        num_graphs = 1 if cell.dim() == 2 else cell.shape[0]
-    if values:
-        check_finite("positions", positions)
-    batch, num_graphs = _check_batch(positions, batch, num_graphs, values)
-    pbc = _check_pbc(positions, cell, pbc, num_graphs)
-    cell = _check_cell(positions, cell, pbc, num_graphs, values)
-    return Structures(positions, cell, pbc, batch, num_graphs)
+    shapes = check_shapes(positions, cell, pbc, batch, num_graphs, values=values)
+    return shapes.look(others) if values else shapes.structures
 
 
-def check_charges(charges: Tensor, structures: Structures, *, values: bool = True) -> None:
-    """Check that latent charges fit the structures they belong to.
+def check_shapes(
+    positions: Tensor,
+    cell: Tensor | None = None,
+    pbc: Tensor | None = None,
+    batch: Tensor | None = None,
+    num_graphs: int | None = None,
+    *,
+    values: bool = True,
+) -> Shapes:
+    """Validate the shapes and types of a batch of structures, before a look at numbers.
 
     Parameters
     ----------
-    charges : Tensor, shape (n_atoms, n_channels), in e
-    structures : Structures
+    positions, cell, pbc, batch, num_graphs
+        As in :func:`check_structures`.
     values : bool
-        Whether numbers are looked at, besides shapes and types.
-
-    Raises
-    ------
-    InputError, InputTypeError
-        If shape, dtype, device or values do not fit.
-    """
-    check_float("charges", charges)
-    n_atoms = structures.positions.shape[0]
-    check_shape("charges", charges, (n_atoms, None), f"(n_atoms={n_atoms}, n_channels)")
-    if charges.shape[1] == 0:
-        raise InputError(explain("charges", "of at least one channel", "none"))
-    check_like("charges", charges, structures.positions)
-    if values:
-        check_finite("charges", charges)
-
-
-def check_dipoles(dipoles: Tensor, charges: Tensor, *, values: bool = True) -> None:
-    """Check that latent dipoles fit the charges that they come with.
-
-    Parameters
-    ----------
-    dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å
-    charges : Tensor, shape (n_atoms, n_channels), in e
-        Checked already.
-    values : bool
-        Whether to look at the numbers.
-
-    Raises
-    ------
-    InputError, InputTypeError
-        If shape, dtype, device or values do not fit.
-    """
-    n_atoms, channels = charges.shape
-    check_float("dipoles", dipoles)
-    expected = f"(n_atoms={n_atoms}, 3, n_channels={channels})"
-    check_shape("dipoles", dipoles, (n_atoms, 3, channels), expected)
-    check_like("dipoles", dipoles, charges, "`charges`")
-    if values:
-        check_finite("dipoles", dipoles)
-
-
-def check_total_charge(
-    total_charge: Tensor, structures: Structures, *, fractional: bool = True
-) -> Tensor:
-    """Check a total charge per structure.
-
-    Parameters
-    ----------
-    total_charge : Tensor, shape (n_graphs,), in e
-    structures : Structures
-    fractional : bool
-        Whether values need not be integers. Integers may be off by 0.001, as sums of rounded
-        partial charges are.
+        Whether the number of structures may be read from `batch`.
 
     Returns
     -------
-    Tensor, shape (n_graphs,), in the dtype of the positions
+    Shapes
 
     Raises
     ------
     InputError, InputTypeError
-        If the length is not the number of structures, or a value is not finite or is no
-        integer and should be one.
+        If a shape, dtype or device is wrong.
     """
-    check_tensor("total_charge", total_charge)
-    if total_charge.is_complex() or total_charge.dtype == torch.bool:
-        raise InputTypeError(explain("total_charge", "real numbers", str(total_charge.dtype)))
-    n = structures.num_graphs
-    check_shape("total_charge", total_charge, (n,), f"(n_graphs={n},)")
-    check_finite("total_charge", total_charge)
-    if not (fractional or is_traced()):
-        check_whole(total_charge.detach().double())
-    return total_charge.to(structures.positions)
+    check_float("positions", positions)
+    check_shape("positions", positions, (None, 3), "(n_atoms, 3)")
+    count = _count_graphs(positions, cell, pbc, batch, num_graphs, values)
+    own_pbc = _check_pbc(positions, cell, pbc, count)
+    own_cell = _check_cell(positions, cell, count)
+    index = torch.zeros_like(positions[:, 0], dtype=torch.int64) if batch is None else batch
+    structures = Structures(positions, own_cell, own_pbc, index, count)
+    return Shapes(structures, cell, pbc, batch, num_graphs)
 
 
-def check_whole(total_charge: Tensor) -> None:
-    """Raise `InputError` unless all total charges are integers, to 0.001.
+def layout_of(structures: Structures) -> Layout:
+    """Return what is known in Python of structures, which are looked at if nothing is.
 
     Parameters
     ----------
-    total_charge : Tensor, shape (n_graphs,), in e
+    structures : Structures
+
+    Returns
+    -------
+    Layout
     """
-    wrong = (total_charge - total_charge.round()).abs() > WHOLE
-    if bool(wrong.any()):
-        index = int(wrong.nonzero()[0])
-        got = f"{total_charge[index].item():.6g} for structure {index}"
-        remedy = "Set fractional_charge=True if that is meant."
-        raise InputError(explain("total_charge", "a whole number of e", got, remedy))
+    if structures.layout is not None:
+        return structures.layout
+    positions, cell, pbc, batch, _, _ = structures
+    return look_at(cell, pbc, batch, positions.shape[0], {"positions": positions}, {}).layout
+
+
+def check_phases(phases: Tensor, structures: Structures) -> None:
+    """Raise `InputError` if phases of atoms in periodic structures overflow.
+
+    Parameters
+    ----------
+    phases : Tensor, shape (n_atoms, 3)
+        Looked at only where the layout leaves open whether they may overflow.
+    structures : Structures
+    """
+    layout = structures.layout
+    if layout is None or not layout.phases_fit(phases.dtype):
+        check_no_overflow("positions", phases)
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -311,30 +331,6 @@ def _not_finite(value: Tensor) -> tuple[int, ...] | None:
     return tuple((~finite).nonzero()[0].tolist())
 
 
-def as_number(value: object) -> float | None:
-    """Read what means one finite number: a number, a string of one, or an array of one.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    float or None
-        None if it means anything else.
-    """
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    try:
-        array = np.asarray(value)
-        if array.size != 1 or array.dtype.kind not in "iufU":
-            return None
-        number = float(array.item())
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def is_traced() -> bool:
     """Tell whether a tracer records what runs now, so that no number can be looked at.
 
@@ -346,26 +342,56 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
-def _check_batch(
-    positions: Tensor, batch: Tensor | None, num_graphs: int | None, values: bool
-) -> tuple[Tensor, int]:
+def _readable(positions: Tensor, others: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Those among arguments that nobody has checked whose numbers can be read here."""
+    return {
+        name: x
+        for name, x in others.items()
+        if isinstance(x, Tensor) and x.is_floating_point() and x.device == positions.device
+    }
+
+
+def _count_graphs(
+    positions: Tensor,
+    cell: Tensor | None,
+    pbc: Tensor | None,
+    batch: Tensor | None,
+    num_graphs: int | None,
+    values: bool,
+) -> int:
+    """Count the structures; where only cells tell how many, that is still to be checked."""
     n_atoms = positions.shape[0]
     if batch is None:
         if num_graphs not in (None, 1):
             raise InputError(explain("batch", f"given for num_graphs={num_graphs}", "None"))
-        return torch.zeros_like(positions[:, 0], dtype=torch.int64), 1
+        return 1
     check_tensor("batch", batch)
     if batch.dtype != torch.int64:
         raise InputTypeError(explain("batch", "int64", str(batch.dtype)))
     if batch.device != positions.device:
         raise InputTypeError(explain("batch", f"on {positions.device}", f"{batch.device}"))
     check_shape("batch", batch, (n_atoms,), f"(n_atoms={n_atoms},)")
-    if not values and num_graphs is not None:
-        return batch, num_graphs
-    return batch, _count_graphs(batch, num_graphs)
+    lengths = _lengths_by_shape(cell, pbc)
+    if num_graphs is not None:
+        if values and not lengths <= {num_graphs}:
+            _last_index(batch, num_graphs)  # It may be the batch that is wrong.
+        return num_graphs
+    if values:
+        return lengths.pop() if len(lengths) == 1 else _last_index(batch, None) + 1
+    if cell is None:
+        expected = "given with `batch` and without `cell` in a traced evaluation"
+        raise InputError(explain("num_graphs", expected, "None"))
+    return 1 if cell.dim() == 2 else cell.shape[0]
 
 
-def _count_graphs(batch: Tensor, num_graphs: int | None) -> int:
+def _lengths_by_shape(cell: Tensor | None, pbc: Tensor | None) -> set[int]:
+    """Numbers of structures that shapes of arguments tell; more than one if these differ."""
+    batched = ((cell, 3), (pbc, 2))
+    return {x.shape[0] for x, dim in batched if isinstance(x, Tensor) and x.dim() == dim}
+
+
+def _last_index(batch: Tensor, num_graphs: int | None) -> int:
+    """Index of the last structure, after a closer look at all of them."""
     steps = batch.diff()
     if bool((steps < 0).any()):
         remedy = "Sort the atoms by structure."
@@ -374,12 +400,10 @@ def _count_graphs(batch: Tensor, num_graphs: int | None) -> int:
     if first < 0 or (num_graphs is not None and last >= num_graphs):
         got = f"indices from {first} to {last}"
         raise InputError(explain("batch", f"in the range of num_graphs={num_graphs}", got))
-    if num_graphs is not None:
-        return num_graphs
-    if first > 0 or bool((steps > 1).any()):
+    if num_graphs is None and (first > 0 or bool((steps > 1).any())):
         remedy = "Pass `num_graphs` if empty structures are meant."
         raise InputError(explain("batch", "free of gaps", "structures without atoms", remedy))
-    return last + 1
+    return last
 
 
 def _check_pbc(
@@ -400,45 +424,24 @@ def _check_pbc(
     return pbc.to(positions.device)
 
 
-def _check_cell(
-    positions: Tensor, cell: Tensor | None, pbc: Tensor, num_graphs: int, values: bool
-) -> Tensor:
+def _check_cell(positions: Tensor, cell: Tensor | None, num_graphs: int) -> Tensor:
     if cell is None:
-        if values and bool(pbc.any()):
-            raise InputError(explain("cell", "given for periodic structures", "None"))
         return positions.new_zeros(num_graphs, 3, 3)
     check_float("cell", cell)
     if cell.dim() == 2 and cell.shape == (3, 3) and num_graphs == 1:
         cell = cell[None]
     check_shape("cell", cell, (num_graphs, 3, 3), f"(n_graphs={num_graphs}, 3, 3)")
     check_like("cell", cell, positions)
-    if values:
-        check_finite("cell", cell)
-        _check_not_singular(cell.detach(), pbc)
     return cell
 
 
-def _check_not_singular(cell: Tensor, pbc: Tensor) -> None:
-    limits = torch.finfo(cell.dtype)
-    exact = cell.double()
-    a, b, c = exact.unbind(1)
-    volume = (a * torch.linalg.cross(b, c)).sum(-1).abs()
-    lengths = torch.linalg.vector_norm(exact, dim=-1).prod(-1)
-    for graph in (pbc.any(-1) & ~pbc.all(-1)).nonzero().flatten().tolist():
-        # Where some directions are periodic, their rows of the cell count.
-        rows = exact[graph, pbc[graph]]
-        area = rows[0] if len(rows) == 1 else torch.linalg.cross(rows[0], rows[1])
-        volume[graph] = torch.linalg.vector_norm(area)
-        lengths[graph] = torch.linalg.vector_norm(rows, dim=-1).prod()
-    flat = volume < max(SINGULAR_CELL, 16.0 * limits.eps) * lengths
-    singular = pbc.any(-1) & (flat | (volume < limits.tiny))
-    if bool(singular.any()):
-        index = int(singular.nonzero()[0])
-        raise InputError(
-            explain(
-                "cell",
-                "of non-zero volume where `pbc` is true",
-                f"{cell[index].tolist()} for structure {index}",
-                "Set its `pbc` to False for an open structure.",
-            )
-        )
+def _check_numbers_of_cell(layout: Layout, cell: Tensor, *, is_given: bool) -> None:
+    if not is_given and any(map(any, layout.flags)):
+        raise InputError(explain("cell", "given for periodic structures", "None"))
+    if not np.isfinite(layout.cells).all():
+        check_finite("cell", cell)
+    index = singular_cell(layout, cell.dtype)
+    if index is not None:
+        got = f"{layout.cells[index].tolist()} for structure {index}"
+        remedy = "Set its `pbc` to False for an open structure."
+        raise InputError(explain("cell", "of non-zero volume where `pbc` is true", got, remedy))

@@ -241,6 +241,7 @@ class SOGMACE(nn.Module):
             geometry.data.get("total_charge"),
             self._vectors(out["node_feats"]),
             _external_field(geometry.data),
+            skips_zero_field=True,
         )
         energy = out["energy"]
         # Plain MACE differentiates the total energy and returns no interaction energy.
@@ -279,11 +280,9 @@ def _names(added: ModelOutput) -> Output:
 
 
 def _external_field(data: dict[str, Tensor]) -> Tensor | None:
-    """External field of a batch, None where it is the zero that MACE fills in."""
+    """External field of a batch, in which MACE fills in zero where there is none."""
     field = data.get("external_field")
-    if field is None or not (field.requires_grad or bool(field.any())):
-        return None
-    return field.to(data["positions"])
+    return None if field is None else field.to(data["positions"])
 
 
 def _refuse(edges: bool, lammps_mliap: bool) -> None:

@@ -29,7 +29,7 @@ from sog_longrange.ase_support import (
 from sog_longrange.charges.electric import electric
 from sog_longrange.errors import explain
 from sog_longrange.hosts import explain_old_models, unflatten_vectors
-from sog_longrange.validation import check_whole
+from sog_longrange.source_checks import check_whole
 
 from .keys import (
     CHARGE_STATE_ENERGY_KEY,

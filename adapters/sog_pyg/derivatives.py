@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from sog_longrange import DerivativeError, HostError, InputError
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
-from sog_longrange.validation import as_number
+from sog_longrange.options import as_number
 
 from .batching import fit_boundary, take
 

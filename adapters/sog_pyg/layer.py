@@ -12,10 +12,9 @@ from sog_longrange import (
     LongRangeEnergy,
     SOGConfig,
     SOGLongRange,
-    potential_and_field,
 )
 from sog_longrange.errors import explain
-from sog_longrange.validation import check_shape, check_structures, check_tensor
+from sog_longrange.validation import Structures, check_shape, check_shapes, check_tensor
 
 from .batching import Boundary, fit_boundary
 from .readout import LazyCharges
@@ -195,11 +194,10 @@ class LongRangeLayer(nn.Module):
         boundary: Boundary,
         total_charge: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        charges = self._charges(x, pos, batch, boundary, total_charge)
-        arguments = (pos, boundary.cell, boundary.pbc, batch, boundary.batch_size)
+        charges, structures = self._charges(x, pos, batch, boundary, total_charge)
         energy = cast(LongRangeEnergy, self.part.energy)
-        potential, field = potential_and_field(energy, charges, *arguments)
-        return potential, field
+        _, potential, field = energy.potentials(charges, structures, field=True)
+        return potential, cast(Tensor, field)
 
     def charges(
         self,
@@ -228,7 +226,7 @@ class LongRangeLayer(nn.Module):
             As :meth:`forward`.
         """
         boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
-        return self._charges(x, pos, batch, boundary, total_charge)
+        return self._charges(x, pos, batch, boundary, total_charge)[0]
 
     def _charges(
         self,
@@ -237,11 +235,11 @@ class LongRangeLayer(nn.Module):
         batch: Tensor | None,
         boundary: Boundary,
         total_charge: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Structures]:
         cell, pbc, batch_size = boundary
         values = not self.part.energy.traced
-        structures = check_structures(pos, cell, pbc, batch, batch_size, values=values)
-        return self.part.latent_charges(x, structures, total_charge)
+        shapes = check_shapes(pos, cell, pbc, batch, batch_size, values=values)
+        return self.part.look_at_charges(x, shapes, total_charge)
 
     def _fit(
         self,

@@ -14,7 +14,8 @@ from sog_longrange.errors import InputError, explain
 from sog_longrange.frames import check_cell, check_positions
 from sog_longrange.geometry import own_volume
 from sog_longrange.observables.external_field import is_along_periodic
-from sog_longrange.validation import WHOLE, as_number
+from sog_longrange.options import as_number
+from sog_longrange.validation import WHOLE
 
 EXTERNAL_FIELD: Final = "external_field"
 """Key of the uniform external electric field in `atoms.info`, of 3 floats in V/Å."""

@@ -89,7 +89,7 @@ class ChargeStates(nn.Module):
             With the charge in them, as `embedding` returns them.
         total_charge : Tensor, shape (n_graphs,), in e
             Its dtype is that of the energies; see
-            :func:`~sog_longrange.validation.check_total_charge`.
+            :func:`~sog_longrange.source_checks.check_total_charge`.
         batch : Tensor, shape (n_atoms,)
 
         Returns
@@ -183,7 +183,7 @@ class ChargeEmbedding(nn.Module):
         ----------
         features : Tensor, shape (n_atoms, num_features)
         total_charge : Tensor, shape (n_graphs,), in e
-            See :func:`~sog_longrange.validation.check_total_charge`.
+            See :func:`~sog_longrange.source_checks.check_total_charge`.
         batch : Tensor, shape (n_atoms,)
 
         Returns

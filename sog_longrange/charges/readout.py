@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
-from sog_longrange.validation import check_finite, check_float, check_like, check_shape
+from sog_longrange.validation import check_float, check_like, check_shape
 
 
 class LatentCharges(nn.Module):
@@ -69,17 +71,18 @@ class LatentCharges(nn.Module):
         Raises
         ------
         InputError, InputTypeError
-            If the features have another width, dtype or device than the readout, or are
-            not finite.
+            If the features have another width, dtype or device than the readout. Their
+            numbers are not looked at.
         """
         width = sum(self.layer_sizes)
         check_float("features", features)
         check_shape("features", features, (None, width), f"(n_atoms, {width})")
         check_like("features", features, self.linear.weight, "the readout's weights")
-        check_finite("features", features)
         charges: Tensor = self.linear(features)
         if self.perceptron is not None:
-            charges = charges + self.perceptron(features[:, -self.layer_sizes[-1] :])
+            first, activation, last = self.perceptron
+            hidden = activation(first(features[:, -self.layer_sizes[-1] :]))
+            charges = torch.addmm(charges, hidden, cast(Tensor, last.weight).T)
         return charges
 
 
@@ -148,15 +151,14 @@ class LatentDipoles(nn.Module):
         Raises
         ------
         InputError, InputTypeError
-            If the vectors have another shape, dtype or device than the readout, or are not
-            finite.
+            If the vectors have another shape, dtype or device than the readout. Their
+            numbers are not looked at.
         """
         n_atoms, width = features.shape[0], self.num_vectors
         check_float("vectors", vectors)
         expected = f"(n_atoms={n_atoms}, 3, {width})"
         check_shape("vectors", vectors, (n_atoms, 3, width), expected)
         check_like("vectors", vectors, self.linear.weight, "the readout's weights")
-        check_finite("vectors", vectors)
         dipoles: Tensor = self.linear(vectors)
         if self.gates is not None:
             gates = self.gates(features[:, -self.num_invariants :])[:, None]

@@ -76,10 +76,10 @@ def correlate_channels(first: Tensor, second: Tensor, count: int, axis: int) -> 
         With `count` kernels along `axis`.
     """
     channels = first.shape[axis]
-    if count == 1:
-        return _product(first, second).sum(axis, keepdim=True)
     if count == channels:
         return _product(first, second)
+    if count == 1:
+        return _product(first, second).sum(axis, keepdim=True)
     u, v = first.unbind(axis), second.unbind(axis)
     rows = []
     for p, q in channel_pairs(channels):
@@ -92,4 +92,4 @@ def _product(u: Tensor, v: Tensor) -> Tensor:
     """Re(u* v)."""
     if not u.is_complex():
         return u * v
-    return u.real * v.real + u.imag * v.imag
+    return (torch.view_as_real(u.resolve_conj()) * torch.view_as_real(v.resolve_conj())).sum(-1)

@@ -304,10 +304,10 @@ class FixedGaussians(Kernel):
 
     def radial_derivatives(self, r2: Tensor, order: int) -> list[Tensor]:
         """K and its derivatives in r^2: each multiplies the amplitudes by -1 / (2 s^2)."""
-        amplitudes, rates = self.amplitudes, -0.5 / self.widths**2
+        amplitudes = self.amplitudes
         values = [gaussian_radial(r2, amplitudes, self.widths)]
         for _ in range(order):
-            amplitudes = amplitudes * rates
+            amplitudes = amplitudes * (-0.5 / self.widths**2)
             values.append(gaussian_radial(r2, amplitudes, self.widths))
         return values
 

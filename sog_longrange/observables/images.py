@@ -65,7 +65,7 @@ def compact_lattice(structures: Structures) -> Tensor:
     -------
     Tensor, shape (n_graphs, 3, 3), in Å
     """
-    _, cell, pbc, _, _ = structures
+    cell, pbc = structures.cell, structures.pbc
     own = pbc[:, :, None]
     rows = torch.where(own, cell, torch.zeros_like(cell))
     # With its normal in place of the open row, a slab is reduced within its plane.

@@ -15,8 +15,6 @@ pages
     points of the mesh x channels beyond two million, where arrays are in fresh memory
 products
     atoms x modes x channels; of pairs, pairs x channels
-phases
-    phase factors of the atoms in the plane of two axes
 pairs
     pairs of atoms
 """
@@ -32,14 +30,22 @@ COEFFICIENTS: dict[tuple[str, str, str, str], dict[str, float]] = {
     ("dense", "torch", "cpu", "float32"): {
         "overhead": 1.66,
         "products": 4.02e-07,
-        "phases": 1.37e-05,
         "modes": 8.69e-05,
     },
     ("dense", "torch", "cpu", "float64"): {
         "overhead": 1.64,
         "products": 1.23e-06,
-        "phases": 1.12e-05,
         "modes": 7.12e-05,
+    },
+    ("dense", "numba", "cpu", "float32"): {
+        "overhead": 1.6,
+        "products": 4.6e-07,
+        "modes": 1e-05,
+    },
+    ("dense", "numba", "cpu", "float64"): {
+        "overhead": 1.6,
+        "products": 9e-07,
+        "modes": 2e-05,
     },
     ("finufft", "numba", "cpu", "float32"): {
         "overhead": 1.93,

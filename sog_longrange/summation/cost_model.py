@@ -262,7 +262,7 @@ def is_possible(kind: str, size: Size) -> bool:
     if kind == "pairs":
         return size.pairs <= MAX_ELEMENTS
     if kind == "dense":
-        return max(size.phases, size.half_modes) <= MAX_ELEMENTS
+        return size.modes <= MAX_ELEMENTS
     if kind == "finufft":
         return _has_finufft(size.device) and 8 * size.half_modes <= MAX_NODES
     # Below this the window runs out of digits.
@@ -281,8 +281,8 @@ def _mesh_memory(size: Size) -> float:
 
 
 def _dense_memory(size: Size) -> float:
-    kept = (4 + 4 * size.n_channels) * size.phases
-    return float(size.number * (kept + (25 + 5 * size.n_channels) * size.half_modes))
+    atoms = size.n_atoms * (24 + 9 * size.n_channels)
+    return float(size.number * (6 * size.modes * size.n_channels + atoms))
 
 
 def _finufft_memory(size: Size) -> float:

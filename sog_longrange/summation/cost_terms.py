@@ -50,6 +50,12 @@ class Size(NamedTuple):
         return _half_widths(tuple(self.lengths), self.resolution.cutoff)
 
     @property
+    def modes(self) -> float:
+        """Number of modes inside the cutoff, of two that mirror each other one."""
+        a, b, c = (length * self.resolution.cutoff / (2.0 * math.pi) for length in self.lengths)
+        return 2.0 / 3.0 * math.pi * (a + 0.5) * (b + 0.5) * (c + 0.5)
+
+    @property
     def half_modes(self) -> int:
         """Number of modes in half of the box."""
         a, b, c = self.half_widths
@@ -78,12 +84,6 @@ class Size(NamedTuple):
         return self.n_atoms * (self.n_atoms - 1) // 2
 
     @property
-    def phases(self) -> int:
-        """Number of phase factors of all atoms in the plane of two axes."""
-        _, b, c = self.half_widths
-        return self.n_atoms * (2 * b + 1) * (2 * c + 1)
-
-    @property
     def number(self) -> int:
         """Bytes of a number."""
         return 4 if self.dtype == torch.float32 else 8
@@ -107,7 +107,7 @@ def table_key(kind: str, size: Size) -> tuple[str, str, str, str]:
     tuple of 4 str
     """
     kind = _SAME.get(kind, kind)
-    compiled = size.compiled and kind in ("mesh", "finufft")
+    compiled = size.compiled and kind in ("mesh", "finufft", "dense")
     engine = ("triton" if size.device == "cuda" else "numba") if compiled else "torch"
     return kind, engine, size.device, "float32" if size.dtype == torch.float32 else "float64"
 
@@ -134,9 +134,8 @@ def _pair_terms(size: Size) -> dict[str, float]:
 
 def _dense_terms(size: Size) -> dict[str, float]:
     return {
-        "products": float(size.n_atoms * size.half_modes * size.n_channels),
-        "phases": float(size.phases),
-        "modes": float(size.half_modes),
+        "products": size.n_atoms * size.modes * size.n_channels,
+        "modes": size.modes,
     }
 
 

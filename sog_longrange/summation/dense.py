@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sog_longrange.geometry import lattice_lengths
-from sog_longrange.validation import Structures
+from sog_longrange.validation import Structures, layout_of
 
 from .engines.engine import Direct
 from .interaction import Interaction, Potentials
@@ -45,11 +44,11 @@ def dense_sum(
     Ji, Liang, Xu, arXiv:2502.04668.
     """
     resolution = interaction.resolution(sources.order)
-    rows = sphere_rows(part.cell.detach().double().cpu().numpy(), resolution.cutoff)
+    layout = layout_of(part)
+    rows = sphere_rows(layout.cells, resolution.cutoff)
     engine = interaction.engine_on(part.positions.device)
     backend = DenseBackend(rows, part.batch, engine.direct)
-    lengths = lattice_lengths(part.cell)
-    return periodic_sum(interaction, sources, part, backend, rows, lengths, field=field)
+    return periodic_sum(interaction, sources, part, backend, rows, layout.lengths, field=field)
 
 
 class DenseBackend(FlatBackend):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import BoundaryError, explain
-from sog_longrange.geometry import reduced_cell
-from sog_longrange.validation import Structures
+from sog_longrange.geometry import cell_reduction, to_device
+from sog_longrange.layout import Flags, Layout
+from sog_longrange.validation import Structures, layout_of
 
 from .cost_model import (
     WORTH_A_LOOK,
@@ -41,15 +42,6 @@ MOST_PAIRED: int = 500
 """Non-periodic structures with more atoms are summed on a padded grid where that is faster."""
 
 _MOST_NUMBERS = 50.0
-
-
-class _Seen(NamedTuple):
-    """What the choice of sums depends on, as numbers of Python."""
-
-    structures: Structures
-    flags: list[tuple[bool, ...]]
-    counts: list[int]
-    lengths: list[list[float]]
 
 
 class Sum(Protocol):
@@ -80,20 +72,21 @@ class Plan(NamedTuple):
         With reduced cells.
     kinds : list of str
         A key of `SUMS` for each structure.
-    counts : list of int
-        Number of atoms of each structure.
     """
 
     structures: Structures
     kinds: list[str]
-    counts: list[int]
 
-    def parts(self) -> list[tuple[str, Tensor]]:
-        """List the sums of structures that have atoms, and masks (n_graphs,) of all they get."""
-        device = self.structures.positions.device
+    @property
+    def counts(self) -> list[int]:
+        """Number of atoms of each structure."""
+        return layout_of(self.structures).counts
+
+    def parts(self) -> list[tuple[str, list[int]]]:
+        """List the sums of structures that have atoms, and all structures that they get."""
         present = {k for k, n in zip(self.kinds, self.counts, strict=True) if n > 0}
         return [
-            (kind, torch.tensor([own == kind for own in self.kinds], device=device))
+            (kind, [graph for graph, own in enumerate(self.kinds) if own == kind])
             for kind in sorted(present)
         ]
 
@@ -131,13 +124,13 @@ def evaluate(
 
 
 def _sum(interaction: Interaction, sources: Multipoles, plan: Plan, *, field: bool) -> Potentials:
-    structures, kinds, counts = plan
+    structures, kinds = plan
     # A rank without atoms still takes part in the sums over ranks.
-    if len(set(kinds)) == 1 and (any(counts) or interaction.process_group is not None):
+    if len(set(kinds)) == 1 and (any(plan.counts) or interaction.process_group is not None):
         return SUMS[kinds[0]](interaction, sources, structures, field=field)
     out = no_potentials(structures, sources.charges, field=field or sources.order > 0)
-    for kind, mask in plan.parts():
-        graphs, atoms, part = select(structures, mask)
+    for kind, own_graphs in plan.parts():
+        graphs, atoms, part = select(structures, own_graphs)
         own = SUMS[kind](interaction, sources.at(atoms), part, field=field)
         out = put(out, graphs, atoms, own)
     return out
@@ -167,13 +160,12 @@ def plan_sums(
     SizeError
         If more memory is predicted than there is.
     """
-    seen = _look_at(structures)
-    structures, flags, counts, _ = seen
-    _check_boundaries(interaction, flags)
+    structures, layout = _reduced(structures)
+    _check_boundaries(interaction, layout.flags)
     size = _sizes(interaction, sources, structures.positions)
-    kinds = _kinds(interaction, seen, size)
-    _check_cost(seen, kinds, size, fields)
-    return Plan(structures, kinds, counts)
+    kinds = _kinds(interaction, structures, layout, size)
+    _check_cost(layout, kinds, size, fields, structures.positions.device)
+    return Plan(structures, kinds)
 
 
 def choices(
@@ -191,8 +183,8 @@ def choices(
     -------
     dict of int to Choice
     """
-    seen = _look_at(structures)
-    found = _choices(seen, _sizes(interaction, sources, structures.positions))
+    structures, layout = _reduced(structures)
+    found = _choices(layout, _sizes(interaction, sources, structures.positions))
     name = _backend(interaction)
     if name == "auto":
         return found
@@ -215,22 +207,23 @@ def _sizes(interaction: Interaction, sources: Multipoles, positions: Tensor) -> 
     return lambda n_atoms, lengths: Size(n_atoms, n_channels, lengths, *how)
 
 
-def _choices(seen: _Seen, size: _Sizes) -> dict[int, Choice]:
+def _choices(layout: Layout, size: _Sizes) -> dict[int, Choice]:
     """Find the fastest backend of each periodic structure."""
+    rows = zip(layout.periodic, layout.counts, layout.lengths, strict=True)
     return {
-        graph: choose_backend(size(seen.counts[graph], seen.lengths[graph]))
-        for graph, own in enumerate(seen.flags)
-        if all(own)
+        graph: choose_backend(size(count, lengths))
+        for graph, (periodic, count, lengths) in enumerate(rows)
+        if periodic
     }
 
 
-def _kinds(interaction: Interaction, seen: _Seen, size: _Sizes) -> list[str]:
+def _kinds(
+    interaction: Interaction, structures: Structures, layout: Layout, size: _Sizes
+) -> list[str]:
     """Name the sum of each structure."""
-    structures, flags, counts, _ = seen
+    counts, flags = layout.counts, layout.flags
     name = _backend(interaction)
-    found = {}
-    if name == "auto" and any(all(own) for own in flags):
-        found = _choices(seen, size)
+    found = _choices(layout, size) if name == "auto" else {}
     kinds = []
     for graph, (own, count) in enumerate(zip(flags, counts, strict=True)):
         if all(own):
@@ -254,7 +247,7 @@ def _is_worth_padding(
     return not pairs_are_faster(size(count, lengths))
 
 
-def _check_boundaries(interaction: Interaction, flags: list[tuple[bool, ...]]) -> None:
+def _check_boundaries(interaction: Interaction, flags: list[Flags]) -> None:
     if interaction.process_group is not None and not all(all(own) for own in flags):
         expected = "all true for structures that are spread over a process group"
         raise BoundaryError(explain("pbc", expected, str([list(own) for own in flags])))
@@ -269,13 +262,15 @@ def _check_boundaries(interaction: Interaction, flags: list[tuple[bool, ...]]) -
             raise BoundaryError(explain("pbc", expected, got, remedy))
 
 
-def _check_cost(seen: _Seen, kinds: list[str], size: _Sizes, fields: int) -> None:
+def _check_cost(
+    layout: Layout, kinds: list[str], size: _Sizes, fields: int, device: torch.device
+) -> None:
     """Refuse what fits into no memory; padded grids are known, and checked, later."""
-    if fields * _most_memory(seen, kinds, size) < WORTH_A_LOOK:
+    if fields * _most_memory(layout, kinds, size) < WORTH_A_LOOK:
         return
     sizes = [
         (kind, size(count, own))
-        for kind, count, own in zip(kinds, seen.counts, seen.lengths, strict=True)
+        for kind, count, own in zip(kinds, layout.counts, layout.lengths, strict=True)
         if kind != "padded"
     ]
     memory = fields * sum(predict_memory(*own) for own in sizes)
@@ -287,15 +282,15 @@ def _check_cost(seen: _Seen, kinds: list[str], size: _Sizes, fields: int) -> Non
     )
     # What a sum cannot do at all, it refuses itself.
     if math.isfinite(sum(times)):
-        check_cost(memory, wasted, seen.structures.positions.device)
+        check_cost(memory, wasted, device)
 
 
-def _most_memory(seen: _Seen, kinds: list[str], size: _Sizes) -> float:
+def _most_memory(layout: Layout, kinds: list[str], size: _Sizes) -> float:
     """Bound the memory of a batch, in bytes, at a fraction of the cost of predicting it."""
     like = size(1, (1.0, 1.0, 1.0))
     per_length, least = like.resolution.cutoff / math.pi, like.window + 2.0
     total = 0.0
-    for kind, count, lengths in zip(kinds, seen.counts, seen.lengths, strict=True):
+    for kind, count, lengths in zip(kinds, layout.counts, layout.lengths, strict=True):
         if kind == "pairs":
             total += count * count
         elif kind != "padded":
@@ -305,11 +300,12 @@ def _most_memory(seen: _Seen, kinds: list[str], size: _Sizes) -> float:
     return _MOST_NUMBERS * like.number * (1 + like.n_channels) * total
 
 
-def _look_at(structures: Structures) -> _Seen:
-    """Reduce the cells, and list the boundary and the number of atoms of each structure."""
-    # Decided in Python: a tensor operation takes longer than the whole loop.
-    flags = [tuple(row) for row in structures.pbc.tolist()]
-    cell = reduced_cell(structures.cell, [all(own) for own in flags])
-    counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
-    lengths = [[math.hypot(*row) for row in rows] for rows in cell.detach().tolist()]
-    return _Seen(structures._replace(cell=cell), flags, counts, lengths)
+def _reduced(structures: Structures) -> tuple[Structures, Layout]:
+    """Structures with reduced cells, and what is known of these."""
+    layout = layout_of(structures)
+    change = cell_reduction(layout.cells, layout.periodic)
+    if change is None:
+        return structures._replace(layout=layout), layout
+    layout = layout._replace(cells=change @ layout.cells)
+    cell = to_device(change, structures.cell) @ structures.cell
+    return structures._replace(cell=cell, layout=layout), layout

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import box_shapes, lattice_lengths
+from sog_longrange.geometry import box_shapes
 from sog_longrange.hosts import load_library
-from sog_longrange.validation import Structures
+from sog_longrange.validation import Structures, layout_of
 
 from .blocks import blocks, running_sum
 from .interaction import Interaction, Potentials
@@ -59,9 +59,10 @@ def finufft_sum(
     Barnett, Magland, af Klinteberg, arXiv:1808.06736; Shih et al., arXiv:2102.08463.
     """
     resolution = interaction.resolution(sources.order)
-    lengths = lattice_lengths(part.cell)
+    layout = layout_of(part)
+    lengths = layout.lengths
     shapes = box_shapes(lengths, resolution.cutoff)
-    backend = FinufftBackend(shapes, part.batch, resolution.accuracy)
+    backend = FinufftBackend(shapes, part.batch, layout.starts, resolution.accuracy)
     rows = centred_rows(tuple(shapes))
     return periodic_sum(interaction, sources, part, backend, rows, lengths, field=field)
 
@@ -76,17 +77,24 @@ class FinufftBackend(FlatBackend):
     shapes : list of 3-tuples of int
         Odd lengths of boxes of modes around k = 0, one box for each structure.
     batch : Tensor, shape (n_atoms,), sorted
+    atom_starts : list of int
+        Where the atoms of each structure begin, and where the last ones end.
     accuracy : float
         Relative accuracy asked of the library; rounding bounds it from below.
     """
 
-    def __init__(self, shapes: list[tuple[int, int, int]], batch: Tensor, accuracy: float) -> None:
+    def __init__(
+        self,
+        shapes: list[tuple[int, int, int]],
+        batch: Tensor,
+        atom_starts: list[int],
+        accuracy: float,
+    ) -> None:
         super().__init__(running_sum([math.prod(shape) for shape in shapes]).tolist(), batch)
         self.shapes = shapes
         self.accuracy = accuracy
         self._modes = blocks(self.mode_starts)
-        counts = torch.bincount(batch, minlength=self.num_graphs).tolist()
-        self._atoms = blocks(running_sum(counts).tolist())
+        self._atoms = blocks(atom_starts)
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""

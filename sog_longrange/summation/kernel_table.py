@@ -2,7 +2,8 @@
 
 The kernel is evaluated at Chebyshev points of short intervals of k^2, a few for each
 factor of two, and every mode reads a polynomial. The interval is the leading bits of the
-floating-point number k^2, so no logarithm is needed. The map from samples to modes is
+floating-point number k^2 in units of the cutoff, so no logarithm is needed and both ends of
+the taper, where it is not analytic, are ends of intervals. The map from samples to modes is
 linear, and its derivatives in the samples and in the reciprocal cell are written out here,
 to second order, so that no array of all modes is ever kept for autograd.
 """
@@ -36,7 +37,7 @@ INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 class Intervals(NamedTuple):
-    """Intervals of k^2 with a polynomial on each.
+    """Intervals of k^2, in units of the cutoff, with a polynomial on each.
 
     Row 0 of a table of coefficients stands for k = 0 and the last row for all k beyond the
     last interval, where the function is zero.
@@ -133,7 +134,7 @@ def tapered_fourier(kernel: Kernel, k2: Tensor, taper_start: float) -> Tensor:
 
 
 def choose_intervals(longest: float, cutoff: float, dtype: torch.dtype) -> Intervals:
-    """Intervals that hold every k from the shortest of a cell to the cutoff.
+    """Intervals that hold every k from the shortest of a cell to the cutoff, which is 1.
 
     Parameters
     ----------
@@ -148,14 +149,14 @@ def choose_intervals(longest: float, cutoff: float, dtype: torch.dtype) -> Inter
     Intervals
     """
     bits = 5 if dtype == torch.float32 else 6
-    low = int(math.floor(math.log2((2.0 * math.pi / longest) ** 2) - 1e-3))
-    high = int(math.ceil(math.log2(cutoff**2) + 1e-3))
-    count = max(1, high - low) * 2**bits
+    low = int(math.floor(2.0 * math.log2(2.0 * math.pi / (longest * cutoff)) - 1e-3))
+    low = min(low, -1)
+    count = -low * 2**bits
     return Intervals((low + _BIAS[dtype]) << bits, bits, count + 2, dtype)
 
 
 def sample_kernel(
-    kernel: Kernel, intervals: Intervals, taper_start: float, device: torch.device
+    kernel: Kernel, intervals: Intervals, resolution: Resolution, device: torch.device
 ) -> Tensor:
     """Polynomial coefficients of the kernel, tapered to zero at the cutoff.
 
@@ -163,8 +164,7 @@ def sample_kernel(
     ----------
     kernel : Kernel
     intervals : Intervals
-    taper_start : float
-        Wave number at which the taper begins, in 1/Å.
+    resolution : Resolution
     device : torch.device
 
     Returns
@@ -172,33 +172,40 @@ def sample_kernel(
     Tensor, shape (n_kernels, rows, degree + 1), in eV Å^3/e^2
         Of rising powers of the distance t from the middle of the interval, in its widths.
     """
-    points, to_coefficients, factor = _sample_points(intervals, taper_start, device)
-    values = kernel.fourier(points) * factor
-    inner = values.unflatten(1, (-1, intervals.degree + 1)) @ to_coefficients
-    coefficients = torch.nn.functional.pad(inner, (0, 0, 1, 1))
     keeps = kernel.zero_mode
-    if any(keeps):
+    points, to_coefficients = _sample_points(intervals, resolution, device, all(keeps))
+    values = kernel.fourier(points).unflatten(1, (intervals.rows, -1))
+    coefficients = torch.matmul(values[:, :, None], to_coefficients).squeeze(2)
+    if any(keeps) and not all(keeps):
         means = kernel.fourier(points.new_zeros(1))[:, 0]
-        coefficients[:, 0, 0] = means if all(keeps) else means * means.new_tensor(keeps)
+        coefficients[:, 0, 0] = means * means.new_tensor(keeps)
     return coefficients
 
 
 @lru_cache(maxsize=64)
 def _sample_points(
-    intervals: Intervals, taper_start: float, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Points of evaluation, the matrix from values to coefficients, and the taper."""
+    intervals: Intervals, resolution: Resolution, device: torch.device, keeps_origin: bool
+) -> tuple[Tensor, Tensor]:
+    """Squared wave numbers of evaluation, and a matrix from values to coefficients for each row.
+
+    The matrices have the taper in them. That of the row beyond the cutoff is zero, and that of
+    k = 0 too, unless it is kept.
+    """
     d, dtype = intervals.degree, intervals.dtype
     t = -0.5 * np.cos(np.pi * (np.arange(d + 1) + 0.5) / (d + 1))
     matrix = np.linalg.inv(np.vander(t, increasing=True)).T
     edges = interval_edges(intervals)
-    low, width = edges[:-1], np.diff(edges)
+    points = np.ones((intervals.rows, d + 1))
+    points[1:-1] = edges[:-1, None] + np.diff(edges)[:, None] * (t + 0.5)
+    matrices = np.zeros((intervals.rows, d + 1, d + 1))
+    if keeps_origin:
+        points[0], matrices[0, 0, 0] = 0.0, 1.0
     # Kept for later calls, which may be for training, whatever mode this one is in.
     with torch.inference_mode(False):
-        points = torch.from_numpy((low[:, None] + width[:, None] * (t + 0.5)).ravel())
-        results = (points, torch.from_numpy(matrix.copy()), taper(points, taper_start))
-        first, second, third = (x.to(device, dtype) for x in results)
-        return first, second, third
+        k2 = torch.from_numpy(resolution.cutoff**2 * points)
+        factors = taper(k2, resolution.taper_start)[1:-1, :, None].numpy()
+        matrices[1:-1] = factors * matrix
+        return k2.flatten().to(device, dtype), torch.from_numpy(matrices).to(device, dtype)
 
 
 def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
@@ -210,7 +217,7 @@ def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
 
     Returns
     -------
-    array, shape (rows - 1,), in 1/Å^2
+    array, shape (rows - 1,)
     """
     number = intervals.base + np.arange(intervals.rows - 1)
     exponent, mantissa = np.divmod(number, 2**intervals.bits)
@@ -245,9 +252,9 @@ def kernel_on_modes(
         Twice differentiable in the kernel's parameters and the reciprocal cell.
     """
     intervals = choose_intervals(longest, resolution.cutoff, reciprocal.dtype)
-    start, device = resolution.taper_start, reciprocal.device
-    coefficients = sample_kernel(kernel, intervals, start, device)
-    return radial_table(coefficients, reciprocal, sampler(intervals, rows))
+    coefficients = sample_kernel(kernel, intervals, resolution, reciprocal.device)
+    in_cutoffs = reciprocal / resolution.cutoff
+    return radial_table(coefficients, in_cutoffs, sampler(intervals, rows))
 
 
 def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> Tensor:
@@ -256,7 +263,8 @@ def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> 
     Parameters
     ----------
     coefficients : Tensor, shape (n_kernels, rows, degree + 1)
-    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
+    reciprocal : Tensor, shape (n_graphs, 3, 3)
+        In units of the cutoff.
     sampler : Sampler
 
     Returns

@@ -13,8 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import lattice_lengths
-from sog_longrange.validation import Structures
+from sog_longrange.validation import Structures, layout_of
 
 from .blocks import blocks, running_sum
 from .engines.engine import Engine
@@ -52,7 +51,7 @@ def mesh_sum(
         If positions are so large that they overflow.
     """
     resolution = interaction.resolution(sources.order)
-    lengths = lattice_lengths(part.cell)
+    lengths = layout_of(part).lengths
     grids = choose_grids(lengths, resolution.cutoff, resolution.window)
     engine = interaction.engine_on(part.positions.device)
     backend = MeshBackend(grids, part.batch, engine)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from sog_longrange.geometry import at_atoms, cell_volume, reciprocal_cell, wrapped_phases
+from sog_longrange.geometry import (
+    at_atoms,
+    cell_volume,
+    reciprocal_cell,
+    to_device,
+    wrapped_phases,
+)
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
-from sog_longrange.validation import Structures, check_no_overflow
+from sog_longrange.validation import Structures, check_phases
 
 from .distributed import replicate
 from .interaction import Interaction, Potentials
@@ -116,21 +125,32 @@ def periodic_sum(
     """
     kernel, group = interaction.kernel, interaction.process_group
     engine = interaction.engine_on(part.positions.device)
-    reciprocal, longest = reciprocal_cell(part.cell), max(map(max, lengths))
+    (reciprocal, volume), longest = _lattices(part), max(map(max, lengths))
     resolution = interaction.resolution(sources.order)
     table = kernel_on_modes(kernel, rows, reciprocal, resolution, longest, engine.sampler)
     own = replicate(reciprocal, group)
     phases = wrapped_phases(part.positions, own, part.batch)
     # A number that is not finite would lead native code out of its arrays.
-    check_no_overflow("positions", phases)
+    check_phases(phases, part)
     out = sum_over_modes(backend, sources, phases, table, own, interaction, field=field)
-    volume = cell_volume(part.cell)
     inverse = at_atoms(replicate(volume, group).reciprocal(), part.batch)[:, None]
     return Potentials(
         out.energy / volume,
         out.potential * inverse,
         None if out.field is None else out.field * inverse[..., None],
     )
+
+
+def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
+    """Reciprocal cells (n_graphs, 3, 3) in 1/Å, and volumes (n_graphs,) in Å^3."""
+    if part.cell.requires_grad or part.layout is None:
+        return reciprocal_cell(part.cell), cell_volume(part.cell)
+    cells = part.layout.cells
+    products = np.stack([np.cross(cells[:, i - 2], cells[:, i - 1]) for i in range(3)], 1)
+    volumes = (cells[:, 0] * products[:, 0]).sum(-1)[:, None]
+    reciprocal = 2.0 * math.pi * products.reshape(-1, 9) / volumes
+    known = to_device(np.concatenate((reciprocal, np.abs(volumes)), 1), part.cell)
+    return known[:, :9].view(-1, 3, 3), known[:, 9]
 
 
 def sum_over_modes(

@@ -56,7 +56,9 @@ class Multipoles(NamedTuple):
 
     def work(self, potential: Tensor, field: Tensor | None) -> Tensor:
         """Return q phi - mu.F of each atom in a potential and a field; (n_atoms,), in eV."""
-        of_charges = (self.charges * potential).sum(-1)
+        of_channels = self.charges * potential
+        # A sum over a single channel is a view.
+        of_charges = of_channels[:, 0] if of_channels.shape[1] == 1 else of_channels.sum(-1)
         if self.dipoles is None or field is None:
             return of_charges
         return of_charges - (self.dipoles * field).sum((1, 2))

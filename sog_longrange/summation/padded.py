@@ -134,7 +134,7 @@ def pad(kernel: Kernel, part: Structures, n_fields: int, resolution: Resolution)
     BoundaryError, InputError, InputTypeError, SizeError
         As :func:`padded_sum`.
     """
-    positions, cell, pbc, batch, _ = part
+    positions, cell, pbc, batch = part[:4]
     gaussians = _gaussians(kernel, positions.dtype)
     flags = [tuple(row) for row in pbc.tolist()]
     frames = _frames(positions.detach(), cell, flags, batch, resolution)

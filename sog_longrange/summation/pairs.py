@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from sog_longrange.errors import InputError, explain
-from sog_longrange.geometry import pair_indices, sum_over_atoms
+from sog_longrange.errors import InputError, SizeError, explain
+from sog_longrange.geometry import MAX_ELEMENTS, sum_over_atoms, to_device
 from sog_longrange.kernels.channels import apply_kernels
-from sog_longrange.validation import Structures
+from sog_longrange.layout import Layout
+from sog_longrange.validation import Structures, layout_of
 
 from .interaction import Interaction, Potentials
 from .multipoles import Multipoles
@@ -41,16 +45,16 @@ def pairs_sum(
     SizeError
         If there are more pairs than any memory holds.
     """
-    counts = torch.bincount(part.batch, minlength=part.num_graphs)
-    first, second = pair_indices(counts)
-    vectors, distances2 = pair_vectors(part.positions, first, second)
+    layout = layout_of(part)
+    first, second, graph = pair_indices(layout.counts, part.batch)
+    vectors, distances2 = pair_vectors(part.positions, first, second, layout)
     order = sources.order + 1 if field or sources.order > 0 else 0
     series = [value.T for value in interaction.kernel.radial_derivatives(distances2, order)]
     here, there = sources.at(first), sources.at(second)
     to_first = _from_partner(series, vectors, there)
     to_second = _from_partner(series, -vectors, here)
     work = here.work(*to_first).double()
-    energy = sum_over_atoms(work, part.batch[first], part.num_graphs)
+    energy = sum_over_atoms(work, graph, part.num_graphs)
     (potential_1, field_1), (potential_2, field_2) = to_first, to_second
 
     def of_atoms(one: Tensor, other: Tensor) -> Tensor:
@@ -61,7 +65,65 @@ def pairs_sum(
     return Potentials(energy, of_atoms(potential_1, potential_2), fields)
 
 
-def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+class Pairs(NamedTuple):
+    """All pairs of atoms within structures.
+
+    Attributes
+    ----------
+    first, second : Tensor, shape (n_pairs,), int64
+        The two atoms of each pair.
+    graph : Tensor, shape (n_pairs,), int64, sorted
+        Its structure.
+    """
+
+    first: Tensor
+    second: Tensor
+    graph: Tensor
+
+
+def pair_indices(counts: list[int], like: Tensor) -> Pairs:
+    """All pairs i < j of atoms within each structure of a sorted batch.
+
+    Parameters
+    ----------
+    counts : list of int
+        Number of atoms of each structure.
+    like : Tensor, int64
+        Its device is used.
+
+    Returns
+    -------
+    Pairs
+
+    Raises
+    ------
+    SizeError
+        If there are more pairs than any memory holds.
+    """
+    n_pairs = sum(count * (count - 1) // 2 for count in counts)
+    if n_pairs > MAX_ELEMENTS:
+        raise SizeError(
+            f"Open structures of up to {max(counts)} atoms have {n_pairs:.3g} pairs, "
+            f"more than the {MAX_ELEMENTS:.3g} that the exact pair sum handles. "
+            "Use a periodic box or smaller structures."
+        )
+    ends = np.repeat(np.cumsum(counts, dtype=np.int64), counts)
+    atoms = np.arange(len(ends))
+    partners = ends - atoms - 1
+    # Of each atom: how many pairs it is the first of, where they begin, and its structure.
+    starts = np.cumsum(partners) - partners
+    rows = np.stack([atoms, starts, np.repeat(np.arange(len(counts)), counts), partners])
+    atom, start, graph, repeats = to_device(rows, like)
+    first, start, graph = (
+        x.repeat_interleave(repeats, output_size=n_pairs) for x in (atom, start, graph)
+    )
+    second = first + 1 + torch.arange(n_pairs, device=like.device) - start
+    return Pairs(first, second, graph)
+
+
+def pair_vectors(
+    positions: Tensor, first: Tensor, second: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor]:
     """Vectors from the second to the first atom of each pair, and their squared lengths.
 
     Parameters
@@ -69,6 +131,7 @@ def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tens
     positions : Tensor, shape (n_atoms, 3), in Å
     first, second : Tensor, shape (n_pairs,)
         Atoms of each pair.
+    layout : Layout
 
     Returns
     -------
@@ -82,6 +145,9 @@ def pair_vectors(positions: Tensor, first: Tensor, second: Tensor) -> tuple[Tens
     """
     vectors = positions[first] - positions[second]
     distances2 = vectors.square().sum(-1)
+    largest = layout.largest_position
+    if 100.0 * largest * largest < torch.finfo(positions.dtype).max:
+        return vectors, distances2
     finite = torch.isfinite(distances2.detach())
     if not bool(finite.all()):
         pair = int((~finite).nonzero()[0])

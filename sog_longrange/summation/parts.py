@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from sog_longrange.validation import Structures
+from sog_longrange.geometry import to_device
+from sog_longrange.validation import Structures, layout_of
 
 from .interaction import Potentials
 
 
-def select(structures: Structures, graphs: Tensor) -> tuple[Tensor, Tensor, Structures]:
-    """Make the structures of a mask a batch of their own, and say where they came from.
+def select(structures: Structures, graphs: Sequence[int]) -> tuple[Tensor, Tensor, Structures]:
+    """Make some structures of a batch a batch of their own, and say where they came from.
 
     Parameters
     ----------
     structures : Structures
-    graphs : Tensor, shape (n_graphs,), bool
+    graphs : sequence of int
+        Their numbers in the batch, in ascending order.
 
     Returns
     -------
@@ -26,15 +31,20 @@ def select(structures: Structures, graphs: Tensor) -> tuple[Tensor, Tensor, Stru
         Numbers of their atoms.
     part : Structures
     """
-    atoms = graphs[structures.batch].nonzero().squeeze(-1)
-    index = graphs.nonzero().squeeze(-1)
-    renumbered = (graphs.cumsum(0) - 1)[structures.batch[atoms]]
+    layout = layout_of(structures)
+    own, starts = layout.select(graphs), layout.starts
+    places = [np.arange(starts[g], starts[g + 1]) for g in graphs]
+    renumbered = np.repeat(np.arange(len(graphs)), own.counts)
+    batch = structures.batch
+    index = to_device(list(graphs), batch)
+    atoms = to_device(np.concatenate(places), batch)
     part = Structures(
         structures.positions[atoms],
         structures.cell[index],
         structures.pbc[index],
-        renumbered,
-        len(index),
+        to_device(renumbered, batch),
+        len(graphs),
+        own,
     )
     return index, atoms, part
 

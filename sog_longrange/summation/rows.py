@@ -40,21 +40,28 @@ class RowTensors(NamedTuple):
 class ModeRows:
     """Rows of consecutive modes, those of each structure one after another.
 
-    Attributes
+    Parameters
     ----------
+    num_graphs : int
+        Each has a row, that of k = 0.
     graphs : array of int, shape (n_rows,)
         Number of the structure of each row, ascending.
     first : array of int, shape (n_rows, 3)
         Mode numbers where each row begins; the third rises by one along it.
-    starts : array of int, shape (n_rows + 1,)
-        Where each row begins in a flat table, and where the last one ends.
+    counts : array of int, shape (n_rows,)
+        Number of modes of each row.
     factors : array, shape (n_rows,)
         What the values at all modes of a row are multiplied by.
     along : array
         Factors along rows, for all that rows share.
     places : array of int, shape (n_rows,)
         Where the factors of each row begin in `along`.
-    row_starts : array of int, shape (n_graphs + 1,)
+
+    Attributes
+    ----------
+    starts : array of int, shape (n_rows + 1,)
+        Where each row begins in a flat table, and where the last one ends.
+    row_starts : array of int, shape (num_graphs + 1,)
         Where the rows of each structure begin.
     """
 

@@ -125,7 +125,7 @@ def test_what_is_expensive_is_announced_once(monkeypatch):
     for module in (auto, dispatch):
         monkeypatch.setattr(module, "WORTH_A_LOOK", 1e6)
     energy, structure = energy_of(), make(3, 40.0)
-    with pytest.warns(PerformanceWarning, match="takes [78].* MB of memory, as predicted"):
+    with pytest.warns(PerformanceWarning, match="takes 2.* MB of memory, as predicted"):
         evaluate(energy, structure)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -160,9 +160,9 @@ def test_no_prediction_is_above_its_bound(kind, n_atoms, edge):
         how = energy_of(tolerance=tolerance).interaction()
         sources = Multipoles(charges, charges.new_zeros(1, 3, n_channels) if order else None)
         size = dispatch._sizes(how, sources, structure.positions)
-        seen = dispatch._look_at(check_structures(*rest))._replace(counts=[n_atoms])
-        predicted = auto.predict_memory(kind, size(n_atoms, seen.lengths[0]))
-        bound = dispatch._most_memory(seen, [kind], size)
+        layout = check_structures(*rest).layout._replace(counts=[n_atoms])
+        predicted = auto.predict_memory(kind, size(n_atoms, layout.lengths[0]))
+        bound = dispatch._most_memory(layout, [kind], size)
         assert predicted <= max(bound, auto.WORTH_A_LOOK)
 
 

@@ -30,8 +30,8 @@ from sog_longrange import (
 from sog_longrange.geometry import choose_modes, reciprocal_cell, squared_wave_numbers
 from sog_longrange.kernels.gaussians import FixedGaussians, gaussian_fourier, gaussian_radial
 from sog_longrange.summation import dispatch
+from sog_longrange.summation.dense import DenseBackend
 from sog_longrange.summation.mesh import MeshBackend
-from sog_longrange.summation.modes import ModesBackend
 from sog_longrange.summation.resolution import Resolution
 from sog_longrange.testing import assert_twice_differentiable, join
 from sog_longrange.validation import Structures
@@ -314,7 +314,7 @@ def test_a_force_evaluation_never_computes_the_kernel_gradient(backend, sums, mo
 
 @pytest.mark.parametrize("backend", ["dense", "mesh"])
 def test_wrong_derivatives_would_be_noticed(backend, sums, monkeypatch):
-    for owner in (ModesBackend, MeshBackend):
+    for owner in (DenseBackend, MeshBackend):
         right = owner.interpolate_gradient
         monkeypatch.setattr(owner, "interpolate_gradient", lambda *x, own=right: 1.01 * own(*x))
     energy = LongRangeEnergy(Ewald(1.0), **sums[1])

@@ -30,9 +30,10 @@ from sog_longrange.geometry import TAPER, reciprocal_cell
 from sog_longrange.summation.engines import torch_engine, torch_table
 from sog_longrange.summation.engines.select import find_engine
 from sog_longrange.summation.engines.torch_table import TorchSampler
-from sog_longrange.summation.grids import Grids, choose_grids, mode_boxes
+from sog_longrange.summation.grids import Grids, choose_grids
 from sog_longrange.summation.kernel_table import choose_intervals
 from sog_longrange.summation.resolution import Resolution
+from sog_longrange.summation.rows import grid_rows
 from sog_longrange.testing import (
     assert_batch_consistent,
     assert_extensive,
@@ -291,18 +292,18 @@ class SamplerCase:
         cell = torch.stack([random_cell(s, 4.0 + s) for s in (2, 3, 4)]).to(dtype)
         lengths = torch.linalg.vector_norm(cell, dim=-1).double().tolist()
         self.intervals = choose_intervals(max(map(max, lengths)), 3.0, dtype)
-        self.boxes = mode_boxes(choose_grids(lengths, TAPER * 3.0, 7), cell)
-        self.reciprocal, self.direction = reciprocal_cell(cell), draw(3, 3, 3)
+        self.rows = grid_rows(choose_grids(lengths, TAPER * 3.0, 7))
+        self.reciprocal, self.direction = reciprocal_cell(cell) / 3.0, draw(3, 3, 3)
         shape = (channels, self.intervals.rows, self.intervals.degree + 1)
         self.u, self.c = draw(*shape), draw(*shape)
         # As `sample_kernel` leaves them: a constant at k = 0 and nothing beyond the cutoff.
         for coefficients in (self.u, self.c):
             coefficients[:, 0, 1:] = 0.0
             coefficients[:, -1] = 0.0
-        self.grad = draw(channels, self.boxes.starts[-1])
+        self.grad = draw(channels, self.rows.total)
 
     def results(self, sampler):
-        own = sampler(self.intervals, self.boxes)
+        own = sampler(self.intervals, self.rows)
         for extra in ((), (self.c, self.direction)):
             yield own.values(self.u, self.reciprocal, *extra)
             by_samples, by_cell = own.gradients(self.grad, self.u, self.reciprocal, *extra)
@@ -320,7 +321,7 @@ def test_compiled_samplers_equal_pure_torch(dtype, channels, threads, monkeypatc
         compiled = pytest.importorskip(
             "sog_longrange.summation.engines.numba_engine", exc_type=ImportError
         )
-        monkeypatch.setattr(compiled, "_threads", lambda work: threads)
+        monkeypatch.setattr(compiled, "threads_for", lambda work: threads)
     case = SamplerCase(dtype, channels)
     for a, b in zip(case.results(sampler), case.results(TorchSampler), strict=True):
         assert a.dtype == b.dtype == dtype
@@ -413,7 +414,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
     )
     expected = training_gradients(model, batch)
     monkeypatch.setattr(torch_engine, "_CHUNK", 2 * 7**3)
-    monkeypatch.setattr(torch_table, "_CHUNK", 1)
+    monkeypatch.setitem(torch_table._CHUNK, "cpu", 7)
     found = training_gradients(model, batch)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from references import DOUBLE, random_cell, relative_error
 
-from sog_longrange.geometry import Modes
-from sog_longrange.summation.boxes import ModeBoxes
 from sog_longrange.summation.dense import DenseBackend
+from sog_longrange.summation.engines.select import find_engine
 from sog_longrange.summation.engines.torch_engine import PURE_TORCH, TorchSpreader
 from sog_longrange.summation.finufft import FinufftBackend
 from sog_longrange.summation.grids import Grids
@@ -22,6 +21,7 @@ from sog_longrange.summation.multipoles import (
     raised,
     spread,
 )
+from sog_longrange.summation.rows import centred_rows
 from sog_longrange.testing import assert_twice_differentiable
 
 COUNTS = (2, 0, 3)
@@ -44,16 +44,22 @@ def full_axes():
     return [torch.arange(-n, n + 1).to(DOUBLE) for n in REACH]
 
 
-def dense_backend():
+SHAPE = tuple(2 * n + 1 for n in REACH)
+
+
+def dense_backend(engine):
     """All modes, rather than half of them, so that they are those of FINUFFT."""
-    return DenseBackend(Modes(tuple(full_axes()), torch.ones(2 * REACH[0] + 1)), BATCH, 3)
+    return DenseBackend(centred_rows((SHAPE,) * 3), BATCH, engine.direct)
+
+
+def numba_backend():
+    pytest.importorskip("numba", reason="Numba is not installed.")
+    return dense_backend(find_engine("numba", torch.device("cpu")))
 
 
 def finufft_backend():
     pytest.importorskip("finufft", reason="FINUFFT is not installed.")
-    shape = tuple(2 * n + 1 for n in REACH)
-    modes = torch.cat(3 * full_axes())
-    return FinufftBackend(ModeBoxes((shape,) * 3, modes, torch.ones_like(modes)), BATCH, 1e-13)
+    return FinufftBackend([SHAPE] * 3, BATCH, [0, 2, 2, 5], 1e-13)
 
 
 def waves_of(order):
@@ -63,7 +69,11 @@ def waves_of(order):
     return torch.stack(powers)[:, None] * torch.exp(1j * (phases_of() @ modes.T))
 
 
-MODE_BACKENDS = {"dense": dense_backend, "finufft": finufft_backend}
+MODE_BACKENDS = {
+    "dense": lambda: dense_backend(PURE_TORCH),
+    "dense-numba": numba_backend,
+    "finufft": finufft_backend,
+}
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
@@ -75,8 +85,7 @@ def test_sums_over_modes_are_those_of_their_definition(name, order):
     one = torch.nn.functional.one_hot(BATCH, 3).to(waves)
     expected = torch.einsum("ng,nap,anm->gpm", one, sources.to(waves), waves.conj())
     spectrum = backend.spread(sources)
-    flat = spectrum if name == "dense" else spectrum.view(2, 3, -1).transpose(0, 1)
-    assert relative_error(flat.flatten(2), expected) < 1e-11
+    assert relative_error(spectrum.view(2, 3, -1).transpose(0, 1), expected) < 1e-11
     # The spectrum of a real field, as those of sources are.
     values = torch.einsum("ng,gpm,anm->nap", one, expected, waves)
     found = backend.interpolate(spectrum, order)

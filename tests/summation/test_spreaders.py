@@ -106,7 +106,7 @@ def test_spreaders_on_several_threads_equal_those_on_one(monkeypatch):
     case.grids = Grids(((31, 12, 13), (8, 8, 8), (24, 9, 11)), 7)
     case.field = torch.randn(2, case.grids.starts[-1], dtype=DOUBLE)
     for threads in (2, 7):
-        monkeypatch.setattr(compiled, "_threads", lambda work, threads=threads: threads)
+        monkeypatch.setattr(compiled, "threads_for", lambda work, threads=threads: threads)
         assert_equal(case.results("numba"), case.results("none"))
 
 

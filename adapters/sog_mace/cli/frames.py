@@ -14,7 +14,8 @@ import numpy as np
 from sog_longrange import BoundaryError, InputError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.frames import check_cell, check_label, check_positions
-from sog_longrange.validation import WHOLE, as_number
+from sog_longrange.options import as_number
+from sog_longrange.validation import WHOLE
 from sog_mace.cells import check_stress_label, stress_label
 
 from .sources import Listing, Source, all_frames, frames_of, sets_of, sources_of

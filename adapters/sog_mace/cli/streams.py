@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from sog_longrange import InputError, SOGConfig, SOGError
 from sog_longrange.errors import explain
-from sog_longrange.validation import WHOLE, as_number
+from sog_longrange.options import as_number
+from sog_longrange.validation import WHOLE
 from sog_mace.host import check_names
 
 from .frames import check_total_charge, no_total_charge

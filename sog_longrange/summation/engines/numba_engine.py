@@ -12,7 +12,7 @@ from torch import Tensor
 from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.kernel_table import Intervals
 from sog_longrange.summation.multipoles import monomials, order_of
-from sog_longrange.summation.rows import ModeRows, running_sum
+from sog_longrange.summation.rows import ModeRows
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine

@@ -64,8 +64,8 @@ class TorchDirect:
             if atoms.start == atoms.stop:
                 continue
             step = max(1, _CHUNK // (atoms.stop - atoms.start))
-            for first in range(own.start, own.stop, step):
-                chunks.append((atoms, slice(first, min(first + step, own.stop))))
+            firsts = range(own.start, own.stop, step)
+            chunks += [(atoms, slice(i, min(i + step, own.stop))) for i in firsts]
         return chunks
 
     def _waves(self, atoms: slice, modes: slice) -> Tensor:
@@ -74,6 +74,6 @@ class TorchDirect:
         return torch.polar(torch.ones_like(angles), angles)
 
     def _factors(self, modes: slice, order: int, unit: complex) -> list[Tensor]:
-        """(unit m)^a for all derivatives d^a up to an order."""
+        """Return (unit m)^a for all derivatives d^a up to an order."""
         x, y, z = self.modes[modes].unbind(1)
         return [unit ** (a + b + c) * (x**a * y**b * z**c) for a, b, c in monomials(order)]

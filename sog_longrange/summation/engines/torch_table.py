@@ -111,7 +111,7 @@ class _Part:
         self.inverse = torch.where(k2 > 0, 2.0**self.intervals.bits / power, torch.zeros_like(k2))
 
     def _vectors(self, matrices: Tensor) -> Tensor:
-        """m . rows of the matrix of each structure; (n_modes, 3)."""
+        """Combine the rows of the matrix of each structure, m . rows; (n_modes, 3)."""
         if matrices.shape[0] == 1:
             return self.modes @ matrices[0]
         return torch.bmm(self.modes[:, None], matrices[self.graphs])[:, 0]

@@ -6,8 +6,6 @@ are split among programs, whose sums add atomically and repeat to rounding error
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -144,13 +142,14 @@ class TritonDirect:
     def _tasks(self) -> Tensor:
         """Tiles of rows, each with a window along the third axis."""
         device = self.phases.device
-        return kept(
+        tasks: Tensor = kept(
             *(self.rows, ("windows", device)),
             lambda: to_device(_windows(self.rows, _ROWS, _TILE // _ROWS), device),
         )
+        return tasks
 
     def _atom_tile(self, terms: int) -> tuple[int, int]:
-        """Number of atoms of a program, and of modes along the third axis."""
+        """Return the number of atoms of a program, and of modes along the third axis."""
         mean = max(1, -(-len(self.phases) // self.num_graphs))
         fewest, most = _ATOMS
         atoms = min(max(power_of_two(mean), fewest), most)
@@ -167,4 +166,5 @@ def _windows(rows: ModeRows, height: int, lanes: int) -> NDArray[np.int64]:
     windows = -(-(high - low) // lanes)
     own = np.repeat(np.arange(len(tiles)), windows)
     number = np.arange(len(own)) - running_sum(windows)[own]
-    return np.c_[tiles[own], low[own] + lanes * number]
+    begin: NDArray[np.int64] = low[own] + lanes * number
+    return np.concatenate((tiles[own], begin[:, None]), 1)

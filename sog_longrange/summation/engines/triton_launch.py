@@ -17,7 +17,7 @@ from sog_longrange.summation.rows import ModeRows
 _KEPT: WeakKeyDictionary[ModeRows, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], /, *args: object, **options: object) -> None:
     """Launch a Triton kernel on the device of its tensors.
 
     Parameters
@@ -74,6 +74,11 @@ def kept(rows: ModeRows, key: Hashable, make: Callable[[], Any]) -> Any:
     rows : ModeRows
     key : hashable
     make : callable
+
+    Returns
+    -------
+    Any
+        What `make` returned.
     """
     own = _KEPT.setdefault(rows, {})
     if key not in own:

@@ -30,7 +30,22 @@ def tabulate(
     ATOMS: tl.constexpr,
     LANES: tl.constexpr,
 ) -> None:
-    """Cosines and sines of m theta, and where the atoms of each structure begin and end."""
+    """Tabulate cosines and sines of m theta, and where the atoms of each structure lie.
+
+    Parameters
+    ----------
+    phases : pointer, (n_atoms, 3)
+    batch : pointer, (n_atoms,)
+    by_axis : pointer, (2, n_x + n_y + n_z, n_atoms)
+        Cosines, then sines, for m = 0, 1... along the three axes.
+    by_atom : pointer, (n_atoms, n_x + n_y + n_z, 2)
+        The same in the order of atoms.
+    ends : pointer, (2, n_graphs)
+        First atoms and those beyond the last; stays as it is where there are none.
+    n_atoms, n_graphs, n_x, n_y, n_z : int
+    ATOMS, LANES : constexpr
+        Of a tile.
+    """
     columns = n_x + n_y + n_z
     atom = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)[:, None]
     column = tl.program_id(1).to(tl.int64) * LANES + tl.arange(0, LANES)[None, :]
@@ -72,7 +87,7 @@ def _level(
     C: tl.constexpr,
     ORDER: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """Sources of power C along z of an atom: even and odd of sum_a (-i m)^a W_a = even - i odd."""
+    """Sum (-i m)^a W_a = even - i odd over the sources of an atom with power C along z."""
     even = tl.zeros_like(m_x)
     odd = tl.zeros_like(m_x)
     for a in tl.static_range(ORDER + 1 - C):
@@ -92,6 +107,38 @@ def _level(
             else:
                 odd += term
     return even, odd
+
+
+@triton.jit
+def _factor(
+    at_x: tl.tensor, at_y: tl.tensor, beyond: tl.tensor, m_x: tl.tensor, m_y: tl.tensor
+) -> tuple[tl.tensor, ...]:
+    """exp(i (m_x theta_x + m_y theta_y)) from pointers to cosines, sines are beyond them."""
+    x_re, x_im = tl.load(at_x), tl.load(at_x + beyond) * _sign(m_x)
+    y_re, y_im = tl.load(at_y), tl.load(at_y + beyond) * _sign(m_y)
+    return x_re * y_re - x_im * y_im, x_re * y_im + x_im * y_re
+
+
+@triton.jit
+def _source(
+    own: tl.tensor,
+    channels: tl.tensor,
+    here: tl.tensor,
+    xy_re: tl.tensor,
+    xy_im: tl.tensor,
+    m_x: tl.tensor,
+    m_y: tl.tensor,
+    m_z: tl.tensor,
+    ORDER: tl.constexpr,
+) -> tuple[tl.tensor, ...]:
+    """Conjugate of sum_a (-i m)^a W_a exp(-i (m_x theta_x + m_y theta_y)) of an atom."""
+    even, odd = _level(own, channels, here, m_x, m_y, ORDER, ORDER)
+    re, im = even * xy_re - odd * xy_im, even * xy_im + odd * xy_re
+    for c in tl.static_range(ORDER - 1, -1, -1):
+        even, odd = _level(own, channels, here, m_x, m_y, c, ORDER)
+        re = re * m_z + (even * xy_re - odd * xy_im)
+        im = im * m_z + (even * xy_im + odd * xy_re)
+    return re, im
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -114,7 +161,27 @@ def spread(
     IS_SPLIT: tl.constexpr,
     UNROLL: tl.constexpr,
 ) -> None:
-    """Store structure factors on a window of some rows, or add some atoms' share of them."""
+    """Store structure factors on a window of some rows, or add some atoms' share of them.
+
+    Parameters
+    ----------
+    tasks : pointer, (n_tasks, 4)
+        Where the rows of each program begin and end, their structure and the window's begin.
+    ends : pointer, (2, n_graphs)
+    first, starts : pointer
+        Of the rows.
+    factors : pointer, (n_atoms, n_x + n_y + n_z, 2)
+    sources : pointer, (n_atoms, n_sources, n_channels)
+    out : pointer, (n_channels, n_modes, 2)
+    n_graphs, n_modes, n_x, n_y, n_z : int
+    ORDER : constexpr
+    ROWS, LANES : constexpr
+        Of a tile.
+    IS_SPLIT : constexpr
+        Whether several programs share the atoms of a structure.
+    UNROLL : constexpr
+        Atoms at a time.
+    """
     real = factors.dtype.element_ty
     count: tl.constexpr = (ORDER + 1) * (ORDER + 2) * (ORDER + 3) // 6
     channel, channels = tl.program_id(2), tl.num_programs(2)
@@ -141,26 +208,35 @@ def spread(
             atom = tl.minimum(j + k, end - 1)
             own = sources + atom * (count * channels) + channel
             table = factors + atom * ((n_x + n_y + n_z) * 2)
-            x_re, x_im = tl.load(table + at_x), tl.load(table + at_x + 1) * _sign(m_x)
-            y_re, y_im = tl.load(table + at_y), tl.load(table + at_y + 1) * _sign(m_y)
             z_re = tl.load(table + at_z, is_mode, 0.0)
             z_im = tl.load(table + at_z + 1, is_mode, 0.0) * _sign(m_z)
-            xy_re, xy_im = x_re * y_re - x_im * y_im, x_re * y_im + x_im * y_re
-            # The conjugate of (even - i odd) exp(-i m.theta), by rising powers of m_z.
-            even, odd = _level(own, channels, j + k < end, m_x, m_y, ORDER, ORDER)
-            s_re, s_im = even * xy_re - odd * xy_im, even * xy_im + odd * xy_re
-            for c in tl.static_range(ORDER - 1, -1, -1):
-                even, odd = _level(own, channels, j + k < end, m_x, m_y, c, ORDER)
-                s_re = s_re * m_z + (even * xy_re - odd * xy_im)
-                s_im = s_im * m_z + (even * xy_im + odd * xy_re)
+            xy_re, xy_im = _factor(table + at_x, table + at_y, 1, m_x, m_y)
+            s_re, s_im = _source(own, channels, j + k < end, xy_re, xy_im, m_x, m_y, m_z, ORDER)
             re += s_re * z_re - s_im * z_im
             im -= s_re * z_im + s_im * z_re
+    # Several channels may have more modes than 32 bits can count.
+    own = out + channel.to(tl.int64) * n_modes * 2
+    _put(own, re, im, z, row, present, first, starts, IS_SPLIT)
+
+
+@triton.jit
+def _put(
+    out: tl.tensor,
+    re: tl.tensor,
+    im: tl.tensor,
+    z: tl.tensor,
+    row: tl.tensor,
+    present: tl.tensor,
+    first: tl.tensor,
+    starts: tl.tensor,
+    IS_SUM: tl.constexpr,
+) -> None:
+    """Store complex numbers on a window of rows, or add them."""
     at = tl.load(starts + row, present, 0)
     place = z - tl.load(first + row * 3 + 2, present, 0)
     inside = present & (place >= 0) & (place < tl.load(starts + row + 1, present, 0) - at)
-    # Several channels may have more modes than 32 bits can count.
-    target = out + (channel.to(tl.int64) * n_modes + at + place) * 2
-    if IS_SPLIT:
+    target = out + (at + place) * 2
+    if IS_SUM:
         tl.atomic_add(target, re, inside, sem="relaxed")
         tl.atomic_add(target + 1, im, inside, sem="relaxed")
     else:
@@ -190,12 +266,35 @@ def interpolate(
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Add the derivatives up to an order, at some atoms, of the potential of some rows."""
+    """Add the derivatives up to an order, at some atoms, of the potential of some rows.
+
+    Parameters
+    ----------
+    row_starts : pointer, (n_graphs + 1,)
+    batch : pointer, (n_atoms,)
+    first, starts : pointer
+        Of the rows.
+    by_axis, by_atom : pointer
+        Cosines and sines, as `tabulate` stores them.
+    field : pointer, (n_channels, n_modes, 2)
+    out : pointer, (n_atoms, n_derivatives, n_channels)
+    n_atoms, n_modes, n_x, n_y, n_z : int
+    blocks : int
+        Number of blocks of atoms.
+    ORDER : constexpr
+    TERMS : constexpr
+        Number of pairs of powers along x and y, rounded up.
+    ATOMS, LANES : constexpr
+        Of a tile.
+    ROWS : constexpr
+        Most rows of one structure that a program adds up.
+    """
     block = tl.program_id(0) % blocks
     span = tl.program_id(0) // blocks
     atom = block.to(tl.int64) * ATOMS + tl.arange(0, ATOMS)[None, None, :]
-    present = atom < n_atoms
-    graphs = tl.load(batch + atom, present, -1)
+    graphs = tl.load(batch + atom, atom < n_atoms, -1)
+    # Beyond the last atom it is read again; nothing is stored for it.
+    atom = tl.minimum(atom, n_atoms - 1)
     psi = field + tl.program_id(1).to(tl.int64) * n_modes * 2
     for graph in range(tl.load(batch + block.to(tl.int64) * ATOMS), tl.max(graphs) + 1):
         begin = tl.load(row_starts + graph) + span.to(tl.int64) * ROWS
@@ -208,7 +307,6 @@ def interpolate(
                 end,
                 m,
                 atom,
-                present,
                 first,
                 starts,
                 by_axis,
@@ -259,7 +357,6 @@ def _sum_rows(
     end: tl.tensor,
     m: tl.tensor,
     atom: tl.tensor,
-    present: tl.tensor,
     first: tl.tensor,
     starts: tl.tensor,
     factors: tl.tensor,
@@ -273,18 +370,14 @@ def _sum_rows(
     """sum_xy m_x^a m_y^b psi exp(i (m_x theta_x + m_y theta_y)); (terms, window, atoms)."""
     real = factors.dtype.element_ty
     a, b = _powers(TERMS)
-    imaginary = factors + (n_x + n_y + n_z).to(tl.int64) * n_atoms
+    beyond = (n_x + n_y + n_z).to(tl.int64) * n_atoms
     re = tl.zeros((TERMS, m.shape[1], atom.shape[2]), real)
     im = tl.zeros((TERMS, m.shape[1], atom.shape[2]), real)
     for row in range(begin, end):
         x, y = tl.load(first + row * 3), tl.load(first + row * 3 + 1)
-        at_x = tl.abs(x) * n_atoms + atom
-        at_y = (n_x + tl.abs(y)) * n_atoms + atom
-        x_re = tl.load(factors + at_x, present, 0.0)
-        x_im = tl.load(imaginary + at_x, present, 0.0) * _sign(x)
-        y_re = tl.load(factors + at_y, present, 0.0)
-        y_im = tl.load(imaginary + at_y, present, 0.0) * _sign(y)
-        xy_re, xy_im = x_re * y_re - x_im * y_im, x_re * y_im + x_im * y_re
+        at_x = factors + tl.abs(x) * n_atoms + atom
+        at_y = factors + (n_x + tl.abs(y)) * n_atoms + atom
+        xy_re, xy_im = _factor(at_x, at_y, beyond, x, y)
         at, place = tl.load(starts + row), m - tl.load(first + row * 3 + 2)
         inside = (place >= 0) & (place < tl.load(starts + row + 1) - at)
         psi_re = tl.load(psi + (at + place) * 2, inside, 0.0)

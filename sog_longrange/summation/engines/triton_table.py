@@ -270,35 +270,29 @@ def _gradients(
     s_y, s_z, w_x, w_y, w_z = s_x, s_x, s_x, s_x, s_x
     for begin in range(0, tl.max(count), LANES):
         i = begin + tl.arange(0, LANES)[None, :]
-        inside = i < count
         m = (m_z + i).to(m_x.dtype)
         x, y, z = _combine(reciprocal + graph * 9, m_x, m_y, m)
         interval, t, inverse = _interval(x * x + y * y + z * z, base, intervals, BITS, MANTISSA)
-        near = inside & (interval < intervals - 1)
-        scale = factor * tl.load(along + place + i, inside, 0.0)
+        near = (i < count) & (interval < intervals - 1)
+        scale = factor * tl.load(along + place + i, near, 0.0)
         of_k, of_turned = tl.zeros_like(t), tl.zeros_like(t)
-        if DIRECTED:
-            e_x, e_y, e_z = _combine(direction + graph * 9, m_x, m_y, m)
-            change = 2.0 * (x * e_x + y * e_y + z * e_z)
+        e_x, e_y, e_z = _combine(direction + graph * 9, m_x, m_y, m)
+        change = 2.0 * (x * e_x + y * e_y + z * e_z)
         for p in range(channels):
-            own = of_modes + tl.cast(p, tl.int64) * n_modes
-            term = scale * tl.load(own + at + i, near, 0.0)
+            term = scale * tl.load(of_modes + tl.cast(p, tl.int64) * n_modes + at + i, near, 0.0)
             entry = (p * intervals + interval) * (DEGREE + 1)
-            slope = _polynomial(u + entry, near, t, inverse, 1, DEGREE)
+            of_k += term * _polynomial(u + entry, near, t, inverse, 1, DEGREE)
             if DIRECTED:
-                slope += _polynomial(c + entry, near, t, inverse, 2, DEGREE) * change
                 of_turned += term * _polynomial(c + entry, near, t, inverse, 1, DEGREE)
-            of_k += term * slope
-            if DIRECTED:
+                of_k += term * change * _polynomial(c + entry, near, t, inverse, 2, DEGREE)
                 term *= change * inverse
             _add_powers(target + entry * COPIES + copy, term, t, near, DIRECTED, DEGREE, COPIES)
-        h_x, h_y, h_z = of_k * x, of_k * y, of_k * z
-        if DIRECTED:
-            h_x, h_y, h_z = h_x + of_turned * e_x, h_y + of_turned * e_y, h_z + of_turned * e_z
+        h_x, h_y = of_k * x + of_turned * e_x, of_k * y + of_turned * e_y
+        h_z = of_k * z + of_turned * e_z
         s_x, s_y, s_z = s_x + h_x, s_y + h_y, s_z + h_z
         w_x, w_y, w_z = w_x + m * h_x, w_y + m * h_y, w_z + m * h_z
-    entries = channels * intervals * (DEGREE + 1)
-    cell = target + (entries + graph * 9) * COPIES + tl.program_id(0) % COPIES
+    place = channels * intervals * (DEGREE + 1) + graph * 9
+    cell = target + place * COPIES + tl.program_id(0) % COPIES
     _add_moments(cell, m_x, m_y, s_x, w_x, COPIES)
     _add_moments(cell + COPIES, m_x, m_y, s_y, w_y, COPIES)
     _add_moments(cell + 2 * COPIES, m_x, m_y, s_z, w_z, COPIES)
