@@ -6,6 +6,7 @@ other. The sessions ``env_*`` build them; every other session names the one it r
 
 import hashlib
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -226,9 +227,18 @@ def benchmark_decay(session: nox.Session) -> None:
     run_in(session, "core", "benchmarks/decay_laws.py", *session.posargs)
 
 
-@nox.session(venv_backend="none", default=False, requires=["env_bench"])
+HEAD = "--head"
+BENCHED = ["env_mace", "env_nequip"] if HEAD in sys.argv else ["env_bench"]
+
+
+@nox.session(venv_backend="none", default=False, requires=BENCHED)
 def bench(session: nox.Session) -> None:
-    """Time all backends and peers, by default in about three minutes."""
+    """Time all backends and peers, in three minutes; ``-- --head``: the head's share in hosts."""
+    if HEAD in session.posargs:
+        options = [own for own in session.posargs if own != HEAD]
+        for host in ("mace", "nequip"):
+            run_in(session, host, "benchmarks/head_share.py", *options)
+        return
     run_in(session, "bench", "benchmarks/speed.py", *(session.posargs or ["--short"]))
 
 

@@ -7,6 +7,7 @@ of relative errors. What is printed first are the coefficients that the package 
     python -m nox -s fit_costs                      # about ten minutes
     python -m nox -s fit_costs -- --quick           # two minutes
     python -m nox -s fit_costs -- --device cuda     # the tables of GPUs, beside those of CPUs
+    python benchmarks/fit_costs.py --device cuda --quick --save cuda.json    # without nox
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import os
 import random
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +31,7 @@ from fit_costs_report import write_module
 from scipy.optimize import nnls
 from speed_report import describe_machine, find_versions
 from speed_systems import System, make_system
+from timing import seconds_of
 
 from sog_longrange import LongRangeEnergy, SumOfGaussians
 from sog_longrange.geometry import reduced_cell
@@ -42,7 +43,8 @@ from sog_longrange.summation.engines.select import find_engine
 from sog_longrange.summation.resolution import Resolution
 
 OUT = Path(__file__).parents[1] / "sog_longrange" / "summation" / "cost_coefficients.py"
-MOST_MEMORY = 4e9  # bytes of one evaluation
+MOST_MEMORY = {"cpu": 4e9, "cuda": 16e9}  # bytes of one evaluation
+KINDS = ("dense", "pairs", "mesh", "finufft")
 FINEST = {"float32": 1e-5, "float64": 1e-12}  # tolerances that a dtype can keep
 FULL = {
     "sizes": [8, 32, 128, 512, 2000, 8000, 30_000],
@@ -58,6 +60,9 @@ QUICK = {
     "seconds": 0.1,
     "most": 0.3,
 }
+# Until a device has coefficients of its own, what is predicted are times of a CPU.
+LARGE = {"sizes": [100_000, 300_000], "most": 20.0}
+"""What GPUs add to these."""
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 Key = tuple[str, str, str, str]
@@ -105,13 +110,19 @@ def make_places(options: argparse.Namespace) -> list[Place]:
 
 
 def make_candidates(device: str) -> list[Candidate]:
-    """Sums with the engine of a device, if it is installed, and without."""
+    """Sums without the engine of a device and, where it is installed and has a part in it, with."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = find_engine("auto", torch.device(device)).name != "torch"
-    engines = ("none", "auto") if compiled else ("none",)
-    plain = [Candidate(kind, "none") for kind in ("dense", "pairs")]
-    return plain + [Candidate(kind, own) for kind in ("mesh", "finufft") for own in engines]
+    plain = [Candidate(kind, "none") for kind in KINDS]
+    engines = [Candidate(kind, "auto") for kind in KINDS if compiled and is_compiled(kind, device)]
+    return plain + engines
+
+
+def is_compiled(kind: str, device: str) -> bool:
+    """Tell whether a sum has a table of its own for an engine."""
+    size = Size(1, 1, (1.0, 1.0, 1.0), Resolution.of(1.0, 1e-4), torch.float32, False, device)
+    return table_key(kind, size) != table_key(kind, size._replace(compiled=True))
 
 
 def size_at(place: Place, candidate: Candidate, cell: torch.Tensor, device: str) -> Size:
@@ -124,7 +135,7 @@ def size_at(place: Place, candidate: Candidate, cell: torch.Tensor, device: str)
 
 def is_feasible(kind: str, size: Size, most: float) -> bool:
     """Tell whether an evaluation is possible and takes less than `most` s, as predicted."""
-    fits = is_possible(kind, size) and predict_memory(kind, size) < MOST_MEMORY
+    fits = is_possible(kind, size) and predict_memory(kind, size) < MOST_MEMORY[size.device]
     return fits and predict_time(kind, size) < 1000.0 * most
 
 
@@ -160,7 +171,7 @@ class Stopwatch:
         self, device: str, seconds: float, repetitions: int = 15, *, of_processor: bool = False
     ) -> None:
         self.device, self.seconds, self.repetitions = device, seconds, repetitions
-        self.now = time.process_time if of_processor else time.perf_counter
+        self.of_processor = of_processor
 
     def __call__(self, place: Place, sizes: dict[Candidate, Size]) -> dict[Candidate, float]:
         """Smallest times in ms."""
@@ -173,20 +184,10 @@ class Stopwatch:
         for turn in range(self.repetitions):
             for own, call in calls.items():
                 if turn < 2 or sum(times[own]) < self.seconds:
-                    times[own].append(self._clock(call))
+                    wall, processor = seconds_of(call, self.device)
+                    times[own].append(processor if self.of_processor else wall)
         gc.collect()
         return {own: 1000.0 * min(found) for own, found in times.items()}
-
-    def _clock(self, call: Callable[[], object]) -> float:
-        self._synchronize()
-        start = self.now()
-        call()
-        self._synchronize()
-        return self.now() - start
-
-    def _synchronize(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
 
 def make_call(system: System, place: Place, candidate: Candidate) -> Callable[[], object]:
@@ -252,12 +253,15 @@ def losses(timings: list[Timing], tables: Tables) -> list[tuple[float, Place, st
     """
     rivals: dict[tuple[Place, str], list[Timing]] = {}
     engines = {timing.candidate.engine for timing in timings}
+    candidates = {timing.candidate for timing in timings}
     for timing in timings:
         place, (kind, engine) = timing.place, timing.candidate
         if kind == "pairs" or table_key(kind, timing.size) not in tables:
             continue
-        for group in engines if kind == "dense" else (engine,):
-            rivals.setdefault((place, group), []).append(timing)
+        for group in engines:
+            # What has no code of an engine is the same with it.
+            if group == engine or Candidate(kind, group) not in candidates:
+                rivals.setdefault((place, group), []).append(timing)
     found = []
     for (place, engine), own in rivals.items():
         chosen = min(own, key=lambda timing: predict(timing, tables))
@@ -357,7 +361,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=OUT, help="module to write, by default the package's")
     quick = "--quick" in (sys.argv[1:] if arguments is None else arguments)
     parser.set_defaults(**(QUICK if quick else FULL))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.device == "cuda":
+        if options.of_processor:
+            parser.error("--of-processor: a GPU works while the processor waits")
+        if options.sizes is parser.get_default("sizes"):
+            options.sizes = options.sizes + LARGE["sizes"]
+        if options.most is parser.get_default("most"):
+            options.most = LARGE["most"]
+    return options
 
 
 def main() -> None:

@@ -9,27 +9,22 @@ HEAD = '''"""Coefficients of the cost model, written by benchmarks/fit_costs.py.
 Times of an energy and force evaluation, in ms for each unit of the terms that
 :func:`~sog_longrange.summation.cost_terms.terms` counts:
 
-overhead
-    an evaluation, of however little
-touched
-    points touched by sources: atoms x channels x points of the window
-points
-    points of the mesh, for FINUFFT half of the modes, x channels
-modes
-    modes at which the kernel is evaluated
-pages
-    points of the mesh x channels beyond two million, where arrays are in fresh memory
-products
-    atoms x modes x channels; of pairs, pairs x channels
-phases
-    phase factors of the atoms in the plane of two axes
-pairs
-    pairs of atoms
-"""
+{}"""
 
 from __future__ import annotations
 
 '''
+TERMS = {
+    "overhead": "an evaluation, of however little",
+    "touched": "points touched by sources: atoms x channels x points of the window",
+    "points": "points of the mesh, for FINUFFT half of the modes, x channels",
+    "modes": "modes at which the kernel is evaluated",
+    "pages": "points of the mesh x channels beyond two million, where arrays are in fresh memory",
+    "products": "atoms x modes x channels; of pairs, pairs x channels",
+    "rows": "rows of modes, those that differ along one axis alone",
+    "phases": "phase factors of the atoms in the plane of two axes",
+    "pairs": "pairs of atoms",
+}
 MACHINES = '''MACHINES: dict[str, str] = {{
 {}}}
 """Where the coefficients of each type of device were measured."""
@@ -55,7 +50,9 @@ def write_module(
     tables : coefficients, in ms, by sum, engine, type of the device and dtype.
     """
     lines = [f"    {_quoted(device)}: {_quoted(own)},\n" for device, own in machines.items()]
-    text = HEAD + MACHINES.format("".join(lines))
+    used = {name for table in tables.values() for name in table}
+    terms = [f"{name}\n    {text}\n" for name, text in TERMS.items() if name in used]
+    text = HEAD.format("".join(terms)) + MACHINES.format("".join(lines))
     text += TABLES.format("".join(_entry(key, tables[key]) for key in sorted(tables)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -16,70 +16,13 @@ import learned
 import numpy as np
 import torch
 from ase import Atoms
+from mace_options import COMMON, DIMERS, GAS, PEPTIDES
 from workbench import mace_runs, training
 
 from sog_longrange import SOGLongRange
 from sog_mace import SOGMACECalculator
 
-COMMON = [
-    "--model=ScaleShiftMACE",
-    "--max_ell=2",
-    "--correlation=2",
-    "--MLP_irreps=16x0e",
-    "--num_radial_basis=8",
-    "--energy_key=REF_energy",
-    "--forces_key=REF_forces",
-    "--amsgrad",
-    "--ema",
-    "--ema_decay=0.99",
-    "--scheduler=ExponentialLR",
-    "--error_table=PerAtomRMSE",
-    "--device=cpu",
-    "--plot=False",
-]
 FINAL_RATE = 0.02  # learning rate of the last epoch relative to the first
-
-
-GAS = (
-    "--E0s={11:0.0,17:0.0}",
-    "--num_interactions=1",
-    "--hidden_irreps=16x0e",
-    "--radial_MLP=[32,32]",
-    "--r_max=5.0",
-    "--batch_size=4",
-    "--valid_batch_size=8",
-    "--lr=0.01",
-    "--forces_weight=100",
-    "--energy_weight=1",
-    "--default_dtype=float32",
-)
-DIMERS = (
-    "--E0s=average",
-    "--num_interactions=2",
-    "--hidden_irreps=32x0e+32x1o",
-    "--radial_MLP=[32,32,32]",
-    "--r_max=4.5",
-    "--batch_size=2",
-    "--valid_batch_size=10",
-    "--lr=0.02",
-    "--forces_weight=100",
-    "--energy_weight=1000",
-    "--eval_interval=10",
-    "--default_dtype=float64",
-)
-PEPTIDES = (
-    "--E0s=average",
-    "--num_interactions=2",
-    "--hidden_irreps=32x0e+32x1o",
-    "--radial_MLP=[32,32,32]",
-    "--r_max=4.0",
-    "--batch_size=4",
-    "--valid_batch_size=10",
-    "--lr=0.01",
-    "--forces_weight=100",
-    "--energy_weight=10",
-    "--default_dtype=float32",
-)
 SYSTEMS = {
     "coulomb_gas": accuracy.System(
         "syn_coulomb_gas", "val", ("test", "test_triclinic", "test_large"), 30, GAS

@@ -6,6 +6,8 @@ the tables speed.md and the figure speed.png.
 
     python benchmarks/speed.py --memory                      # all, an hour or more
     python benchmarks/speed.py --short                       # about three minutes
+    python benchmarks/speed.py --small --dtype float64       # small structures and batches
+    python benchmarks/speed.py --device cuda --tasks forces training
     python benchmarks/speed.py --sizes 1000 --candidates mesh-numba nvalchemi
 """
 
@@ -28,13 +30,22 @@ import speed_report
 import torch
 from speed_candidates import ACCURACY, CANDIDATES, Candidate, Evaluation, reference
 from speed_systems import BATCH, System, make_system
+from timing import alternate
 from torch import Tensor
 from tqdm import tqdm
+
+from sog_longrange.testing.operations import Operations
 
 ENERGY, FORCES, TRAINING = TASKS = ("energy", "energy + forces", "training step")
 TASK_KEYS = {"energy": ENERGY, "forces": FORCES, "training": TRAINING}
 LARGEST_CHECKED = 1000  # atoms in one structure; the reference is a dense sum
-SHORT = {"sizes": [32, 1000, 10000], "min_widths": [1.2], "repetitions": 5, "max_seconds": 8.0}
+PRESETS = {
+    "--short": {
+        **{"sizes": [32, 200, 1000, 10_000], "min_widths": [1.2]},
+        **{"repetitions": 5, "max_seconds": 6.0},
+    },
+    "--small": {"sizes": [32, 200], "tasks": ["forces", "training"], "repetitions": 31},
+}
 MEMORY_FIELDS = ("task", "min_width", "system", "title", "candidate", "gib", "reason")
 
 Call = Callable[[], tuple[Tensor, ...]]
@@ -42,7 +53,10 @@ Call = Callable[[], tuple[Tensor, ...]]
 
 @dataclass
 class Record:
-    """Time of one candidate in one place of the tables, or the reason why there is none."""
+    """Time of one candidate in one place of the tables, or the reason why there is none.
+
+    Operations and host reads are counted of candidates of this package alone.
+    """
 
     task: str
     min_width: float
@@ -53,6 +67,8 @@ class Record:
     median: float | None = None
     minimum: float | None = None
     cpu: float | None = None
+    operations: int | None = None
+    host_reads: int | None = None
     repetitions: int = 0
     reason: str = ""
 
@@ -178,11 +194,15 @@ class Benchmark:
             except Exception as error:
                 calls.pop(key, None)
                 record.reason = _explain(error)
-        for key, timings in self._alternate(calls).items():
+        options = self.options
+        found = alternate(calls, options.device, options.repetitions, options.max_seconds)
+        for key, timings in found.items():
             walls, cpus = zip(*timings, strict=True)
             row = rows[key]
             row.median, row.minimum = statistics.median(walls), min(walls)
             row.cpu, row.repetitions = statistics.median(cpus), len(walls)
+            if self.candidates[key].ours:
+                _count(calls[key], row)
             if system.name != BATCH:
                 self.last[width, task, key] = system.n_atoms, row.median
         calls.clear()
@@ -201,29 +221,6 @@ class Benchmark:
         if unsure or expected < self.options.max_seconds:
             return ""
         return f"about {expected:.0f} s, from {seconds:.2g} s for {n_atoms:,} atoms"
-
-    def _alternate(self, calls: dict[str, Call]) -> dict[str, list[tuple[float, float]]]:
-        """Wall and processor seconds of each call; all take turns, each round from another."""
-        timings: dict[str, list[tuple[float, float]]] = {key: [] for key in calls}
-        keys, started = list(calls), time.perf_counter()
-        for turn in range(self.options.repetitions):
-            if turn and time.perf_counter() - started > self.options.max_seconds:
-                break
-            first = turn % max(len(keys), 1)
-            for key in keys[first:] + keys[:first]:
-                timings[key].append(self._clock(calls[key]))
-        return timings
-
-    def _clock(self, call: Call) -> tuple[float, float]:
-        self._synchronize()
-        wall, cpu = time.perf_counter(), time.process_time()
-        call()
-        self._synchronize()
-        return time.perf_counter() - wall, time.process_time() - cpu
-
-    def _synchronize(self) -> None:
-        if self.options.device == "cuda":
-            torch.cuda.synchronize()
 
     def _probe(self, system: System, width: float) -> None:
         """Peak memory of the last task, each candidate in a process of its own."""
@@ -244,6 +241,12 @@ class Benchmark:
             else:
                 found["reason"] = (result.stderr.strip().splitlines() or ["no message"])[-1]
             self.memory.append({name: found[name] for name in MEMORY_FIELDS})
+
+
+def _count(call: Call, record: Record) -> None:
+    with Operations() as counted:
+        call()
+    record.operations, record.host_reads = counted.total, counted.host_reads
 
 
 def _outcomes(
@@ -286,16 +289,17 @@ def probe(options: argparse.Namespace) -> None:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Options of the command line; `--short` changes the defaults of others."""
+    """Options of the command line; `--short` and `--small` change defaults of others."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = [32, 128, 512, 1000, 10_000, 100_000, 1_000_000]
+    sizes = [32, 200, 1000, 10_000, 100_000, 1_000_000]
     add, boolean = parser.add_argument, argparse.BooleanOptionalAction
     add("--sizes", type=int, nargs="*", default=sizes, help="atoms of single structures")
     add("--min-widths", type=float, nargs="+", default=[0.6, 1.2], help="in Å")
     add("--tasks", nargs="+", choices=TASK_KEYS, default=list(TASK_KEYS))
-    add("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
+    few = "of " + ", ".join(CANDIDATES) + "; by default all that can run"
+    add("--candidates", nargs="+", choices=CANDIDATES, metavar="NAME", help=few)
     add("--batched", action=boolean, default=True, help="also time a batch of structures")
     add("--channels", type=int, default=1)
     add("--dtype", choices=("float32", "float64"), default="float32")
@@ -306,11 +310,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--check", action=boolean, default=True, help="measure errors of small systems")
     add("--memory", action="store_true", help="also measure peak memory, of the last task")
     add("--short", action="store_true", help="fewer sizes, one width; about three minutes")
+    add("--small", action="store_true", help="small structures, forces and training alone")
     add("--out", type=Path, default=Path("benchmark_output/speed"))
     add("--probe", metavar="SYSTEM", help=argparse.SUPPRESS)
-    if "--short" in (sys.argv[1:] if arguments is None else arguments):
-        parser.set_defaults(**SHORT)
+    for preset in PRESETS.keys() & set(sys.argv[1:] if arguments is None else arguments):
+        parser.set_defaults(**PRESETS[preset])
     options = parser.parse_args(arguments)
+    options.left_out = {}
+    if options.candidates is None:
+        reasons = {key: own.missing(options.device) for key, own in CANDIDATES.items()}
+        options.candidates = [key for key, reason in reasons.items() if not reason]
+        options.left_out = {key: reason for key, reason in reasons.items() if reason}
     options.tasks = [name for key, name in TASK_KEYS.items() if key in options.tasks]
     return options
 
@@ -329,8 +339,13 @@ def collect(benchmark: Benchmark, seconds: float) -> dict:
         "records": records,
         "errors": benchmark.errors,
         "exponents": speed_report.fit_exponents(records),
+        "auto": speed_report.compare_auto(records, _ours(benchmark.candidates)),
         "memory": benchmark.memory,
     }
+
+
+def _ours(candidates: dict[str, Candidate]) -> list[str]:
+    return [key for key, candidate in candidates.items() if candidate.ours]
 
 
 def _describe(candidates: dict[str, Candidate]) -> Iterator[tuple[str, dict]]:

@@ -2,59 +2,32 @@
 
 Each candidate builds a function from charges and positions to the energy of each structure,
 in eV and without self-interaction. Nothing that depends on positions or cell is kept between
-calls: in training every batch is new. Peers know the smeared Coulomb kernel only, with
-`smearing` equal to our `min_width`; transforms that are composed by hand use our kernel.
+calls: in training every batch is new.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import torch
-from speed_nufft import UPSAMPLING, mode_axes, type1
+import speed_peers as peers
+from speed_nufft import UPSAMPLING
+from speed_peers import ACCURACY, Evaluation
 from speed_systems import System
-from torch import Tensor, nn
+from torch import nn
 
 from sog_longrange import Ewald, LongRangeEnergy, SumOfGaussians
-from sog_longrange.units import COULOMB_CONSTANT
 
-ACCURACY = 1e-4
 TOLERANCE = 1e-4  # of this package; its measured error is in the tables
-# Settings with which the relative l2 error of forces is about ACCURACY, in float32 unless
-# said, found on 343 to 1,000 atoms; lengths are multiples of the kernel's width.
-CUTOFF = math.sqrt(-2.0 * math.log(ACCURACY))  # k_max times width of sums over modes
-EWALD_CUTOFF = 4.1  # the same of torch-pme's Ewald sum, over a box of modes
-PME_NODES = 7  # fewer need a mesh twice as fine, since torch-pme rounds up to powers of 2
-PME_SPACING = 0.31
-SPLINES = {torch.float32: (5, 0.35), torch.float64: (6, 0.45)}  # order, mesh spacing
-PEER_COPIES = 25  # arrays of the mesh's size alive in a training step
-DENSE_COPIES = 13  # the same of the phases' size
-KERNEL_COPIES = 60  # the same where all Gaussians are evaluated on the mesh in plain torch
-
-
-class UnavailableError(Exception):
-    """A candidate cannot run here; the message says why."""
-
-
-class Evaluation(NamedTuple):
-    """A candidate made ready for a system.
-
-    Attributes
-    ----------
-    energy : function of charges and positions, returns shape (n_graphs,), in eV.
-    parameters : what training adjusts besides the charges.
-    """
-
-    energy: Callable[[Tensor, Tensor], Tensor]
-    parameters: tuple[Tensor, ...] = ()
-
 
 Build = Callable[[System, float], Evaluation]
+Needs = Mapping[str, tuple[str, ...]]
+
+
+def _needs(*modules: str) -> Needs:
+    return {"cpu": modules, "cuda": modules}
 
 
 @dataclass(frozen=True)
@@ -70,6 +43,8 @@ class Candidate:
     peers_kernel : the same with the smeared Coulomb kernel, which is checked but not timed.
     growth : power of the number of atoms that its time grows with, at least.
     untrainable : why it takes no part in training steps, if so.
+    needs : modules that have to be there, by the type of the device; on others it runs only if
+        it is asked for.
     settings : what was chosen to reach the accuracy.
     """
 
@@ -80,12 +55,20 @@ class Candidate:
     peers_kernel: Build | None = None
     growth: float = 1.0
     untrainable: str = ""
+    needs: Needs = field(default_factory=_needs)
     settings: dict[str, object] = field(default_factory=dict)
 
     def kernels(self) -> list[tuple[str, Build]]:
         """What is checked: the kernel that is timed and, of ours, also the peers'."""
         also = [("smeared Coulomb", self.peers_kernel)] if self.peers_kernel else []
         return [(self.kernel, self.build), *also]
+
+    def missing(self, device: str) -> str:
+        """Why it does not run on a device by itself; empty if it does."""
+        if device not in self.needs:
+            return f"by default on {' and '.join(self.needs)} alone"
+        modules = [own for own in self.needs[device] if importlib.util.find_spec(own) is None]
+        return f"{' and '.join(modules)} not installed" if modules else ""
 
 
 def reference(system: System, width: float, kernel: str) -> Evaluation:
@@ -109,7 +92,7 @@ def build_ours(
     cell, pbc, batch = system.cell, system.pbc, system.batch
     if loop:
         return Evaluation(
-            _looped(system, lambda q, r, c: model(q, r, c[None], pbc[:1]).energy[0]),
+            peers.looped(system, lambda q, r, c: model(q, r, c[None], pbc[:1]).energy[0]),
             tuple(law.parameters()),
         )
     graphs = len(system.counts)
@@ -124,212 +107,9 @@ def _make_kernel(kernel: str, width: float) -> nn.Module:
     return Ewald(smearing=width)
 
 
-def build_torch_pme(system: System, width: float) -> Evaluation:
-    """Reciprocal part of torch-pme's particle mesh Ewald."""
-    import torchpme
-
-    longest = torch.linalg.norm(system.cell, dim=-1).amax(0)
-    _check_memory(math.prod(_power_of_two(n / (PME_SPACING * width)) for n in longest), system)
-    calculator = torchpme.PMECalculator(
-        torchpme.CoulombPotential(smearing=width, prefactor=COULOMB_CONSTANT),
-        mesh_spacing=2.0 * PME_SPACING * width,  # torch-pme halves what it is told
-        interpolation_nodes=PME_NODES,
-    )
-    return _torch_pme_energy(system, calculator)
-
-
-def build_torch_pme_ewald(system: System, width: float) -> Evaluation:
-    """Reciprocal part of torch-pme's Ewald sum."""
-    import torchpme
-
-    longest = torch.linalg.norm(system.cell, dim=-1).amax(0)
-    box = [2 * math.ceil(EWALD_CUTOFF / width * float(n) / math.tau) for n in longest]
-    _check_memory(max(system.counts) * math.prod(box), system, DENSE_COPIES)
-    calculator = torchpme.EwaldCalculator(
-        torchpme.CoulombPotential(smearing=width, prefactor=COULOMB_CONSTANT),
-        lr_wavelength=math.pi * width / EWALD_CUTOFF,  # modes are kept to half this length
-    )
-    return _torch_pme_energy(system, calculator)
-
-
-def _torch_pme_energy(system: System, calculator: nn.Module) -> Evaluation:
-    # The public call adds a sum over neighbours, which no candidate has to do.
-    calculator = calculator.to(system.cell)
-
-    def energy(charges: Tensor, positions: Tensor, cell: Tensor) -> Tensor:
-        return (charges * calculator._compute_kspace(charges, cell, positions)).sum()
-
-    return Evaluation(_looped(system, energy))
-
-
-def build_nvalchemi(system: System, width: float) -> Evaluation:
-    """Reciprocal part of nvalchemi-toolkit-ops' particle mesh Ewald, batched."""
-    import warp
-
-    warp.config.quiet = True
-    from nvalchemiops.torch.interactions.electrostatics import pme_reciprocal_space
-
-    order, spacing = SPLINES[system.cell.dtype]
-    longest = torch.linalg.norm(system.cell, dim=-1).amax(0)
-    mesh = tuple(_smooth(math.ceil(float(n) / (spacing * width))) for n in longest)
-    graphs = len(system.counts)
-    _check_memory(graphs * math.prod(mesh), system)
-    options = {"alpha": 1.0 / (math.sqrt(2.0) * width), "mesh_dimensions": mesh}
-    if graphs > 1:
-        options["batch_idx"] = system.batch.to(torch.int32)
-
-    def energy(charges: Tensor, positions: Tensor) -> Tensor:
-        channels = [
-            pme_reciprocal_space(
-                positions,
-                charge,
-                system.cell,
-                spline_order=order,
-                energy_reduction="system",
-                **options,
-            )
-            for charge in charges.unbind(1)
-        ]
-        return COULOMB_CONSTANT * sum(channels)
-
-    return Evaluation(energy)
-
-
-def build_composition(system: System, width: float, *, repaired: bool) -> Evaluation:
-    """FINUFFT's type 1 transform in autograd, and our kernel on its modes."""
-    if system.cell.is_cuda and importlib.util.find_spec("cufinufft") is None:
-        raise UnavailableError("cufinufft is not installed")
-    if not repaired:
-        from pytorch_finufft.functional import finufft_type1
-    kernel = _make_kernel("sum of Gaussians", width).to(system.cell)
-    longest = torch.linalg.norm(system.cell, dim=-1).amax(0)
-    _check_memory(math.prod(_mode_shape(longest, width)), system, KERNEL_COPIES)
-    options = {"eps": ACCURACY, "isign": -1, "modeord": 0, "upsampfac": UPSAMPLING}
-    if not system.cell.is_cuda:
-        options["nthreads"] = torch.get_num_threads()
-
-    def energy(charges: Tensor, positions: Tensor, cell: Tensor) -> Tensor:
-        shape = _mode_shape(torch.linalg.norm(cell, dim=-1), width)
-        fractions = positions @ torch.linalg.inv(cell)
-        phases = math.tau * (fractions - fractions.detach().round()).T.contiguous()
-        values = torch.complex(charges, torch.zeros_like(charges)).T.contiguous()
-        if repaired:
-            modes = type1(phases, values, shape, ACCURACY)
-        else:
-            modes = finufft_type1(phases, values, shape, **options)
-        table = _kernel_table(kernel, cell, shape, width)
-        self_energy = 0.5 * kernel.radial(charges.new_zeros(1)) * charges.square().sum(0)
-        return 0.5 * (table * (modes.real**2 + modes.imag**2)).sum() - self_energy.sum()
-
-    return Evaluation(_looped(system, energy), tuple(kernel.parameters()))
-
-
-def _mode_shape(lengths: Tensor, width: float) -> tuple[int, ...]:
-    return tuple(2 * max(1, int(CUTOFF / width * float(n) / math.tau)) + 1 for n in lengths)
-
-
-def _kernel_table(kernel: nn.Module, cell: Tensor, shape: tuple[int, ...], width: float) -> Tensor:
-    """Khat(k) / V on the box of modes, 0 beyond the cutoff and at the origin."""
-    reciprocal = math.tau * torch.linalg.inv(cell)
-    axes = mode_axes(shape, cell)
-    k2 = sum(sum(m * row for m, row in zip(axes, xyz, strict=True)) ** 2 for xyz in reciprocal)
-    kept = (k2 <= (CUTOFF / width) ** 2) & (k2 > 0.0)
-    return kernel.fourier(k2) * kept / torch.linalg.det(cell).abs()
-
-
-def build_les(system: System, width: float) -> Evaluation:
-    """The package `les`, by its documented call."""
-    from les import Les
-
-    _check_memory(_phases(system, width), system, DENSE_COPIES)
-    model = Les({"sigma": width, "dl": math.tau * width / CUTOFF, "remove_self_interaction": True})
-    cell, batch = system.cell, system.batch
-
-    def energy(charges: Tensor, positions: Tensor) -> Tensor:
-        channels = [
-            model(positions=positions, cell=cell, latent_charges=charge, batch=batch)["E_lr"]
-            for charge in charges.unbind(1)
-        ]
-        return sum(channels)
-
-    return Evaluation(energy)
-
-
-def build_les_stand_in(system: System, width: float) -> Evaluation:
-    """E = 1/(2 eps0 V) sum_k exp(-sigma^2 k^2 / 2) / k^2 |S(k)|^2, differentiated by autograd.
-
-    References
-    ----------
-    Cheng, arXiv:2408.15165; King, Kim, Zhong, Cheng, arXiv:2412.15455.
-    """
-    _check_memory(_phases(system, width), system, DENSE_COPIES)
-
-    def energy(charges: Tensor, positions: Tensor, cell: Tensor) -> Tensor:
-        shape = _mode_shape(torch.linalg.norm(cell, dim=-1), width)
-        modes = torch.stack(torch.broadcast_tensors(*mode_axes(shape, cell)), -1).reshape(-1, 3)
-        # The modes after the middle one, the origin, are one of each pair k and -k.
-        k = modes[len(modes) // 2 + 1 :] @ (math.tau * torch.linalg.inv(cell).T)
-        k2 = k.square().sum(1)
-        k, k2 = k[k2 <= (CUTOFF / width) ** 2], k2[k2 <= (CUTOFF / width) ** 2]
-        phases = positions @ k.T
-        power = (charges.T @ phases.cos()) ** 2 + (charges.T @ phases.sin()) ** 2
-        factor = torch.exp(-0.5 * width**2 * k2) / k2
-        scale = 4.0 * math.pi * COULOMB_CONSTANT / torch.linalg.det(cell).abs()
-        self_energy = COULOMB_CONSTANT / (math.sqrt(math.tau) * width) * charges.square().sum()
-        return scale * (power * factor).sum() - self_energy
-
-    return Evaluation(_looped(system, energy))
-
-
-def _phases(system: System, width: float) -> int:
-    """Largest number of phases k.r_j of one structure, over half of the sphere of modes."""
-    volumes = torch.linalg.det(system.cell).abs().tolist()
-    modes = (CUTOFF / width) ** 3 / (12.0 * math.pi**2)
-    return int(max(n * v * modes for n, v in zip(system.counts, volumes, strict=True)))
-
-
-def _looped(
-    system: System, energy: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Evaluate structure by structure, for what knows no batches."""
-    counts = list(system.counts)
-
-    def total(charges: Tensor, positions: Tensor) -> Tensor:
-        parts = zip(charges.split(counts), positions.split(counts), system.cell, strict=True)
-        return torch.stack([energy(*part) for part in parts])
-
-    return total
-
-
-def _smooth(n: int) -> int:
-    """The next number without prime factors above 7, for which FFTs are fast."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
-
-
-def _power_of_two(n: float) -> int:
-    return 2 ** math.ceil(math.log2(float(n) + 1.0))
-
-
-def _check_memory(elements: int, system: System, copies: int = PEER_COPIES) -> None:
-    """Refuse what would not fit into memory, before the system kills the run."""
-    if system.cell.is_cuda:
-        total = torch.cuda.get_device_properties(system.cell.device).total_memory
-    else:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = copies * elements * system.cell.element_size()
-    if needed > total:
-        gib = needed / 2**30
-        raise UnavailableError(f"needs about {gib:.0f} GiB of {total / 2**30:.0f} GiB memory")
-
-
-def _ours(label: str, backend: str, engine: str = "none", growth: float = 1.0) -> Candidate:
+def _ours(
+    label: str, backend: str, engine: str = "none", growth: float = 1.0, needs: Needs | None = None
+) -> Candidate:
     return Candidate(
         label,
         lambda system, width: build_ours(system, width, backend, engine),
@@ -339,73 +119,96 @@ def _ours(label: str, backend: str, engine: str = "none", growth: float = 1.0) -
             system, width, backend, engine, kernel="smeared Coulomb"
         ),
         growth=growth,
+        needs=_needs() if needs is None else needs,
         settings={"tolerance": TOLERANCE, "backend": backend, "engine": engine},
     )
 
 
-def _composition(label: str, *, repaired: bool, untrainable: str = "") -> Candidate:
+_FINUFFT: Needs = {"cpu": ("finufft",), "cuda": ("cufinufft",)}
+
+
+def _composition(label: str, *modules: str, repaired: bool, untrainable: str = "") -> Candidate:
     return Candidate(
         label,
-        lambda system, width: build_composition(system, width, repaired=repaired),
+        lambda system, width: peers.build_composition(system, width, repaired=repaired),
         kernel="sum of Gaussians",
         untrainable=untrainable,
-        settings={"eps": ACCURACY, "upsampfac": UPSAMPLING, "k_max * min_width": CUTOFF},
+        needs={device: (*own, *modules) for device, own in _FINUFFT.items()},
+        settings={"eps": ACCURACY, "upsampfac": UPSAMPLING, "k_max * min_width": peers.CUTOFF},
     )
 
 
 def _les() -> Candidate:
-    settings: dict[str, object] = {"k_max * sigma": CUTOFF}
+    settings: dict[str, object] = {"k_max * sigma": peers.CUTOFF}
     if importlib.util.find_spec("les") is not None:
-        return Candidate("les", build_les, growth=2.0, settings=settings)
+        return Candidate("les", peers.build_les, growth=2.0, settings=settings)
     settings["note"] = (
         "les is not installed; this is a dense evaluation of its published formula over half of "
         "reciprocal space, by plain autograd, structure by structure"
     )
-    return Candidate("les (dense stand-in)", build_les_stand_in, growth=2.0, settings=settings)
+    return Candidate(
+        "les (dense stand-in)", peers.build_les_stand_in, growth=2.0, settings=settings
+    )
 
 
 def _splines() -> dict[str, object]:
     return {
         f"{dtype} order, mesh spacing / smearing".removeprefix("torch."): value
-        for dtype, value in SPLINES.items()
+        for dtype, value in peers.SPLINES.items()
     }
 
 
 CANDIDATES: dict[str, Candidate] = {
-    "dense": _ours("dense", "dense", growth=2.0),
-    "finufft": _ours("finufft", "finufft"),
+    "dense": _ours("dense", "dense", "auto", growth=2.0),
+    "finufft": _ours("finufft", "finufft", "auto", needs=_FINUFFT),
     "mesh-torch": _ours("mesh (torch)", "mesh"),
-    "mesh-numba": _ours("mesh (numba)", "mesh", "numba"),
+    "mesh-numba": _ours("mesh (numba)", "mesh", "numba", needs={"cpu": ("numba",)}),
+    "mesh-triton": _ours("mesh (triton)", "mesh", "triton", needs={"cuda": ("triton",)}),
     "auto": _ours("auto", "auto", "auto"),
     "les": _les(),
     "torch-pme": Candidate(
         "torch-pme PME",
-        build_torch_pme,
+        peers.build_torch_pme,
+        needs=_needs("torchpme"),
         settings={
-            "interpolation_nodes": PME_NODES,
-            "mesh_spacing / smearing": 2.0 * PME_SPACING,
+            "interpolation_nodes": peers.PME_NODES,
+            "mesh_spacing / smearing": 2.0 * peers.PME_SPACING,
             "note": "reciprocal part alone; loops over structures",
         },
     ),
     "torch-pme-ewald": Candidate(
         "torch-pme Ewald",
-        build_torch_pme_ewald,
+        peers.build_torch_pme_ewald,
         growth=2.0,
+        needs=_needs("torchpme"),
         settings={
-            "lr_wavelength / smearing": math.pi / EWALD_CUTOFF,
+            "lr_wavelength / smearing": math.pi / peers.EWALD_CUTOFF,
             "note": "reciprocal part alone; loops over structures",
         },
     ),
     "nvalchemi": Candidate(
         "nvalchemi PME",
-        build_nvalchemi,
+        peers.build_nvalchemi,
+        needs=_needs("warp", "nvalchemiops"),
         settings={
             **_splines(),
             "note": "reciprocal part alone; one thread on a CPU; loops over channels",
         },
     ),
+    "nvalchemi-ewald": Candidate(
+        "nvalchemi Ewald",
+        peers.build_nvalchemi_ewald,
+        growth=2.0,
+        needs={"cuda": ("warp", "nvalchemiops")},  # on a CPU seconds for 200 atoms
+        settings={
+            "k_max * smearing": peers.BOX_CUTOFF,
+            "note": "reciprocal part alone, over a box of modes; one thread on a CPU; loops over "
+            "channels",
+        },
+    ),
     "pytorch-finufft": _composition(
         "pytorch-finufft",
+        "pytorch_finufft",
         repaired=False,
         untrainable="second derivatives of pytorch-finufft are wrong without a warning",
     ),

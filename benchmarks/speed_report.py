@@ -27,10 +27,10 @@ PACKAGES = (
     "warp-lang",
     "les",
 )
-YARDSTICK = "mesh-numba"  # what peers are divided by
+YARDSTICK = "auto"  # what all others are divided by
 FITTED_FROM = 10_000  # atoms from which a power law is fitted
 # Okabe and Ito's palette, for all kinds of colour vision.
-OURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73")
+OURS = ("#000000", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#E69F00")
 PEERS = ("#999999", "#CC79A7", "#E69F00", "#009E73", "#0072B2", "#D55E00")
 MARKERS = "osD^vP"
 
@@ -80,6 +80,35 @@ def fit_exponents(records: list[dict]) -> list[dict]:
     return fitted
 
 
+def compare_auto(records: list[dict], ours: list[str]) -> list[dict]:
+    """Time of the chosen backend over that of the fastest, in each place that has both.
+
+    Parameters
+    ----------
+    records : of all candidates.
+    ours : candidates of this package; `YARDSTICK` is the one that chooses.
+
+    Returns
+    -------
+    list of dict
+        With `ratio` and `best`, the name of the fastest.
+    """
+    rows: dict[tuple, dict[str, float]] = {}
+    for record in records:
+        if record["median"] is not None and record["candidate"] in ours:
+            place = record["task"], record["min_width"], record["title"]
+            rows.setdefault(place, {})[record["candidate"]] = record["median"]
+    found = []
+    for (task, width, title), medians in rows.items():
+        chosen = medians.pop(YARDSTICK, None)
+        if chosen is None or not medians:
+            continue
+        best = min(medians, key=lambda key: medians[key])
+        place = {"task": task, "min_width": width, "title": title}
+        found.append({**place, "ratio": chosen / medians[best], "best": best})
+    return found
+
+
 def write_json(results: dict, folder: Path) -> None:
     """Write speed.json, which holds all that was found."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,14 +135,16 @@ def markdown(results: dict) -> str:
         + f"; {options['dtype']}, {options['channels']} channel(s). All candidates took turns in "
         f"one process. **Bold**: this package. Settings and versions are in speed.json.",
     ]
+    lines += _auto_summary(results)
     lines += _error_table(results)
     for task, width in _places(results["records"]):
         chosen = _select(results["records"], task, width)
         title = f"{task}, min_width {width:g} Å"
         lines += ["", f"## {title[0].upper()}{title[1:]}: median in ms", ""]
-        lines += _table(results, chosen, _milliseconds)
+        lines += _table(results, chosen, _milliseconds, _auto_column(results, task, width))
         lines += _exponent_row(results, task, width)
         lines += _ratio_table(results, chosen)
+        lines += _count_table(results, chosen)
     if results["memory"]:
         lines += _memory_tables(results)
     return "\n".join([*lines, *_reasons(results)])
@@ -136,20 +167,60 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _head(results: dict, corner: str, keys: list[str]) -> list[str]:
-    return [
-        _row([corner, *(_heading(results, key) for key in keys)]),
-        "|---" * (len(keys) + 1) + "|",
-    ]
+Column = tuple[str, dict[str, str]]  # heading, and cells by the title of the row
 
 
-def _table(results: dict, rows: list[dict], show: Callable[[dict], str]) -> list[str]:
-    """Systems down, candidates across."""
-    keys = list(results["candidates"])
+def _table(
+    results: dict,
+    rows: list[dict],
+    show: Callable[[dict], str],
+    last: Column | None = None,
+    keys: list[str] | None = None,
+) -> list[str]:
+    """Systems down, candidates across, and perhaps a last column."""
+    keys = list(results["candidates"]) if keys is None else keys
+    heads = ["atoms", *(_heading(results, key) for key in keys)]
     cells = {(row["title"], row["candidate"]): show(row) for row in rows}
-    titles = dict.fromkeys(row["title"] for row in rows)
-    body = [_row([title, *(cells.get((title, key), "-") for key in keys)]) for title in titles]
-    return [*_head(results, "atoms", keys), *body]
+    body = []
+    for title in dict.fromkeys(row["title"] for row in rows):
+        body.append([title, *(cells.get((title, key), "-") for key in keys)])
+        if last is not None:
+            body[-1].append(last[1].get(title, "-"))
+    if last is not None:
+        heads.append(last[0])
+    return [_row(heads), "|---" * len(heads) + "|", *map(_row, body)]
+
+
+def _auto_column(results: dict, task: str, width: float) -> Column | None:
+    """The chosen backend over the fastest one, which is named."""
+    rows = _select(results["auto"], task, width)
+    labels = {key: own["label"] for key, own in results["candidates"].items()}
+    cells = {own["title"]: f"{own['ratio']:.2f} ({labels[own['best']]})" for own in rows}
+    return (f"{labels[YARDSTICK]} / best of ours", cells) if cells else None
+
+
+def _auto_summary(results: dict) -> list[str]:
+    """Where the choice of the backend costs most."""
+    if not results["auto"]:
+        return []
+    own = max(results["auto"], key=lambda row: row["ratio"])
+    place = f"{own['task']}, min_width {own['min_width']:g} Å, {own['title']} atoms"
+    text = f"takes at most {own['ratio']:.2f} times as long as the best of our backends: {place}."
+    return ["", f"{_heading(results, YARDSTICK)} {text}"]
+
+
+def _count_table(results: dict, rows: list[dict]) -> list[str]:
+    """Operations and host reads of our candidates."""
+    counted = [row for row in rows if row["operations"] is not None]
+    if not counted:
+        return []
+    keys = [key for key, own in results["candidates"].items() if own["ours"]]
+
+    def show(row: dict) -> str:
+        return f"{row['operations']:,} / {row['host_reads']}"
+
+    title = "Operations / host reads:"
+    return ["", title, "", *_table(results, counted, show, keys=keys)]
 
 
 def _milliseconds(record: dict) -> str:
@@ -166,7 +237,8 @@ def _exponent_row(results: dict, task: str, width: float) -> list[str]:
         return []
     powers = {row["candidate"]: f"{row['exponent']:.2f}" for row in fitted}
     cells = (powers.get(key, "-") for key in results["candidates"])
-    return [_row([f"exponent from {FITTED_FROM:,}", *cells])]
+    more = ["-"] * bool(_auto_column(results, task, width))
+    return [_row([f"exponent from {FITTED_FROM:,}", *cells, *more])]
 
 
 def _ratio_table(results: dict, rows: list[dict]) -> list[str]:
@@ -240,8 +312,11 @@ def _reasons(results: dict) -> Iterator[str]:
         if record["median"] is None:
             place = f"{record['title']} ({record['task']}, {record['min_width']:g} Å)"
             found.setdefault((record["candidate"], record["reason"]), []).append(place)
-    if found:
+    left_out = results["options"]["left_out"]
+    if found or left_out:
         yield from ("", "## Not measured", "")
+    for key, reason in left_out.items():
+        yield f"- {key}: {reason}."
     for (key, reason), places in found.items():
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         yield f"- {_heading(results, key)}: {reason}. At {places[0]}{more}."

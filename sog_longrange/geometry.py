@@ -29,12 +29,10 @@ Where 16 rounding errors of the cell's dtype exceed it, as in float32, they take
 MAX_ELEMENTS: int = 2**26
 """Largest number of modes or pairs that is attempted; some arrays are a dozen times larger."""
 
-
 _MAX_REDUCTIONS = 64
 _LARGEST_OVERLAP = 0.5 + 1e-3
 """Of a vector with another, over its square; lattices at the border stay as they are."""
 _ABSURD = 1e15
-
 
 MAX_NODES: int = 8 * MAX_ELEMENTS
 """Largest number of modes or points of all grids that is attempted."""
@@ -189,21 +187,27 @@ def _reduction(rows: list[list[float]]) -> list[list[float]]:
     return steps
 
 
-def to_device(values: NDArray[Any] | Sequence[Any], like: Tensor) -> Tensor:
+def to_device(
+    values: NDArray[Any] | Sequence[Any], like: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """Numbers of Python as a tensor, without waiting for the device.
 
     Parameters
     ----------
     values : ndarray or sequence
     like : Tensor
-        Its dtype and device are used.
+        Its device is used, and its dtype.
+    dtype : torch.dtype, optional
+        Instead of that.
 
     Returns
     -------
     Tensor
     """
     # Such a copy is out of the memory of Python before the call returns.
-    return torch.from_numpy(np.asarray(values)).to(like.device, like.dtype, non_blocking=True)
+    return torch.from_numpy(np.asarray(values)).to(
+        like.device, dtype or like.dtype, non_blocking=True
+    )
 
 
 def cell_volume(cell: Tensor) -> Tensor:
@@ -319,8 +323,7 @@ def wrapped_phases(positions: Tensor, reciprocal: Tensor, batch: Tensor) -> Tens
         # Not a matrix product for each atom, which is slow on GPUs.
         phases = (positions[:, None] * reciprocal[batch]).sum(-1)
     # Rounding may end at the upper bound, and nowhere outside.
-    wrapped: Tensor = phases.remainder(2.0 * math.pi)
-    return wrapped
+    return torch.remainder(phases, 2.0 * math.pi)
 
 
 def apply_strain(

@@ -19,7 +19,7 @@ from .errors import ConfigError, InputError, NotFiniteError, explain
 from .fixed_mesh import FixedMeshEnergy
 from .layout import Layout, look_further
 from .source_checks import check_total_charge, check_whole
-from .validation import Structures, check_finite, is_traced, layout_of
+from .validation import WHOLE, Structures, check_finite, is_traced, layout_of
 
 Tensors = Mapping[str, Tensor | None]
 Look = Callable[[Tensors, Tensors], Structures]
@@ -256,7 +256,7 @@ def _check_total_charge(given: Tensor, numbers: list[float], config: SOGConfig) 
     if config.needs_total_charge:
         if not all(map(math.isfinite, numbers)):
             check_finite("total_charge", given)
-        if not config.fractional_charge:
+        if not config.fractional_charge and any(abs(x - round(x)) > WHOLE for x in numbers):
             check_whole(torch.tensor(numbers, dtype=torch.float64))
     elif any(numbers):
         # Charged structures must not be taken as neutral only because nothing was chosen.

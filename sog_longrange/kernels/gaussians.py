@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from sog_longrange.errors import ConfigError, InputTypeError, explain
 
+from .closed_forms import pinned_amplitudes, sum_of_transforms
 from .coulomb import coulomb
 from .initial import InitialPotential, log_spaced
 from .kernel import Kernel
@@ -34,8 +35,9 @@ def gaussian_fourier(k2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
     ----------
     Ji, Liang, Xu, arXiv:2502.04668 (the multiplier of the Fourier convolution).
     """
-    weights = amplitudes * (2.0 * math.pi) ** 1.5 * widths**3
-    return _mix(weights, -0.5 * widths**2, k2)
+    _check_dtype(k2, amplitudes)
+    values = sum_of_transforms(k2.reshape(-1), amplitudes, widths)
+    return values.reshape(len(amplitudes), *k2.shape)
 
 
 def gaussian_radial(r2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
@@ -56,15 +58,15 @@ def gaussian_radial(r2: Tensor, amplitudes: Tensor, widths: Tensor) -> Tensor:
     ----------
     Ji, Liang, Xu, arXiv:2502.04668.
     """
-    return _mix(amplitudes, -0.5 / widths**2, r2)
+    _check_dtype(r2, amplitudes)
+    decays = torch.exp((-0.5 / widths**2)[:, :, None] * r2.reshape(-1))
+    return torch.bmm(amplitudes[:, None], decays).reshape(len(amplitudes), *r2.shape)
 
 
-def _mix(weights: Tensor, rates: Tensor, x: Tensor) -> Tensor:
-    if x.dtype != weights.dtype:
-        expected = f"{x.dtype} like `positions`"
-        raise InputTypeError(explain("kernel", expected, str(weights.dtype), "Use `kernel.to()`."))
-    values = torch.exp(rates[:, :, None] * x.reshape(-1))
-    return torch.einsum("cl,clx->cx", weights, values).reshape(len(weights), *x.shape)
+def _check_dtype(x: Tensor, amplitudes: Tensor) -> None:
+    if x.dtype != amplitudes.dtype:
+        got, expected = str(amplitudes.dtype), f"{x.dtype} like `positions`"
+        raise InputTypeError(explain("kernel", expected, got, "Use `kernel.to()`."))
 
 
 class SumOfGaussians(nn.Module, Kernel):
@@ -213,9 +215,9 @@ class SumOfGaussians(nn.Module, Kernel):
 
     def _pinned(self, widths: Tensor) -> Tensor:
         """Amplitudes of each channel for which the value at `normalisation_radius` is as pinned."""
-        free = self.initial_amplitudes * torch.exp(self.log_amplitudes)
-        value = (free * torch.exp(-0.5 * (self.normalisation_radius / widths) ** 2)).sum(-1)
-        return free * (self.pinned_value / value)[:, None]
+        radius, value = self.normalisation_radius, self.pinned_value
+        logs = self.log_amplitudes
+        return pinned_amplitudes(self.initial_amplitudes, logs, widths, value, radius)
 
     def _own_kernels(self, r2: Tensor) -> Tensor:
         """K(r) of the channels, each with itself."""

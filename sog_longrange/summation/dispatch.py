@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sog_longrange.errors import BoundaryError, explain
 from sog_longrange.geometry import cell_reduction, to_device
-from sog_longrange.layout import Flags, Layout
+from sog_longrange.layout import Flags, Layout, read_together
 from sog_longrange.validation import Structures, layout_of
 
 from .cost_model import (
@@ -221,30 +221,34 @@ def _kinds(
     interaction: Interaction, structures: Structures, layout: Layout, size: _Sizes
 ) -> list[str]:
     """Name the sum of each structure."""
-    counts, flags = layout.counts, layout.flags
-    name = _backend(interaction)
+    flags, name = layout.flags, _backend(interaction)
     found = _choices(layout, size) if name == "auto" else {}
+    large = _worth_padding(interaction, structures, layout, size)
     kinds = []
-    for graph, (own, count) in enumerate(zip(flags, counts, strict=True)):
+    for graph, own in enumerate(flags):
         if all(own):
             kinds.append(found[graph].backend if name == "auto" else name)
-        elif any(own) or _is_worth_padding(interaction, structures, graph, count, size):
+        elif any(own) or graph in large:
             kinds.append("padded")
         else:
             kinds.append("pairs")
     return kinds
 
 
-def _is_worth_padding(
-    interaction: Interaction, structures: Structures, graph: int, count: int, size: _Sizes
-) -> bool:
-    """Tell whether a non-periodic structure is large and dense enough for a padded grid."""
-    if count <= MOST_PAIRED or interaction.kernel.gaussians is None:
-        return False
-    positions = structures.positions.detach()[structures.batch == graph]
+def _worth_padding(
+    interaction: Interaction, structures: Structures, layout: Layout, size: _Sizes
+) -> set[int]:
+    """Find non-periodic structures that are large and dense enough for a padded grid."""
+    counts, starts = layout.counts, layout.starts
+    large = [g for g, own in enumerate(layout.flags) if not any(own) and counts[g] > MOST_PAIRED]
+    if not large or interaction.kernel.gaussians is None:
+        return set()
+    points = [structures.positions.detach()[starts[g] : starts[g + 1]] for g in large]
+    ends = iter(read_together([end for x in points for end in (x.amin(0), x.amax(0))]))
     padding = interaction.resolution(0).padding
-    lengths = (2.0 * (positions.amax(0) - positions.amin(0) + padding)).tolist()
-    return not pairs_are_faster(size(count, lengths))
+    boxes = [2.0 * (high - low + padding) for low, high in zip(ends, ends, strict=True)]
+    sizes = [size(counts[g], box.tolist()) for g, box in zip(large, boxes, strict=True)]
+    return {g for g, own in zip(large, sizes, strict=True) if not pairs_are_faster(own)}
 
 
 def _check_boundaries(interaction: Interaction, flags: list[Flags]) -> None:

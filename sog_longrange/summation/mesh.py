@@ -120,5 +120,5 @@ class MeshBackend(FlatBackend):
         product = super().correlate(first, second, table)
         for (a, b, c), _, half in self._boxes:
             box = product[:, half].view(-1, a, b, c // 2 + 1)
-            box[..., 1:] *= 2.0
+            box[..., 1:].mul_(2.0)
         return product

@@ -84,7 +84,7 @@ class FlatBackend(ModesBackend):
         """One number per structure, repeated over its modes."""
         if self.num_graphs == 1:
             return per_graph
-        sizes = torch.tensor(self.mode_starts, device=per_graph.device).diff()
+        sizes = to_device(np.diff(self.mode_starts), self.batch)
         return per_graph.repeat_interleave(sizes, output_size=self.mode_starts[-1])
 
 

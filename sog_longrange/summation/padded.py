@@ -19,21 +19,25 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sog_longrange.errors import BoundaryError, InputTypeError, explain
 from sog_longrange.geometry import (
     MAX_NODES,
+    cell_reduction,
     largest_mode,
     reciprocal_cell,
-    reduced_cell,
     sum_over_atoms,
+    to_device,
     wrapped_phases,
 )
 from sog_longrange.kernels.channels import apply_kernels
 from sog_longrange.kernels.kernel import Kernel
-from sog_longrange.validation import Structures, check_no_overflow
+from sog_longrange.layout import Layout, read_together
+from sog_longrange.validation import Structures, check_no_overflow, check_phases, layout_of
 
 from .cost_model import check_cost, predict_memory, predict_time
 from .cost_terms import Size
@@ -44,6 +48,8 @@ from .modes import sum_over_modes
 from .multipoles import Multipoles
 from .padded_table import PaddedCells, kernel_on_padded_modes
 from .resolution import Resolution
+
+_ENDS = ("amin", "amax")
 
 
 def padded_sum(
@@ -134,23 +140,30 @@ def pad(kernel: Kernel, part: Structures, n_fields: int, resolution: Resolution)
     BoundaryError, InputError, InputTypeError, SizeError
         As :func:`padded_sum`.
     """
-    positions, cell, pbc, batch = part[:4]
-    gaussians = _gaussians(kernel, positions.dtype)
-    flags = [tuple(row) for row in pbc.tolist()]
-    frames = _frames(positions.detach(), cell, flags, batch, resolution)
-    free = torch.arange(3, device=pbc.device) >= pbc.sum(-1, keepdim=True)
+    positions, cell, _, batch = part[:4]
+    gaussians, layout = _gaussians(kernel, positions.dtype), layout_of(part)
+    known = _known_frames(part, layout, resolution)
+    frames = _frames(cell, layout, known)
+    change = cell_reduction(known, [True] * len(known))
+    if change is not None:
+        # Non-periodic directions are normal to all others: only lattice vectors of slabs change.
+        known, frames = change @ known, to_device(change, cell) @ frames
+    periodic = [sum(own) for own in layout.flags]
+    free = np.arange(3) >= np.array(periodic)[:, None]
     low, high = _extents(positions, frames, batch)
-    lengths = _lengths(frames, free, high - low, resolution)
+    lengths = _lengths(known, free, high - low, resolution)
     grids = choose_grids(lengths.tolist(), resolution.cutoff, resolution.window)
-    _check_cost(lengths, part, n_fields, resolution)
-    padded = torch.where(free, lengths, torch.ones_like(lengths)).to(cell)[..., None] * frames
-    origins = _origins(0.5 * (low + high), lengths, free, grids).to(cell)
-    cells = PaddedCells(padded, lengths, free, grids)
+    _check_cost(lengths.tolist(), part, layout.counts, n_fields, resolution)
+    scale = np.where(free, lengths, 1.0)[..., None]
+    padded = to_device(scale, cell) * frames
+    origins = to_device(_origins(0.5 * (low + high), lengths, free, grids)[..., None], cell)
+    cells = PaddedCells(padded, lengths.tolist(), periodic, grids)
     table, means = kernel_on_padded_modes(*gaussians, cells, resolution)
-    centred = positions - (origins[..., None] * frames).sum(1)[batch]
+    centred = positions - (origins * frames).sum(1)[batch]
     reciprocal = reciprocal_cell(padded)
     phases = wrapped_phases(centred, reciprocal, batch)
-    check_no_overflow("positions", phases)
+    boxed = layout._replace(flags=[(True,) * 3] * len(known), cells=scale * known)
+    check_phases(phases, part._replace(layout=boxed))
     return PaddedBoxes(grids, reciprocal, phases, table, means)
 
 
@@ -172,91 +185,124 @@ def _gaussians(kernel: Kernel, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return amplitudes, widths
 
 
-def _frames(
-    positions: Tensor,
-    cell: Tensor,
-    flags: list[tuple[bool, ...]],
-    batch: Tensor,
-    resolution: Resolution,
-) -> Tensor:
+def _known_frames(part: Structures, layout: Layout, resolution: Resolution) -> NDArray[np.float64]:
     """Periodic lattice vectors, then unit vectors of the others; (n_graphs, 3, 3)."""
-    counts = torch.bincount(batch, minlength=len(cell)).tolist()
-    frames = [
-        _partly_periodic_frame(rows, own) if any(own) else _open_frame(points, resolution)
-        for rows, own, points in zip(cell, flags, positions.split(counts), strict=True)
-    ]
-    # Non-periodic directions are normal to all others: only lattice vectors of slabs change.
-    return reduced_cell(torch.stack(frames), [True] * len(frames))
+    starts, points = layout.starts, None
+    frames = np.tile(np.eye(3), (len(layout.counts), 1, 1))
+    for graph, flags in enumerate(layout.flags):
+        if all(flags):
+            remedy = "Periodic structures belong to the other reciprocal sums."
+            raise BoundaryError(explain("pbc", "false for at least one axis", "all true", remedy))
+        if any(flags):
+            frames[graph] = _partly_periodic_frame(layout.cells[graph][list(flags)])
+        elif layout.counts[graph] > 1:
+            if points is None:
+                points = part.positions.detach().cpu().double().numpy()
+            frames[graph] = _open_frame(points[starts[graph] : starts[graph + 1]], resolution)
+    return frames
 
 
-def _open_frame(positions: Tensor, resolution: Resolution) -> Tensor:
+def _open_frame(positions: NDArray[np.float64], resolution: Resolution) -> NDArray[np.float64]:
     """Coordinate axes, or axes along the structure if its box is much smaller with them."""
-    plain = torch.eye(3, dtype=positions.dtype, device=positions.device)
-    if len(positions) < 2:
-        return plain
-    points = positions.double()
-    points = points - points.mean(0)
-    check_no_overflow("positions", points)
-    scaled = points / points.abs().max().clamp_min(resolution.min_width)
-    axes = torch.linalg.eigh(scaled.T @ scaled)[1]
-    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    with np.errstate(over="ignore", invalid="ignore"):
+        points = positions - positions.mean(0)
+    if not np.isfinite(points).all():
+        check_no_overflow("positions", torch.from_numpy(points))
+    scaled = points / max(np.abs(points).max(), resolution.min_width)
+    axes = np.linalg.eigh(scaled.T @ scaled)[1]
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0))
     # Rounded, so that they mostly stay the same while the atoms move a little.
-    turned = torch.linalg.qr(torch.round(8.0 * axes) / 8.0)[0].T
-    sizes = [
-        (along.amax(0) - along.amin(0) + resolution.padding).prod()
-        for along in (points, points @ turned.T)
-    ]
-    return turned.to(plain) if bool(sizes[1] < 0.5 * sizes[0]) else plain
+    turned = np.linalg.qr(np.round(8.0 * axes) / 8.0)[0].T
+    with np.errstate(over="ignore"):
+        sizes = [
+            (np.ptp(along, axis=0) + resolution.padding).prod()
+            for along in (points, points @ turned.T)
+        ]
+    return turned if sizes[1] < 0.5 * sizes[0] else np.eye(3)
 
 
-def _partly_periodic_frame(cell: Tensor, periodic: tuple[bool, ...]) -> Tensor:
+def _partly_periodic_frame(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Periodic lattice vectors, then unit vectors normal to them and to each other."""
-    rows = [cell[axis] for axis in range(3) if periodic[axis]]
-    if len(rows) == 3:
-        remedy = "Periodic structures belong to the other reciprocal sums."
-        raise BoundaryError(explain("pbc", "false for at least one axis", "all true", remedy))
+    first, second = rows[0], rows[-1]
     if len(rows) == 1:
-        # The coordinate axis that is closest to normal cannot be parallel.
-        other = torch.zeros_like(rows[0])
-        other[int(rows[0].detach().abs().argmin())] = 1.0
-        rows.append(_normal(rows[0], other))
-    return torch.stack([*rows, _normal(*rows)])
+        normal = np.cross(first, _other_axis(first))
+        second = normal / math.hypot(*normal)
+    third = np.cross(first, second)
+    return np.stack([first, second, third / math.hypot(*third)])
+
+
+def _other_axis(row: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinate axis that is closest to normal to a vector, and so cannot be parallel to it."""
+    axis: NDArray[np.float64] = np.eye(3)[np.abs(row).argmin()]
+    return axis
+
+
+def _frames(cell: Tensor, layout: Layout, known: NDArray[np.float64]) -> Tensor:
+    """Frames that depend on the lattice vectors, for all structures at once."""
+    frames = to_device(known, cell)
+    graphs = [graph for graph, own in enumerate(layout.flags) if any(own)]
+    if not graphs:
+        return frames
+    axes = [[axis for axis, own in enumerate(layout.flags[g]) if own] for g in graphs]
+    index = to_device(graphs, cell, torch.int64)
+    rows = cell[index[:, None], to_device([(own[0], own[-1]) for own in axes], index)]
+    first, given = rows.unbind(1)
+    others = np.stack([_other_axis(known[g, 0]) for g in graphs])
+    made = _normal(first, to_device(others, cell))
+    has_two = to_device([[len(own) == 2] for own in axes], index, torch.bool)
+    second = torch.where(has_two, given, made)
+    own = torch.stack([first, second, _normal(first, second)], 1)
+    return own if len(graphs) == len(known) else frames.index_copy(0, index, own)
 
 
 def _normal(first: Tensor, second: Tensor) -> Tensor:
-    """Return the unit vector that is normal to two others."""
+    """Return the unit vectors that are normal to two others."""
     normal = torch.linalg.cross(first, second)
-    unit: Tensor = normal / torch.linalg.vector_norm(normal)
+    unit: Tensor = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
     return unit
 
 
-def _extents(positions: Tensor, frames: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
+def _extents(
+    positions: Tensor, frames: Tensor, batch: Tensor
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Smallest and largest coordinate of each structure along the rows of its frame."""
-    along = torch.einsum("nc,nac->na", positions.detach(), frames.detach()[batch]).double()
-    check_no_overflow("positions", along)
+    along = (positions.detach()[:, None] * frames.detach()[batch]).sum(-1)
     index = batch[:, None].expand(-1, 3)
     zeros = along.new_zeros(len(frames), 3)
-    low = zeros.scatter_reduce(0, index, along, "amin", include_self=False)
-    return low, zeros.scatter_reduce(0, index, along, "amax", include_self=False)
+    ends = [zeros.scatter_reduce(0, index, along, end, include_self=False) for end in _ENDS]
+    low, high = read_together(ends)
+    if not np.isfinite([low, high]).all():
+        check_no_overflow("positions", along)
+    return low, high
 
 
-def _lengths(frames: Tensor, free: Tensor, extents: Tensor, resolution: Resolution) -> Tensor:
-    """Edges of the padded cells; shape (n_graphs, 3), in float64 and without gradients."""
-    own = torch.linalg.vector_norm(frames.detach().double(), dim=-1)
+def _lengths(
+    frames: NDArray[np.float64],
+    free: NDArray[np.bool_],
+    extents: NDArray[np.float64],
+    resolution: Resolution,
+) -> NDArray[np.float64]:
+    """Edges of the padded cells; shape (n_graphs, 3)."""
     # An image must be `padding` beyond the edge, which is as far beyond the structure.
     needed = 2.0 * (extents + resolution.padding)
-    check_no_overflow("positions", needed)
+    if not np.isfinite(needed).all():
+        check_no_overflow("positions", torch.from_numpy(needed))
     boxes = [[_round_up(a, resolution) for a in row] for row in needed.tolist()]
-    return torch.where(free, needed.new_tensor(boxes), own)
+    return np.where(free, boxes, np.hypot.reduce(frames, axis=-1))
 
 
-def _check_cost(lengths: Tensor, part: Structures, n_fields: int, resolution: Resolution) -> None:
+def _check_cost(
+    lengths: list[list[float]],
+    part: Structures,
+    counts: list[int],
+    n_fields: int,
+    resolution: Resolution,
+) -> None:
     """Refuse grids that fit into no memory, and warn of those that are expensive."""
     device, dtype = part.positions.device, part.positions.dtype
-    counts = torch.bincount(part.batch, minlength=len(lengths)).tolist()
     sizes = [
         Size(count, n_fields, edges, resolution, dtype, compiled=True, device=device.type)
-        for count, edges in zip(counts, lengths.tolist(), strict=True)
+        for count, edges in zip(counts, lengths, strict=True)
     ]
     memory = sum(predict_memory("padded", size) for size in sizes)
     wasted = sum(predict_time("padded", size) for size in sizes if size.is_empty)
@@ -274,10 +320,16 @@ def _round_up(length: float, resolution: Resolution) -> float:
     return (1.0 - 1e-9) * math.pi / resolution.cutoff * points
 
 
-def _origins(middles: Tensor, lengths: Tensor, free: Tensor, grids: Grids) -> Tensor:
+def _origins(
+    middles: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    free: NDArray[np.bool_],
+    grids: Grids,
+) -> NDArray[np.float64]:
     """Where the boxes are along non-periodic directions, close to the middle of the structure.
 
     They move by whole grid spacings, which changes no energy, but keeps float32 coordinates small.
     """
-    spacing = lengths / torch.tensor(grids.shapes).to(lengths)
-    return torch.where(free, torch.round(middles / spacing) * spacing, torch.zeros_like(middles))
+    spacing = lengths / np.array(grids.shapes)
+    origins: NDArray[np.float64] = np.round(np.where(free, middles, 0.0) / spacing) * spacing
+    return origins

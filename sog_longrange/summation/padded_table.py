@@ -28,16 +28,16 @@ class PaddedCells(NamedTuple):
     ----------
     padded : Tensor, shape (n_graphs, 3, 3), in Å
         Edges of the boxes, the periodic ones first.
-    lengths : Tensor, shape (n_graphs, 3), float64, in Å
+    lengths : list of 3 floats for each structure, in Å
         Of the edges.
-    free : Tensor, shape (n_graphs, 3), bool
-        Which edges are padded.
+    periodic : list of int
+        Number of periodic directions of each structure.
     grids : Grids
     """
 
     padded: Tensor
-    lengths: Tensor
-    free: Tensor
+    lengths: list[list[float]]
+    periodic: list[int]
     grids: Grids
 
 
@@ -60,12 +60,11 @@ def kernel_on_padded_modes(
     means : Tensor, shape (n_graphs, n_kernels), in eV/e^2
         The kernel at k = 0, without the window's influence.
     """
-    padded, lengths, free, grids = cells
+    padded, lengths, counts, grids = cells
     # One-dimensional factors cost nothing and hold the wide Gaussians' small values.
     amplitudes, widths = amplitudes.double()[..., None], widths.double()
     tables, means = [], []
-    counts = (~free).sum(-1).tolist()
-    boxes = zip(padded.double(), lengths.tolist(), grids.shapes, counts, strict=True)
+    boxes = zip(padded.double(), lengths, grids.shapes, counts, strict=True)
     for box, edges, shape, periodic in boxes:
         first, *others, last = _factors(widths, box, edges, shape, periodic, resolution)
         left, right = amplitudes * first, last[..., : shape[2] // 2 + 1]

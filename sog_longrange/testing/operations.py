@@ -113,8 +113,8 @@ class _Calls(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        if func is Tensor.tolist:
-            self.reads["tolist"] += 1
+        if func in (Tensor.tolist, Tensor.cpu):
+            self.reads[func.__name__] += 1
         return func(*args, **(kwargs or {}))
 
 

@@ -5,6 +5,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,8 +42,9 @@ def size_of(device="cpu", dtype=torch.float64, compiled=True, n_atoms=500):
 def timings_on(fitting, machine, *options):
     """Timings of a synthetic machine, which takes exactly what its coefficients say."""
     arguments = fitting.parse_arguments(["--quick", *options])
-    names = [(kind, "none") for kind in KINDS] + [("mesh", "auto"), ("finufft", "auto")]
-    candidates = [fitting.Candidate(*own) for own in names]
+    candidates = [fitting.Candidate(kind, "none") for kind in KINDS]
+    compiled = [kind for kind in KINDS if fitting.is_compiled(kind, "cpu")]
+    candidates += [fitting.Candidate(kind, "auto") for kind in compiled]
 
     def clock(place, sizes):
         return {own: time_on(machine, own.kind, size) for own, size in sizes.items()}
@@ -86,6 +88,25 @@ def test_the_right_coefficients_lose_nothing_and_others_do(fitting, with_finufft
     wrong = {key: own if key[0] == "dense" else slow[key] for key, own in machine.items()}
     assert fitting.losses(timings, wrong)[-1][0] > 2.0
     assert "auto over the fastest: median" in fitting.report("wrong", timings, wrong)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sums_are_timed_with_an_engine_where_it_has_a_part_in_them(fitting, monkeypatch, device):
+    monkeypatch.setattr(fitting, "find_engine", lambda *_: SimpleNamespace(name="triton"))
+    candidates = fitting.make_candidates(device)
+    sizes = [size_of(device, compiled=own.engine != "none") for own in candidates]
+    keys = [table_key(own.kind, size) for own, size in zip(candidates, sizes, strict=True)]
+    assert len(set(keys)) == len(keys)
+    assert {key[0] for key in keys} == set(KINDS)
+    assert {key[2] for key in keys} == {device}
+    assert {"torch", "triton" if device == "cuda" else "numba"} == {key[1] for key in keys}
+
+
+def test_gpus_are_fitted_to_larger_structures(fitting):
+    here, there = (fitting.parse_arguments(["--device", own]) for own in ("cpu", "cuda"))
+    assert max(there.sizes) > max(here.sizes)
+    assert there.most > here.most
+    assert fitting.parse_arguments(["--device=cuda", "--sizes", "8"]).sizes == [8]
 
 
 def test_a_term_that_no_structure_has_keeps_its_coefficient(fitting):

@@ -1,5 +1,6 @@
 """FINUFFT against the dense sum, and how its plans are shared."""
 
+import copy
 import gc
 import importlib
 import os
@@ -217,6 +218,29 @@ def _has_cuda():
 
 
 needs_cuda = pytest.mark.skipif(not _has_cuda(), reason="Needs a GPU and cuFINUFFT.")
+
+
+def derivatives(model, structures, device):
+    """Energies, forces and the gradients of a force loss in positions, charges and kernel."""
+    model = copy.deepcopy(model).to(device)
+    charges, positions, *rest = (x.to(device) for x in join(structures)[:-1])
+    charges, positions = (x.clone().requires_grad_() for x in (charges, positions))
+    energies = model(charges, positions, *rest, len(structures)).energy
+    (slopes,) = grad(energies.sum(), positions, create_graph=True)
+    loss = slopes.square().mean() + energies.square().mean()
+    found = grad(loss, (positions, charges, *model.parameters()))
+    return [x.detach().cpu() for x in (energies, slopes, *found)]
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["coulomb", "per_channel"])
+def test_cuda_agrees_with_the_cpu_up_to_second_derivatives_of_batches(name):
+    structures = [atoms_in(CELLS[cell], seed) for seed, cell in enumerate(("triclinic", "skewed"))]
+    model = LongRangeEnergy(KERNELS[name], tolerance=1e-10, **SUMS["finufft"])
+    expected, found = (derivatives(model, structures, device) for device in ("cpu", "cuda"))
+    for here, there in zip(expected, found, strict=True):
+        assert there.dtype == DOUBLE
+        assert relative_error(there, here) < 1e-8
 
 
 @needs_cuda

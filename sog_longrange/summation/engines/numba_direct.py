@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange.summation.blocks import running_sum
-from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
+from sog_longrange.summation.multipoles import monomials, order_of, raised
 from sog_longrange.summation.rows import ModeRows
 
 from .numba_modes import direct_loops
@@ -54,22 +54,32 @@ class NumbaDirect:
 
     def interpolate(self, field: Tensor, order: int) -> Tensor:
         """Implement :meth:`Spreader.interpolate`."""
+        out = field.real.new_empty(len(self.phases), len(monomials(order)), len(field))
+        self._interpolate(field, order, out.numpy())
+        return out
+
+    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
+        """Implement :meth:`Spreader.interpolate_gradient`."""
+        order = order_of(weights.shape[1])
+        out = field.real.new_zeros(len(self.phases), 3)
+        higher = np.empty(
+            (len(self.phases), len(monomials(order + 1)), len(field)), out.numpy().dtype
+        )
+        self._interpolate(field, order + 1, higher)
+        own = weights.contiguous().numpy()
+        self.loops.contract(own, higher, np.array(raised(order)), out.numpy())
+        return out
+
+    def _interpolate(self, field: Tensor, order: int, out: np.ndarray) -> None:
         rows, terms = self.rows, _terms(order)
-        out = field.real.new_empty(len(self.phases), len(terms), len(field))
         modes = np.diff(rows.starts[rows.row_starts])
         threads = threads_for(int((self.counts * modes).sum()) * len(field))
         tasks, sizes = self._atom_tasks(threads)
         psi = torch.view_as_real(field.resolve_conj().contiguous()).numpy()
         geometry = (rows.row_starts, rows.first, rows.starts, self.reach)
-        shared = (geometry, self.phases, psi, terms, out.numpy())
+        shared = (geometry, self.phases, psi, terms, out)
         shares = split(tasks, sizes, threads)
         launch(self.loops.interpolate, [(share, *shared) for share in shares])
-        return out
-
-    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
-        """Implement :meth:`Spreader.interpolate_gradient`."""
-        higher = self.interpolate(field, order_of(weights.shape[1]) + 1)
-        return phase_gradient(weights, higher)
 
     def _row_tasks(self, work: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         """Ranges of rows of one structure each, cut where the work of threads ends."""

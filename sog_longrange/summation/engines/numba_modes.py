@@ -22,6 +22,7 @@ class DirectLoops(NamedTuple):
 
     spread: Callable[..., None]
     interpolate: Callable[..., None]
+    contract: Callable[..., None]
 
 
 @lru_cache(maxsize=2)
@@ -37,7 +38,7 @@ def direct_loops(dtype: str) -> DirectLoops:
     -------
     DirectLoops
     """
-    return DirectLoops(_make_spread(dtype), _make_interpolate(dtype))
+    return DirectLoops(_make_spread(dtype), _make_interpolate(dtype), _contract)
 
 
 @jit
@@ -55,6 +56,16 @@ def _fill_powers(phases: Any, table: Any, reach: Any, is_signed: Any) -> None:
                 table[1, offset - m, j] = -imaginary
             # In double precision: errors grow with the power.
             real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
+
+
+@jit
+def _contract(weights: Any, higher: Any, raised: Any, out: Any) -> None:
+    """Add up weights times derivatives of the next order along each axis; out (atoms, 3)."""
+    for j in range(weights.shape[0]):
+        for axis in range(3):
+            for place in range(weights.shape[1]):
+                for p in range(weights.shape[2]):
+                    out[j, axis] += weights[j, place, p] * higher[j, raised[axis, place], p]
 
 
 @inlined
