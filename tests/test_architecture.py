@@ -24,6 +24,7 @@ ENGINES = {
     "numba_vectors.py": {"numba", "llvmlite"},
     "triton_direct.py": set(),
     "triton_engine.py": {"triton"},
+    "triton_grids.py": {"triton"},
     "triton_launch.py": set(),
     "triton_modes.py": {"triton"},
     "triton_table.py": {"triton"},

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _READS = frozenset({"_local_scalar_dense", "nonzero", "bincount", "equal", "masked_select"})
 """Operations that wait for the device."""
@@ -25,7 +25,7 @@ _READS = frozenset({"_local_scalar_dense", "nonzero", "bincount", "equal", "mask
 _UNIQUE = ("_unique2", "unique_dim", "unique_consecutive")
 _LAUNCHERS = (
     *("numba_engine", "numba_direct"),
-    *("triton_engine", "triton_table", "triton_direct"),
+    *("triton_engine", "triton_grids", "triton_table", "triton_direct"),
 )
 """Modules of engines that launch compiled code."""
 
@@ -89,7 +89,9 @@ class Operations:
     def _counting(self, launch: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: object, **options: object) -> object:
             self.counts["launch"] += 1
-            return launch(*args, **options)
+            # Interpreters of compiled code copy tensors to arrays and back.
+            with _disable_current_modes():
+                return launch(*args, **options)
 
         return counted
 

@@ -62,9 +62,8 @@ class TritonDirect:
         # Factors along each axis are there for the modes from zero.
         self.counts = kept(rows, "counts", lambda: (rows.reach.max(0) + 1).tolist())
         self.columns = sum(self.counts)
-        size = (2, self.columns, len(phases))
-        self.by_axis = phases.new_empty(size)
-        self.by_atom = phases.new_empty(size[::-1])
+        # Twice, in the order of the axes' modes and in the order of atoms.
+        self.by_axis, self.by_atom = phases.new_empty(2, 2 * self.columns * len(phases))
         self.ends = batch.new_zeros(2, self.num_graphs)
         self._tabulate()
 
