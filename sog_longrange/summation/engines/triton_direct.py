@@ -25,7 +25,7 @@ MAX_ORDER: int = 3
 _TILE = 256
 _ROWS = 32
 _UNROLL = 2
-_ENOUGH = 1024
+_ENOUGH = 2048
 """Number of programs that fills a GPU."""
 
 _SPLIT = 32

@@ -131,7 +131,7 @@ def _number(
     BLOCK: tl.constexpr,
     ATOMS: tl.constexpr,
 ) -> None:
-    """Number the block of each atom, along z first, then y, then x."""
+    """Store the number of the block of each atom; those along z come one after another."""
     atom = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
     present = atom < n_atoms
     graph = tl.load(batch + atom, present, 0)
