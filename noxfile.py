@@ -54,7 +54,7 @@ def env_core(session: nox.Session) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_mace(session: nox.Session) -> None:
     """Environment of the MACE adapter."""
-    install_project(session, "mace", "mace,fast,plot,demo,test,parallel")
+    install_project(session, "mace", "mace,cueq,fast,plot,demo,test,parallel")
 
 
 @nox.session(reuse_venv=True, default=False)

@@ -30,8 +30,6 @@ class LongRangeOutput(NamedTuple):
     ----------
     energy : Tensor, shape (n_graphs,), in eV
         Twice differentiable.
-    atomic_energies : Tensor, shape (n_atoms,), in eV
-        1/2 (q_i phi_i - mu_i.F_i); sums to `energy`. Once differentiable.
     potential : Tensor, shape (n_atoms, n_channels), in eV/e
         dE/dq. Once differentiable.
     charges : Tensor, shape (n_atoms, n_channels), in e
@@ -43,11 +41,15 @@ class LongRangeOutput(NamedTuple):
     """
 
     energy: Tensor
-    atomic_energies: Tensor
     potential: Tensor
     charges: Tensor
     field: Tensor | None = None
     dipoles: Tensor | None = None
+
+    @property
+    def atomic_energies(self) -> Tensor:
+        """Half the work on the sources of each atom; (n_atoms,), in eV, the energy in sum."""
+        return 0.5 * Multipoles(self.charges, self.dipoles).work(self.potential, self.field)
 
 
 class PotentialOutput(NamedTuple):
@@ -236,8 +238,7 @@ class LongRangeEnergy(nn.Module):
             As :meth:`forward`.
         """
         energy, potential, field = self.potentials(charges, structures, dipoles)
-        atomic_energies = 0.5 * Multipoles(charges, dipoles).work(potential, field)
-        return LongRangeOutput(energy, atomic_energies, potential, charges, field, dipoles)
+        return LongRangeOutput(energy, potential, charges, field, dipoles)
 
     def potentials(
         self,

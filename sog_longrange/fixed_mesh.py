@@ -132,10 +132,7 @@ class FixedMeshEnergy(nn.Module):
         fits = (lengths <= _MARGIN * self.largest_lengths).all()
         energy, potential = (_where(fits, x) for x in (out.energy, out.potential))
         field = None if out.field is None else _where(fits, out.field)
-        atomic_energies = 0.5 * sources.work(potential, field)
-        return LongRangeOutput(
-            energy.to(charges), atomic_energies, potential, charges, field, dipoles
-        )
+        return LongRangeOutput(energy.to(charges), potential, charges, field, dipoles)
 
     def _sum(self, sources: Multipoles, positions: Tensor, cell: Tensor) -> Potentials:
         kernel = self.kernel.snapshot()
@@ -147,7 +144,8 @@ class FixedMeshEnergy(nn.Module):
         check_no_overflow("positions", phases)  # of no graph
         backend = MeshBackend(self.grids, batch, _TRACED)
         table = self._table(reciprocal) / volume
-        out = sum_over_modes(backend, sources, phases, table, reciprocal, interaction, field=False)
+        geometry = [(backend, lambda: table)], sources, phases, reciprocal
+        out = sum_over_modes(*geometry, interaction, field=False)
         pbc = torch.ones_like(cell[:, 0], dtype=torch.bool)
         structures = Structures(positions, cell, pbc, batch, 1)
         return with_self_term(interaction, sources, structures, [True], out)

@@ -186,8 +186,8 @@ def gated(out: LongRangeOutput, gate: Tensor) -> LongRangeOutput:
     """
     scale = gate.sqrt()
     field, dipoles = (None if x is None else scale * x for x in (out.field, out.dipoles))
-    energies = gate * out.energy, gate * out.atomic_energies
-    return LongRangeOutput(*energies, scale * out.potential, scale * out.charges, field, dipoles)
+    potential, charges = scale * out.potential, scale * out.charges
+    return LongRangeOutput(gate * out.energy, potential, charges, field, dipoles)
 
 
 def is_zero(field: Tensor, layout: Layout | None) -> bool:
@@ -207,7 +207,8 @@ def is_zero(field: Tensor, layout: Layout | None) -> bool:
         return False
     if layout is None:
         return not bool(field.any())
-    return not layout.numbers["external_field"].any()
+    numbers = layout.numbers.get("external_field")
+    return numbers is not None and not numbers.any()
 
 
 def check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:

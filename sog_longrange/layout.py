@@ -87,17 +87,17 @@ class Layout(NamedTuple):
         dtype : torch.dtype
             In which the phases and the reciprocal cells are computed.
         """
+        cells = self.cells[self.periodic]
+        limit = torch.finfo(dtype).max
         with np.errstate(all="ignore"):
-            cells = self.cells[self.periodic]
-            a, b, c = np.moveaxis(cells, 1, 0)
-            products = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], 1)
-            volumes = np.abs((a * products[:, 0]).sum(-1))
-            reciprocal = np.abs(products).max(initial=0.0, axis=(1, 2)) / volumes
-            turns = self.largest_position * reciprocal
-            # With a margin for the sums, and for what rounding does to flat cells.
-            largest = 1e3 * max(1.0, np.abs(cells).max(initial=0.0)) ** 3
-            limit = torch.finfo(dtype).max
-            return bool(largest < limit and (1e3 * np.maximum(turns, reciprocal) < limit).all())
+            longest = np.hypot.reduce(cells, axis=-1).max(initial=1.0)
+            # No reciprocal lattice vector is longer.
+            reciprocal = (
+                2.0 * math.pi * longest**2 / np.abs(np.linalg.det(cells)).min(initial=math.inf)
+            )
+            # With a margin for sums, and for what rounding does to flat cells.
+            turns = 1e3 * reciprocal * max(1.0, self.largest_position)
+            return bool(1e3 * longest**3 < limit and turns < limit)
 
 
 def read_together(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
@@ -258,8 +258,7 @@ def singular_cell(layout: Layout, dtype: torch.dtype) -> int | None:
     least = max(SINGULAR_CELL, 16.0 * limits.eps)
     flags = np.array(layout.flags, dtype=bool).reshape(-1, 3)
     with np.errstate(all="ignore"):
-        a, b, c = np.moveaxis(layout.cells, 1, 0)
-        volumes = np.abs((a * np.cross(b, c)).sum(-1))
+        volumes = np.abs(np.linalg.det(layout.cells))
         lengths = np.hypot.reduce(layout.cells, axis=-1).prod(-1)
         for graph in np.flatnonzero(flags.any(-1) & ~flags.all(-1)):
             # Where some directions are periodic, their rows of the cell count.

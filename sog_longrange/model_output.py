@@ -89,7 +89,7 @@ class ModelOutput(NamedTuple):
             if part is not None:
                 energy = energy + part.energy
                 atomic_energies = atomic_energies + part.atomic_energies
-        return cls(energy, atomic_energies, *long_range[2:], parts)
+        return cls(energy, atomic_energies, *long_range[1:], parts)
 
     @property
     def electric_charges(self) -> Tensor:

@@ -25,6 +25,7 @@ from sog_longrange.ase_support import (
 from sog_longrange.errors import explain
 from sog_longrange.hosts import explain_old_models
 
+from .backbone import accelerated, compiled, name_backend
 from .cells import INPUT_CELL
 from .charges import mark_given
 from .model import SOGMACE
@@ -50,24 +51,37 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     ----------
     *args, **kwargs
         As for `MACECalculator`.
+    compile_mode : str, optional
+        Mode of `torch.compile`, as "default": compile the inner model, once for all structures
+        unless padding fixes their sizes. Second derivatives are taken of the model as it was.
+    fullgraph : bool
+        Compile it as one graph, unless it is converted.
+    enable_cueq, enable_oeq : bool
+        Evaluate the inner model by cuEquivariance or OpenEquivariance, or parts by each of them.
+        The models given are not converted themselves.
 
     Raises
     ------
     HostError
-        If a model is no SOGMACE, or compilation or an accelerated backend is asked for.
+        If a model is no SOGMACE, or MACE cannot convert or compile it.
+    MissingLibraryError
+        If the library of a backend is not installed.
     InputError
         If an older version of this package wrote the file of a model.
     """
 
     _not_implemented = PropertyNotImplementedError
+    models: list[SOGMACE]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        refused = [key for key in ("compile_mode", "enable_cueq", "enable_oeq") if kwargs.get(key)]
-        if refused:
-            raise HostError(
-                f"SOGMACECalculator does not support {', '.join(refused)} yet: "
-                "they rebuild the model by class. Leave them out."
-            )
+    def __init__(
+        self,
+        *args: Any,
+        compile_mode: str | None = None,
+        fullgraph: bool = True,
+        enable_cueq: bool = False,
+        enable_oeq: bool = False,
+        **kwargs: Any,
+    ) -> None:
         with explain_old_models("a model file"):
             super().__init__(*args, **kwargs)
         for model in self.models:
@@ -76,9 +90,42 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                     f"`models` must be SOGMACE models, got {type(model).__name__}. "
                     "Use mace.calculators.MACECalculator for models without a long-range part."
                 )
+        self._accelerate(name_backend(enable_cueq, enable_oeq), compile_mode, fullgraph)
         if self.num_models == 1:
             self.implemented_properties: list[str] = [*self.implemented_properties, *RESULTS]
         self._outputs: list[dict[str, Any]] = []
+
+    def _accelerate(self, backend: str | None, compile_mode: str | None, fullgraph: bool) -> None:
+        """Convert and compile the inner models."""
+        if backend is not None:
+            self.models = [accelerated(model, backend, self.device) for model in self.models]
+        self._eager: list[SOGMACE] = self.models
+        if compile_mode is not None:
+            dynamic = None if getattr(self, "pad_num_edges", 0) > 0 else True
+            self.models = [
+                compiled(model, compile_mode, fullgraph=fullgraph, dynamic=dynamic)
+                for model in self.models
+            ]
+        for model in (*self._eager, *self.models):
+            model.requires_grad_(False)
+
+    def get_hessian(self, atoms: Atoms | None = None) -> Any:
+        """Second derivatives of the energy, by models as they are before compilation.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            By default those of the last calculation.
+
+        Returns
+        -------
+        ndarray, shape (3 n_atoms, n_atoms, 3), in eV/Å^2, or a list of those of a committee
+        """
+        models, self.models = self.models, self._eager
+        try:
+            return super().get_hessian(atoms)
+        finally:
+            self.models = models
 
     def _prepare(self, atoms: Atoms) -> None:
         """Check the total charge and hand an external field on."""
@@ -106,7 +153,7 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
                 "A committee has no mean Born charges: the sign of the charges of each model "
                 "is free. Run its models one by one."
             )
-        return linked_charges(self.models[0], self._atoms_to_batch(atoms).to_dict(), len(atoms))
+        return linked_charges(self._eager[0], self._atoms_to_batch(atoms).to_dict(), len(atoms))
 
     def _atoms_to_batch(self, atoms: Atoms) -> Any:
         """Make MACE's batch, with the cell of the structure and the charge that models take."""

@@ -21,8 +21,9 @@ _LAMMPS: Final = (
     "by sog_mace.SOGMACECalculator."
 )
 _ACCELERATED: Final = (
-    "The conversion rebuilds the model by class, without its long-range part. Use the model as it "
-    "is: leave out --enable_cueq, enable_cueq=True and the like."
+    "The conversion rebuilds the model by class, without its long-range part. Have the model "
+    "inside converted, by sog_mace.SOGMACECalculator(enable_cueq=True) or --enable_cueq of "
+    "sog_mace_run_train and sog_mace_eval_configs, and likewise for OpenEquivariance."
 )
 REFUSED: Final = {
     "mace.cli.run_train": "Use sog_mace_run_train instead.",

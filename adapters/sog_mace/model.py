@@ -25,6 +25,7 @@ from .cells import INPUT_CELL, own_cells
 from .charges import check_given
 from .host import check_model, refuse_caller, refuse_program
 from .readout import (
+    has_component_order,
     invariant_features,
     invariant_slices,
     layer_sizes,
@@ -259,7 +260,7 @@ class SOGMACE(nn.Module):
         """Vectors that latent dipoles are made from; None without latent dipoles."""
         if not self.long_range.config.latent_dipoles:
             return None
-        return vector_features(node_feats, self.vectors)
+        return vector_features(node_feats, self.vectors, has_component_order(self.mace))
 
 
 def _names(added: ModelOutput) -> Output:

@@ -54,7 +54,22 @@ def _slices(mace: modules.MACE, wanted: tuple[int, int]) -> list[list[slice]]:
     return layers
 
 
-def vector_features(node_feats: Tensor, parts: list[slice]) -> Tensor:
+def has_component_order(mace: modules.MACE) -> bool:
+    """Tell whether vectors lie component by component in ``node_feats``, as cuEquivariance's do.
+
+    Parameters
+    ----------
+    mace : MACE
+
+    Returns
+    -------
+    bool
+    """
+    config = getattr(mace.products[0], "cueq_config", None)
+    return bool(config is not None and config.enabled and config.layout_str == "ir_mul")
+
+
+def vector_features(node_feats: Tensor, parts: list[slice], by_component: bool = False) -> Tensor:
     """Vectors of all layers, side by side.
 
     Parameters
@@ -62,11 +77,15 @@ def vector_features(node_feats: Tensor, parts: list[slice]) -> Tensor:
     node_feats : Tensor, shape (n_atoms, n_features)
     parts : list of slice
         From :func:`vector_slices`.
+    by_component : bool
+        See :func:`has_component_order`.
 
     Returns
     -------
     Tensor, shape (n_atoms, 3, num_vectors)
     """
+    if by_component:
+        return torch.cat([node_feats[:, part].unflatten(1, (3, -1)) for part in parts], dim=-1)
     columns = torch.cat([node_feats[:, part] for part in parts], dim=-1)
     return unflatten_vectors(columns)
 

@@ -14,7 +14,7 @@ from torch_geometric.nn import SchNet, ViSNet
 
 from sog_longrange import ConfigError, HostError, InputError
 from sog_longrange.errors import explain
-from sog_longrange.validation import Structures, check_structures
+from sog_longrange.validation import Structures, check_structures, layout_of
 
 from .batching import Boundary, fit_boundary
 
@@ -61,7 +61,7 @@ def periodic_edges(
     structures = check_structures(pos, boundary.cell, boundary.pbc, batch, boundary.batch_size)
     # Rows of free axes may hold anything, and 0 * anything may not be 0.
     rows = torch.where(structures.pbc[..., None], structures.cell, pos.new_zeros(()))
-    edge_index, images = _neighbours(structures._replace(cell=rows), cutoff)
+    edge_index, images = _neighbours(structures, cutoff)
     source, target = edge_index
     shifts = torch.einsum("ea,eac->ec", images, rows[structures.batch[target]])
     return edge_index, pos[source] - pos[target] + shifts
@@ -70,12 +70,13 @@ def periodic_edges(
 def _neighbours(structures: Structures, cutoff: float) -> tuple[Tensor, Tensor]:
     """Edges, and how many lattice vectors the source of each has moved."""
     positions = structures.positions.detach().double().cpu().numpy()
-    cells = structures.cell.detach().double().cpu().numpy()
-    flags = structures.pbc.cpu().numpy()
-    counts = torch.bincount(structures.batch, minlength=structures.num_graphs).tolist()
+    layout = layout_of(structures)
+    flags = np.array(layout.flags, dtype=bool).reshape(-1, 3)
+    # Rows of free axes may hold anything.
+    cells = np.where(flags[:, :, None], layout.cells, 0.0)
     edges, images, start = [], [np.zeros((0, 3))], 0
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
-    for own_cell, own_flags, count in zip(cells, flags, counts, strict=True):
+    for own_cell, own_flags, count in zip(cells, flags, layout.counts, strict=True):
         points = positions[start : start + count]
         found = finder.compute(
             points=points, box=own_cell, periodic=own_flags, quantities="ijS", copy=True

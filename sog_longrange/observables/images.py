@@ -49,7 +49,7 @@ def nearest_images(vectors: Tensor, lattice: Tensor, batch: Tensor, *, mean: boo
             # Atoms of crystals are where symmetry wants them to rounding only.
             slack = torch.finfo(vectors.dtype).eps ** 0.5 * lattice.square().sum(-1).amax(-1)
             shortest = squares <= squares.amin(1, keepdim=True) + slack[batch, None]
-            weights = shortest / shortest.sum(1, keepdim=True)
+            weights = shortest.to(vectors) / shortest.sum(1, keepdim=True)
             shift = (weights[:, :, None] * shifts).sum(1)
     return vectors + torch.einsum("nk,nkc->nc", shift, lattice[batch])
 

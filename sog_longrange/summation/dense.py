@@ -12,6 +12,9 @@ from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles
 from .rows import ModeRows, sphere_rows
 
+_MOST = {"cpu": 2**19, "cuda": 2**24}
+"""Modes at a time, so that spectra stay in a cache, or at least fit into memory."""
+
 
 def dense_sum(
     interaction: Interaction, sources: Multipoles, part: Structures, *, field: bool = False
@@ -47,8 +50,9 @@ def dense_sum(
     layout = layout_of(part)
     rows = sphere_rows(layout.cells, resolution.cutoff)
     engine = interaction.engine_on(part.positions.device)
-    backend = DenseBackend(rows, part.batch, engine.direct)
-    return periodic_sum(interaction, sources, part, backend, rows, layout.lengths, field=field)
+    most = _MOST.get(part.batch.device.type, _MOST["cuda"])
+    sums = [(DenseBackend(own, part.batch, engine.direct), own) for own in rows.parts(most)]
+    return periodic_sum(interaction, sources, part, sums, layout.lengths, field=field)
 
 
 class DenseBackend(FlatBackend):

@@ -64,7 +64,7 @@ def finufft_sum(
     shapes = box_shapes(lengths, resolution.cutoff)
     backend = FinufftBackend(shapes, part.batch, layout.starts, resolution.accuracy)
     rows = centred_rows(tuple(shapes))
-    return periodic_sum(interaction, sources, part, backend, rows, lengths, field=field)
+    return periodic_sum(interaction, sources, part, [(backend, rows)], lengths, field=field)
 
 
 class FinufftBackend(FlatBackend):

@@ -11,6 +11,7 @@ to second order, so that no array of all modes is ever kept for autograd.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -228,18 +229,16 @@ def interval_edges(intervals: Intervals) -> NDArray[np.float64]:
 
 def kernel_on_modes(
     kernel: Kernel,
-    rows: ModeRows,
     reciprocal: Tensor,
     resolution: Resolution,
     longest: float,
     sampler: type[Sampler],
-) -> Tensor:
-    """Khat(k) on all modes, tapered to zero at the cutoff, times the factors of their rows.
+) -> Callable[[ModeRows], Tensor]:
+    """Khat(k) on modes, tapered to zero at the cutoff, times the factors of their rows.
 
     Parameters
     ----------
     kernel : Kernel
-    rows : ModeRows
     reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
     resolution : Resolution
     longest : float
@@ -248,13 +247,14 @@ def kernel_on_modes(
 
     Returns
     -------
-    Tensor, shape (n_kernels, n_modes), in eV Å^3/e^2
-        Twice differentiable in the kernel's parameters and the reciprocal cell.
+    callable
+        Makes the table (n_kernels, n_modes), in eV Å^3/e^2, of some rows. It is twice
+        differentiable in the kernel's parameters and the reciprocal cell.
     """
     intervals = choose_intervals(longest, resolution.cutoff, reciprocal.dtype)
     coefficients = sample_kernel(kernel, intervals, resolution, reciprocal.device)
     in_cutoffs = reciprocal / resolution.cutoff
-    return radial_table(coefficients, in_cutoffs, sampler(intervals, rows))
+    return lambda rows: radial_table(coefficients, in_cutoffs, sampler(intervals, rows))
 
 
 def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> Tensor:

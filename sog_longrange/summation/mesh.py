@@ -9,13 +9,15 @@ Particles (1988) (meshes); Barnett, arXiv:1808.06736 (the window).
 from __future__ import annotations
 
 import math
+from itertools import groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sog_longrange.validation import Structures, layout_of
 
-from .blocks import blocks, running_sum
+from .blocks import running_sum
 from .engines.engine import Engine
 from .grids import Grids, choose_grids
 from .interaction import Interaction, Potentials
@@ -56,7 +58,7 @@ def mesh_sum(
     engine = interaction.engine_on(part.positions.device)
     backend = MeshBackend(grids, part.batch, engine)
     rows = grid_rows(grids)
-    return periodic_sum(interaction, sources, part, backend, rows, lengths, field=field)
+    return periodic_sum(interaction, sources, part, [(backend, rows)], lengths, field=field)
 
 
 class MeshBackend(FlatBackend):
@@ -78,9 +80,16 @@ class MeshBackend(FlatBackend):
         super().__init__(running_sum(sizes).tolist(), batch)
         self.grids = grids
         self._spreader = engine.spreader
-        places = blocks(grids.starts), blocks(self.mode_starts)
-        # Shape of each grid, and its places in the flat arrays of points and modes.
-        self._boxes = list(zip(grids.shapes, *places, strict=True))
+        # One transform for all grids of one shape that follow each other, and their places in
+        # the flat arrays of points and modes.
+        self._runs = []
+        first = 0
+        for shape, run in groupby(grids.shapes):
+            last = first + len(list(run))
+            real = slice(grids.starts[first], grids.starts[last])
+            half = slice(self.mode_starts[first], self.mode_starts[last])
+            self._runs.append(_Run((-1, last - first, *shape), real, half))
+            first = last
 
     def set_phases(self, phases: Tensor) -> None:
         """Take the phases of all atoms, shape (n_atoms, 3)."""
@@ -101,24 +110,36 @@ class MeshBackend(FlatBackend):
     def transform(self, density: Tensor) -> Tensor:
         """Structure factor, still convolved with the window."""
         boxes = [
-            torch.fft.rfftn(density[:, real].view(-1, *shape), dim=(1, 2, 3)).flatten(1)
-            for shape, real, _ in self._boxes
+            torch.fft.rfftn(density[:, run.real].view(run.shape), dim=(2, 3, 4)).flatten(1)
+            for run in self._runs
         ]
         return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
 
     def invert(self, spectrum: Tensor) -> Tensor:
         """Potentials on the points of all grids."""
         boxes = []
-        for (a, b, c), _, half in self._boxes:
-            box = spectrum[:, half].view(-1, a, b, c // 2 + 1)
-            points = torch.fft.irfftn(box, s=(a, b, c), dim=(1, 2, 3), norm="forward")
+        for run in self._runs:
+            box = spectrum[:, run.half].view(run.half_shape)
+            lengths = run.shape[2:]
+            points = torch.fft.irfftn(box, s=lengths, dim=(2, 3, 4), norm="forward")
             boxes.append(points.flatten(1))
         return boxes[0] if len(boxes) == 1 else torch.cat(boxes, 1)
 
     def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
         """Re(S* R) of each mode and its mirror image, for each kernel."""
         product = super().correlate(first, second, table)
-        for (a, b, c), _, half in self._boxes:
-            box = product[:, half].view(-1, a, b, c // 2 + 1)
-            box[..., 1:].mul_(2.0)
+        for run in self._runs:
+            product[:, run.half].view(run.half_shape)[..., 1:].mul_(2.0)
         return product
+
+
+class _Run(NamedTuple):
+    """Grids of one shape."""
+
+    shape: tuple[int, ...]
+    real: slice
+    half: slice
+
+    @property
+    def half_shape(self) -> tuple[int, ...]:
+        return (*self.shape[:-1], self.shape[-1] // 2 + 1)

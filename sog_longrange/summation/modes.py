@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from .distributed import replicate
 from .interaction import Interaction, Potentials
 from .kernel_table import kernel_on_modes
 from .multipoles import Backend, Multipoles, order_of, phase_gradient
-from .quadratic_form import quadratic_form
+from .quadratic_form import Part, quadratic_form
 from .rows import ModeRows
 
 
@@ -92,8 +94,7 @@ def periodic_sum(
     interaction: Interaction,
     sources: Multipoles,
     part: Structures,
-    backend: Backend,
-    rows: ModeRows,
+    sums: Sequence[tuple[Backend, ModeRows]],
     lengths: list[list[float]],
     *,
     field: bool,
@@ -106,9 +107,8 @@ def periodic_sum(
     sources : Multipoles
     part : Structures
         Periodic along all axes.
-    backend : Backend
-        With spectra of `rows`.
-    rows : ModeRows
+    sums : sequence of (Backend, ModeRows)
+        Backends with the spectra of these rows, whose modes are summed one part after another.
     lengths : list of 3 floats for each structure
         Lengths of the lattice vectors, in Å.
     field : bool
@@ -127,12 +127,13 @@ def periodic_sum(
     engine = interaction.engine_on(part.positions.device)
     (reciprocal, volume), longest = _lattices(part), max(map(max, lengths))
     resolution = interaction.resolution(sources.order)
-    table = kernel_on_modes(kernel, rows, reciprocal, resolution, longest, engine.sampler)
+    table_of = kernel_on_modes(kernel, reciprocal, resolution, longest, engine.sampler)
     own = replicate(reciprocal, group)
     phases = wrapped_phases(part.positions, own, part.batch)
     # A number that is not finite would lead native code out of its arrays.
     check_phases(phases, part)
-    out = sum_over_modes(backend, sources, phases, table, own, interaction, field=field)
+    parts = [(backend, partial(table_of, rows)) for backend, rows in sums]
+    out = sum_over_modes(parts, sources, phases, own, interaction, field=field)
     inverse = at_atoms(replicate(volume, group).reciprocal(), part.batch)[:, None]
     return Potentials(
         out.energy / volume,
@@ -154,24 +155,22 @@ def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
 
 
 def sum_over_modes(
-    backend: Backend,
+    parts: Sequence[Part],
     sources: Multipoles,
     phases: Tensor,
-    table: Tensor,
     reciprocal: Tensor,
     interaction: Interaction,
     *,
     field: bool,
 ) -> Potentials:
-    """Energy, potential and field of sources, for a table of the kernel on the modes.
+    """Energy, potential and field of sources, for tables of the kernel on the modes.
 
     Parameters
     ----------
-    backend : Backend
+    parts : sequence of Part
+        Backends, and what makes the tables of their modes, of all structures.
     sources : Multipoles
     phases : Tensor, shape (n_atoms, 3)
-    table : Tensor
-        The kernel on the backend's modes, in eV/e^2.
     reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
         For this rank.
     interaction : Interaction
@@ -183,10 +182,11 @@ def sum_over_modes(
     Potentials
     """
     order = sources.order
-    in_phases = sources.in_phase_space(reciprocal, backend.batch)
+    batch = parts[0][0].batch
+    in_phases = sources.in_phase_space(reciprocal, batch)
     group = interaction.process_group
-    energy, d = quadratic_form(backend, phases, in_phases, table, order + 1, group)
+    energy, d = quadratic_form(parts, phases, in_phases, order + 1, group)
     forces = None
     if field or order > 0:
-        forces = -torch.einsum("nkp,nkc->ncp", d[:, 1:4], reciprocal[backend.batch])
+        forces = -torch.einsum("nkp,nkc->ncp", d[:, 1:4], reciprocal[batch])
     return Potentials(energy, d[:, 0], forces)

@@ -89,8 +89,9 @@ def padded_sum(
     resolution = interaction.resolution(sources.order, padded=True)
     boxes = pad(interaction.kernel, part, n_fields, resolution)
     backend = MeshBackend(boxes.grids, batch, interaction.engine_on(charges.device))
-    geometry = boxes.phases, boxes.table, boxes.reciprocal
-    out = sum_over_modes(backend, sources, *geometry, interaction, field=field)
+    part_of_modes = [(backend, lambda: boxes.table)]
+    geometry = boxes.phases, boxes.reciprocal
+    out = sum_over_modes(part_of_modes, sources, *geometry, interaction, field=field)
     total = sum_over_atoms(charges, batch, part.num_graphs)
     mean = apply_kernels(boxes.means, total, 1)
     energy = out.energy + 0.5 * (mean * total).sum(-1)

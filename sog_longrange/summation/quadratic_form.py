@@ -11,12 +11,14 @@ All three are parts of the autograd graph, so that second derivatives follow by 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.distributed import ProcessGroup
+from torch.utils.checkpoint import checkpoint
 
 from sog_longrange.geometry import at_atoms, sum_over_atoms
 
@@ -31,12 +33,16 @@ from .multipoles import (
     spread,
 )
 
+Part = tuple[Backend, Callable[[], Tensor]]
+"""A backend, and what makes the kernel's table on its modes, in eV/e^2."""
+
+_CHECKPOINT: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+
 
 def quadratic_form(
-    backend: Backend,
+    parts: Sequence[Part],
     phases: Tensor,
     sources: Tensor,
-    table: Tensor,
     order: int,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -44,11 +50,10 @@ def quadratic_form(
 
     Parameters
     ----------
-    backend : Backend
+    parts : sequence of Part
+        Of the modes, which are summed one after another.
     phases : Tensor, shape (n_atoms, 3)
     sources : Tensor, shape (n_atoms, n_sources, n_channels)
-    table : Tensor
-        The kernel on the backend's modes, in eV/e^2.
     order : int
         Highest order of the derivatives; at least one above that of the sources.
     group : ProcessGroup, optional
@@ -60,18 +65,42 @@ def quadratic_form(
     derivatives : Tensor, shape (n_atoms, n_derivatives, n_channels), in eV/e
         In the phases, the potential itself first.
     """
+
+    def derive(backend: Backend, table_of: Callable[[], Tensor]) -> tuple[Tensor, Tensor | None]:
+        return _derivatives(backend, table_of(), phases, sources, order, group)
+
+    if len(parts) == 1:
+        derivatives, by_table = derive(*parts[0])
+    else:
+        # Spectra of many modes are computed again where a derivative needs them.
+        sums = [checkpoint(derive, *part, **_CHECKPOINT) for part in parts]
+        derivatives = torch.stack([own for own, _ in sums]).sum(0)
+        carriers = [own for _, own in sums if own is not None]
+        by_table = torch.stack(carriers).sum(0) if carriers else None
+    # Local atoms are weighted by the replicated gradient of the energy, whose own gradient
+    # needs the sum over ranks: `accumulate` brings both.
+    local: Tensor = apply_function(_Energy, sources, phases, (derivatives,), parts[0][0])
+    energy = accumulate(local, group)
+    return energy if by_table is None else energy + by_table, derivatives
+
+
+def _derivatives(
+    backend: Backend,
+    table: Tensor,
+    phases: Tensor,
+    sources: Tensor,
+    order: int,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Differentiate the potential at each atom, and carry the gradient in the table."""
     backend.set_phases(phases.detach())
     factor = accumulate(spread(backend, sources, phases), group)
     psi = convolve(backend, table, factor)
     derivatives = interpolate(backend, replicate(psi, group), phases, order)
-    # Local atoms are weighted by the replicated gradient of the energy, whose own gradient
-    # needs the sum over ranks: `accumulate` brings both.
-    local: Tensor = apply_function(_Energy, sources, phases, (derivatives,), backend)
-    energy = accumulate(local, group)
-    if table.requires_grad:
-        # A node of its own, so that a force evaluation never computes the kernel gradient.
-        energy = energy + apply_function(_TableEnergy, table, (factor,), backend)
-    return energy, derivatives
+    if not table.requires_grad:
+        return derivatives, None
+    # A node of its own, so that a force evaluation never computes the kernel gradient.
+    return derivatives, apply_function(_TableEnergy, table, (factor,), backend)
 
 
 class _Energy(Function):

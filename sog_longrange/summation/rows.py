@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,6 @@ class ModeRows:
     Parameters
     ----------
     num_graphs : int
-        Each has a row, that of k = 0.
     graphs : array of int, shape (n_rows,)
         Number of the structure of each row, ascending.
     first : array of int, shape (n_rows, 3)
@@ -82,6 +82,7 @@ class ModeRows:
         self.along = along
         self.places = places
         self.row_starts = np.searchsorted(graphs, np.arange(num_graphs + 1))
+        self._parts: dict[int, list[ModeRows]] = {}
         self._tensors: dict[tuple[torch.dtype, torch.device], RowTensors] = {}
 
     @property
@@ -101,8 +102,38 @@ class ModeRows:
         last = self.first[:, 2] + np.diff(self.starts) - 1
         ends = np.abs(np.c_[self.first, last])
         ends[:, 2] = np.maximum(ends[:, 2], ends[:, 3])
-        # Every structure has a row, that of k = 0.
-        return np.maximum.reduceat(ends[:, :3], self.row_starts[:-1])
+        reach = np.zeros((len(self.row_starts) - 1, 3), np.int64)
+        present = self.row_starts[:-1] < self.row_starts[1:]
+        reach[present] = np.maximum.reduceat(ends[:, :3], self.row_starts[:-1][present])
+        return reach
+
+    def parts(self, most: int) -> list[ModeRows]:
+        """Cut the rows into parts, which are kept with them.
+
+        Parameters
+        ----------
+        most : int
+            Number of modes that a part has at most, if it has more than one row.
+
+        Returns
+        -------
+        list of ModeRows
+        """
+        if self.total <= most:
+            return [self]
+        if most not in self._parts:
+            cuts = [0]
+            while cuts[-1] < len(self.graphs):
+                end = np.searchsorted(self.starts, self.starts[cuts[-1]] + most, side="right")
+                cuts.append(max(int(end) - 1, cuts[-1] + 1))
+            self._parts[most] = [self._part(slice(*ends)) for ends in pairwise(cuts)]
+        return self._parts[most]
+
+    def _part(self, own: slice) -> ModeRows:
+        counts = np.diff(self.starts)[own]
+        num_graphs = len(self.row_starts) - 1
+        rows = self.graphs[own], self.first[own], counts, self.factors[own]
+        return ModeRows(num_graphs, *rows, self.along, self.places[own])
 
     def tensors(self, dtype: torch.dtype, device: torch.device) -> RowTensors:
         """Return the rows for a device, where they are kept.

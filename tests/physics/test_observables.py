@@ -33,6 +33,7 @@ from sog_longrange import (
     quadrupole,
     uniform_field,
 )
+from sog_longrange.observables.images import nearest_images
 from sog_longrange.testing import (
     CELL_BASES,
     Structure,
@@ -349,6 +350,19 @@ def test_born_charges_are_differences_of_the_polarisation(name):
         ends.append(single(polarisation, now, origin=origin))
     expected = volume * (ends[1] - ends[0]) / (2.0 * step)
     torch.testing.assert_close(born(structure).values[0, :, 2], expected, rtol=0, atol=1e-8)
+
+
+def test_mean_images_keep_the_precision_of_the_vectors():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        vectors = torch.tensor([[0.4, 0.0, 0.0], [0.5, 0.0, 0.0]], dtype=torch.float32)
+        lattice, batch = torch.eye(3)[None].to(vectors), torch.zeros(2).long()
+        found = nearest_images(vectors, lattice, batch, mean=True)
+    finally:
+        torch.set_default_dtype(before)
+    expected = torch.tensor([[0.4, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_fixed_charges_are_their_own_born_charges():

@@ -22,6 +22,7 @@ from sog_longrange.ase_support import (
     TOTAL_CHARGE,
 )
 from sog_longrange.errors import explain
+from sog_mace.backbone import accelerated
 from sog_mace.model import SOGMACE
 
 from .arguments import check_output, load_model, run_command
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "compute_born": "write Born effective charges, 9 numbers for each atom; a backward pass "
         "for each atom",
         "return_node_energies": "write the energy of each atom",
+        "enable_cueq": "evaluate the inner model by cuEquivariance",
     }
     for name, text in flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -136,6 +138,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluator(args: argparse.Namespace) -> Evaluator:
     model = load_model(args.model, args.device).to(getattr(torch, args.default_dtype))
+    if args.enable_cueq:
+        model = accelerated(model, "cueq", torch.device(args.device))
     for parameter in model.parameters():
         parameter.requires_grad = False
     keys = TOTAL_CHARGE if args.total_charge_key is None else (args.total_charge_key,)

@@ -27,6 +27,7 @@ from sog_longrange.config import option
 from sog_longrange.errors import NotFiniteError, explain
 from sog_longrange.long_range import read_config
 from sog_longrange.training import parameter_groups
+from sog_mace.backbone import convert, restored
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
@@ -52,12 +53,17 @@ PATCHED = [
     "inject_LoRAs",
     "get_swa",
     "create_error_table",
+    "run_cueq_to_e3nn",
+    "run_oeq_to_e3nn",
 ]
 PATCHED_ELSEWHERE: list[tuple[Any, str]] = [
     (tools, "train"),
     # Where `mace.tools` has the function of this name.
     (importlib.import_module("mace.tools.train"), "train_one_epoch"),
 ]
+
+CUEQ_WEIGHT = "symmetric_contractions.weight"
+"""End of the name of a parameter that only models converted to cuEquivariance have."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,9 @@ class Schedule:
 
 
 @contextmanager
-def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches]:
+def patched_run_train(
+    config: SOGConfig, schedule: Schedule, backend: str | None = None
+) -> Iterator[Patches]:
     """Let `mace.cli.run_train.run` build and train SOGMACE models.
 
     Parameters
@@ -104,6 +112,8 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
         Options of the long-range part.
     schedule : Schedule
         How the long-range part is trained.
+    backend : str, optional
+        What the inner model is converted to; a key of :data:`sog_mace.backbone.BACK`.
 
     Yields
     ------
@@ -115,7 +125,7 @@ def patched_run_train(config: SOGConfig, schedule: Schedule) -> Iterator[Patches
     HostError
         If the installed MACE lacks a name that has to be replaced.
     """
-    patches = Patches(config, schedule)
+    patches = Patches(config, schedule, backend)
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
@@ -141,19 +151,21 @@ class Patches:
     ----------
     config : SOGConfig
     schedule : Schedule
+    backend : str, optional
+        As for :func:`patched_run_train`.
     """
 
     model: SOGMACE
     dataset: Any
     training: Training
 
-    def __init__(self, config: SOGConfig, schedule: Schedule) -> None:
+    def __init__(self, config: SOGConfig, schedule: Schedule, backend: str | None = None) -> None:
         check_names(run_train, PATCHED)
         self.originals = {name: getattr(run_train, name) for name in PATCHED}
         for module, name in PATCHED_ELSEWHERE:
             check_names(module, [name])
             self.originals[name] = getattr(module, name)
-        self.config, self.schedule = config, schedule
+        self.config, self.schedule, self.backend = config, schedule, backend
         self.sources: list[Source] = []
         self.streams = StreamedCharges()
         self.starts_fresh = True
@@ -202,6 +214,9 @@ class Patches:
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
         )
+        if self.backend is not None:
+            logging.info("The inner model is converted to %s for the training", self.backend)
+            mace = convert(mace, self.backend)
         self.model = SOGMACE(mace, self.config)
         if isinstance(foundation, SOGMACE):
             _copy_long_range(foundation, self.model)
@@ -226,7 +241,18 @@ class Patches:
             # MACE hands over generators: looking into them would empty them.
             group["params"] = list(group["params"])
         check_all_trained(model, options["params"])
+        if self.backend is not None:
+            # Only now: MACE, which would refuse to convert our class, is to convert back.
+            setattr(args, f"enable_{self.backend}", True)
         return options
+
+    def run_cueq_to_e3nn(self, model: SOGMACE, device: torch.device) -> SOGMACE:
+        """Make the inner model plain, to be saved."""
+        return restored(model, "cueq", device)
+
+    def run_oeq_to_e3nn(self, model: SOGMACE, device: torch.device) -> SOGMACE:
+        """Make the inner model plain, to be saved."""
+        return restored(model, "oeq", device)
 
     def get_optimizer(self, args: Namespace, options: dict[str, Any]) -> torch.optim.Optimizer:
         """Let the steps of the optimizer open the gate of the long-range energy."""
@@ -379,6 +405,9 @@ def _check_checkpoint(model: SOGMACE, path: Path) -> None:
 
 def _shape_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Describe the first entry of two state dicts that is missing or of another shape."""
+    here, there = (any(k.endswith(CUEQ_WEIGHT) for k in state) for state in (ours, theirs))
+    if here != there:
+        return "one is of a training with --enable_cueq, the other of one without"
     for key in sorted(ours.keys() | theirs.keys()):
         shapes = [tuple(getattr(s[key], "shape", ())) if key in s else None for s in (ours, theirs)]
         if shapes[0] != shapes[1]:

@@ -16,9 +16,11 @@ from mace import tools
 from mace.cli import run_train
 
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
-from sog_longrange import SOGConfig, list_kernels
+from sog_longrange import ConfigError, HostError, SOGConfig, list_kernels
 from sog_longrange.config import help_of
+from sog_longrange.errors import explain
 from sog_longrange.hosts import explain_old_models
+from sog_mace.backbone import BACK, check_libraries, name_backend
 
 from .arguments import end_in_one_line, parse
 from .patches import Schedule, patched_run_train
@@ -78,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         Arguments; those of the process by default.
     """
     args = parse_args(argv)
-    _refuse_accelerators(args)
     end_in_one_line(PROGRAM, lambda: _train(args))
 
 
 def _train(args: argparse.Namespace) -> None:
     config, schedule = _collect(SOGConfig, args), _collect(Schedule, args)
-    with patched_run_train(config, schedule) as patches:
+    backend = _take_backend(args)
+    with patched_run_train(config, schedule, backend) as patches:
         with explain_old_models("a model or checkpoint file"):
             run_train.run(args)
         if args.dry_run:
@@ -103,13 +105,23 @@ def _collect(options: type[Options], args: argparse.Namespace) -> Options:
     return options(**{name: getattr(args, f"sog_{name}") for name in names})
 
 
-def _refuse_accelerators(args: argparse.Namespace) -> None:
-    wanted = [name for name in ("enable_cueq", "only_cueq", "enable_oeq") if getattr(args, name)]
-    if wanted:
-        raise SystemExit(
-            f"sog_mace_run_train: --{wanted[0]} is not supported yet with a long-range part, "
-            "since the conversion rebuilds models by class. Leave it out."
-        )
+def _take_backend(args: argparse.Namespace) -> str | None:
+    """Name the backend of the inner model, and take the options for it away from MACE."""
+    if args.only_cueq:
+        # MACE would save models that load only where cuEquivariance is installed.
+        logging.warning("--only_cueq is taken as --enable_cueq: saved models are plain.")
+    backend = name_backend(args.enable_cueq or args.only_cueq, args.enable_oeq)
+    args.enable_cueq = args.only_cueq = args.enable_oeq = False
+    if backend is None:
+        return None
+    if backend not in BACK:
+        got = "both --enable_cueq and --enable_oeq"
+        raise ConfigError(explain("backend", "one only in a training", got))
+    if args.lora:
+        remedy = f"MACE's conversion would leave them out. Leave out --enable_{backend} or --lora."
+        raise HostError(explain("lora", f"off with {backend}", "adapters", remedy))
+    check_libraries(backend, args.device)
+    return backend
 
 
 if __name__ == "__main__":

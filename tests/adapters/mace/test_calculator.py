@@ -299,11 +299,9 @@ def test_calculator_leaves_no_trace_on_the_model():
     assert not model._forward_hooks
 
 
-def test_models_without_long_range_and_accelerators_are_refused():
+def test_models_without_long_range_are_refused():
     with pytest.raises(HostError, match="must be SOGMACE models, got ScaleShiftMACE"):
         SOGMACECalculator(models=make_mace(), **OPTIONS)
-    with pytest.raises(HostError, match="does not support compile_mode"):
-        SOGMACECalculator(models=make_sogmace(), compile_mode="default", **OPTIONS)
 
 
 @pytest.mark.parametrize("make", [open_molecule, water_box])

@@ -326,7 +326,11 @@ PROGRAMS = {
     "select_head": (select_head, ["-n", "Default", "a.model"], "sog_mace_select_head"),
     "create_lammps_model": (create_lammps_model, ["a.model"], "Run the model through ASE"),
     "mliap": (create_lammps_model, ["--format=mliap", "a.model"], "Run the model through ASE"),
-    "convert_e3nn_cueq": (convert_e3nn_cueq, ["a.model"], "Use the model as it is: leave out"),
+    "convert_e3nn_cueq": (
+        convert_e3nn_cueq,
+        ["a.model"],
+        "Have the model inside converted, by sog_mace",
+    ),
 }
 
 
@@ -353,7 +357,9 @@ def test_converters_of_a_loaded_model_say_what_to_do_instead(monkeypatch):
             convert(model)
     command = ["x", "--configs=in.xyz", "--model=a.model", "--output=out.xyz", "--enable_cueq"]
     monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(HostError, match="leave out --enable_cueq"):
+    with pytest.raises(
+        HostError, match="or --enable_cueq of sog_mace_run_train and sog_mace_eval_configs"
+    ):
         eval_configs.main()
     assert np.isfinite(bare().get_potential_energy(water_box()))
 

@@ -261,7 +261,6 @@ def test_unknown_option_suggests_the_nearest(capsys):
     [
         ({"sog_kernel": "coulom"}, "Did you mean 'coulomb'"),
         ({"sog_min_width": -1.0}, "`min_width` must be positive"),
-        ({"enable_cueq": True}, "--enable_cueq is not supported"),
         ({"sog_kernel": "power_law"}, "`exponent` must be given"),
         ({"sog_kernel": "coulomb+yukawa"}, "`num_channels` must be a multiple of 2"),
         ({"sog_num_channels": 0}, "`num_channels` must be at least 1"),

@@ -21,6 +21,7 @@ from torch_geometric.loader import DataLoader
 import sog_longrange
 from sog_longrange import BoundaryError, ConfigError, InputError, InputTypeError, SOGConfig
 from sog_longrange.testing import assert_twice_differentiable
+from sog_longrange.testing.operations import Operations
 from sog_pyg import LongRangeLayer
 
 CHANNELS = 5
@@ -317,3 +318,12 @@ def test_charge_states_are_refused_where_their_energy_or_size_is_not_known():
         make_layer("features", charge_embedding=3)
     with pytest.raises(ConfigError, match="`in_channels` must be the number of features"):
         make_layer(in_channels=-1, charge_embedding=3)
+
+
+@pytest.mark.parametrize("output", ["energy", "features"])
+def test_python_waits_once(output):
+    data = Batch.from_data_list([make_data(0), make_data(1)])
+    layer = make_layer(output, backend="mesh", tolerance=1e-3)
+    with Operations() as counted:
+        evaluate(layer, data)
+    assert counted.host_reads == 1, counted.reads
