@@ -31,8 +31,8 @@ _ENOUGH = 2048
 _SPLIT = 32
 """Fewest atoms of the average structure that are worth a program of their own."""
 
-_SPANS = (16, 64)
-"""Rows that one program sums over for its atoms, where there are few and many programs."""
+_SPANS = (8, 64)
+"""Fewest and most rows that one program sums over for its atoms."""
 
 _REGISTERS = 2**13
 """Bytes of the sums of each kind, real and imaginary, that a warp holds."""
@@ -100,8 +100,7 @@ class TritonDirect:
         terms = power_of_two((order + 1) * (order + 2) // 2)
         height, lanes = self._atom_tile(terms)
         blocks, most = -(-n_atoms // height), int(np.diff(self.rows.row_starts).max())
-        few, many = _SPANS
-        span = many if blocks * (most // many) >= _ENOUGH else few
+        span = min(max(blocks * most // _ENOUGH, _SPANS[0]), _SPANS[1])
         own = self.rows.tensors(out.dtype, out.device)
         starts = kept(
             *(self.rows, ("row_starts", out.device)),
@@ -111,12 +110,12 @@ class TritonDirect:
             *(interpolate, (blocks * -(-most // span), channels), starts, self.batch),
             *(own.first, own.starts, self.by_axis, self.by_atom),
             *(torch.view_as_real(field.resolve_conj().contiguous()), out),
-            *(n_atoms, self.rows.total, *self.counts, blocks),
+            *(n_atoms, self.rows.total, *self.counts, blocks, span),
             ORDER=order,
             TERMS=terms,
             ATOMS=height,
             LANES=lanes,
-            ROWS=span,
+            ROWS=power_of_two(_SPANS[1]),
             **_OPTIONS,
         )
         return out

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 # Sizes are not specialised on, or every divisibility by 16 would compile the kernels anew.
-_SIZES = ["n_atoms", "n_graphs", "n_modes", "n_x", "n_y", "n_z", "blocks"]
+_SIZES = ["n_atoms", "n_graphs", "n_modes", "n_x", "n_y", "n_z", "blocks", "rows"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -260,6 +260,7 @@ def interpolate(
     n_y: tl.tensor,
     n_z: tl.tensor,
     blocks: tl.tensor,
+    rows: tl.tensor,
     ORDER: tl.constexpr,
     TERMS: tl.constexpr,
     ATOMS: tl.constexpr,
@@ -281,13 +282,15 @@ def interpolate(
     n_atoms, n_modes, n_x, n_y, n_z : int
     blocks : int
         Number of blocks of atoms.
+    rows : int
+        Most rows of one structure that a program adds up.
     ORDER : constexpr
     TERMS : constexpr
         Number of pairs of powers along x and y, rounded up.
     ATOMS, LANES : constexpr
         Of a tile.
     ROWS : constexpr
-        Most rows of one structure that a program adds up.
+        Not less than `rows`.
     """
     block = tl.program_id(0) % blocks
     span = tl.program_id(0) // blocks
@@ -297,8 +300,8 @@ def interpolate(
     atom = tl.minimum(atom, n_atoms - 1)
     psi = field + tl.program_id(1).to(tl.int64) * n_modes * 2
     for graph in range(tl.load(batch + block.to(tl.int64) * ATOMS), tl.max(graphs) + 1):
-        begin = tl.load(row_starts + graph) + span.to(tl.int64) * ROWS
-        end = tl.minimum(begin + ROWS, tl.load(row_starts + graph + 1))
+        begin = tl.load(row_starts + graph) + span.to(tl.int64) * rows
+        end = tl.minimum(begin + rows, tl.load(row_starts + graph + 1))
         z_low, z_high = _range(begin, end, first, starts, ROWS)
         for z in range(z_low, z_high, LANES):
             m = z + tl.arange(0, LANES)[None, :, None]
