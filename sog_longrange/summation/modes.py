@@ -125,7 +125,7 @@ def periodic_sum(
     """
     kernel, group = interaction.kernel, interaction.process_group
     engine = interaction.engine_on(part.positions.device)
-    (reciprocal, volume), longest = _lattices(part), max(map(max, lengths))
+    (reciprocal, density), longest = _lattices(part), max(map(max, lengths))
     resolution = interaction.resolution(sources.order)
     table_of = kernel_on_modes(kernel, reciprocal, resolution, longest, engine.sampler)
     own = replicate(reciprocal, group)
@@ -134,23 +134,22 @@ def periodic_sum(
     check_phases(phases, part)
     parts = [(backend, partial(table_of, rows)) for backend, rows in sums]
     out = sum_over_modes(parts, sources, phases, own, interaction, field=field)
-    inverse = at_atoms(replicate(volume, group).reciprocal(), part.batch)[:, None]
+    inverse = at_atoms(replicate(density, group), part.batch)[:, None]
     return Potentials(
-        out.energy / volume,
+        out.energy * density,
         out.potential * inverse,
         None if out.field is None else out.field * inverse[..., None],
     )
 
 
 def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
-    """Reciprocal cells (n_graphs, 3, 3) in 1/Å, and volumes (n_graphs,) in Å^3."""
+    """Reciprocal cells (n_graphs, 3, 3) in 1/Å, and inverse volumes (n_graphs,) in 1/Å^3."""
     if part.cell.requires_grad or part.layout is None:
-        return reciprocal_cell(part.cell), cell_volume(part.cell)
-    cells = part.layout.cells
-    products = np.stack([np.cross(cells[:, i - 2], cells[:, i - 1]) for i in range(3)], 1)
-    volumes = (cells[:, 0] * products[:, 0]).sum(-1)[:, None]
-    reciprocal = 2.0 * math.pi * products.reshape(-1, 9) / volumes
-    known = to_device(np.concatenate((reciprocal, np.abs(volumes)), 1), part.cell)
+        return reciprocal_cell(part.cell), cell_volume(part.cell).reciprocal()
+    inverse = np.linalg.inv(part.layout.cells)
+    density = np.abs(np.linalg.det(inverse))
+    columns = 2.0 * math.pi * inverse.transpose(0, 2, 1).reshape(-1, 9), density[:, None]
+    known = to_device(np.concatenate(columns, 1), part.cell)
     return known[:, :9].view(-1, 3, 3), known[:, 9]
 
 

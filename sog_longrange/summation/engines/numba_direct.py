@@ -43,7 +43,7 @@ class NumbaDirect:
         out = torch.zeros(sources.shape[2], rows.total, dtype=kind)
         work = np.diff(rows.starts) * self.counts[rows.graphs]
         threads = threads_for(int(work.sum()) * out.shape[0])
-        own = sources.permute(2, 1, 0).contiguous().numpy()
+        own = np.ascontiguousarray(sources.numpy().transpose(2, 1, 0))
         shared = (
             (rows.graphs, rows.first, rows.starts, self.reach),
             *(self.atom_starts, self.phases, own, terms, torch.view_as_real(out).numpy()),

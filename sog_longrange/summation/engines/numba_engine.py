@@ -141,8 +141,9 @@ class NumbaSampler:
             self._loops(c).gradients,
             [(*share, *shared, *own) for share, own in zip(self.shares, sums, strict=True)],
         )
+        own = grad.numpy().dtype
         by_coefficients, by_cell = (
-            torch.from_numpy(sum(parts)).to(u) for parts in zip(*sums, strict=True)
+            torch.from_numpy(sum(parts).astype(own)) for parts in zip(*sums, strict=True)
         )
         return by_coefficients, by_cell
 
