@@ -276,7 +276,7 @@ def test_a_direct_sum_without_atoms_is_zero():
 def test_direct_sums_repeat_with_tables_kept_on_the_device(monkeypatch):
     rows = ROWS["sphere"]()
     list(direct_sums(rows, (3, 0, 6, 1), 0))
-    monkeypatch.setattr(direct, "to_device", None)
+    monkeypatch.setattr(direct, "on_device", None)
     monkeypatch.setattr(direct, "row_tiles", None)
     list(direct_sums(rows, (1, 1, 1, 2), 1))
 

@@ -16,7 +16,7 @@ from sog_longrange.summation.multipoles import monomials, order_of, phase_gradie
 from sog_longrange.summation.rows import ModeRows
 
 from .torch_direct import TorchDirect
-from .triton_launch import kept, launch, power_of_two, row_tiles, to_device
+from .triton_launch import kept, launch, power_of_two, row_tiles, on_device
 from .triton_modes import interpolate, spread, tabulate
 
 MAX_ORDER: int = 3
@@ -104,7 +104,7 @@ class TritonDirect:
         own = self.rows.tensors(out.dtype, out.device)
         starts = kept(
             *(self.rows, ("row_starts", out.device)),
-            lambda: to_device(self.rows.row_starts, out.device),
+            lambda: on_device(self.rows.row_starts, out.device),
         )
         launch(
             *(interpolate, (blocks * -(-most // span), channels), starts, self.batch),
@@ -142,7 +142,7 @@ class TritonDirect:
         device = self.phases.device
         tasks: Tensor = kept(
             *(self.rows, ("windows", device)),
-            lambda: to_device(_windows(self.rows, _ROWS, _TILE // _ROWS), device),
+            lambda: on_device(_windows(self.rows, _ROWS, _TILE // _ROWS), device),
         )
         return tasks
 

@@ -17,7 +17,7 @@ from sog_longrange.summation.blocks import running_sum
 from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.windows import make_window
 
-from .triton_launch import launch, to_device
+from .triton_launch import launch, on_device
 
 _BLOCK = 8
 _ATOMS = 128
@@ -69,10 +69,10 @@ def geometry(grids: Grids, dtype: torch.dtype, device: torch.device) -> Geometry
         )
     blocks = (-(-sizes // _BLOCK)).prod(1)
     return Geometry(
-        to_device(sizes, device, torch.int32),
-        to_device(np.array(grids.starts[:-1], np.int64), device),
-        to_device(sizes / (2.0 * math.pi), device, dtype),
-        to_device(running_sum(blocks)[:-1], device, torch.int32),
+        on_device(sizes, device, torch.int32),
+        on_device(np.array(grids.starts[:-1], np.int64), device),
+        on_device(sizes / (2.0 * math.pi), device, dtype),
+        on_device(running_sum(blocks)[:-1], device, torch.int32),
     )
 
 
@@ -91,7 +91,7 @@ def coefficients(width: int, dtype: torch.dtype, device: torch.device) -> Tensor
     Tensor, shape (degree + 1, width)
         One row for each power from the highest down to zero.
     """
-    return to_device(make_window(width).coefficients.T[::-1], device, dtype)
+    return on_device(make_window(width).coefficients.T[::-1], device, dtype)
 
 
 def block_numbers(own: Geometry, phases: Tensor, batch: Tensor) -> Tensor:

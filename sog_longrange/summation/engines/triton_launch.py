@@ -35,7 +35,7 @@ def launch(kernel: Any, grid: tuple[int, ...], /, *args: object, **options: obje
         kernel[grid](*args, enable_fp_fusion=True, **options)
 
 
-def to_device(
+def on_device(
     array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Copy numbers of the host to a device, without waiting for it.
