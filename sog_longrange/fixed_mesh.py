@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
-from .geometry import Modes, cell_volume, reciprocal_cell, squared_wave_numbers, wrapped_phases
+from .geometry import cell_volume, reciprocal_cell, wrapped_phases
 from .kernels.kernel import check_channels
 from .source_checks import check_dipoles
 from .summation.engines.engine import Engine
@@ -185,7 +185,9 @@ class FixedMeshEnergy(nn.Module):
         sizes = list(self.grids.half_shapes[0])
         x, y, z = self.modes.to(reciprocal).split(sizes)
         a, b, c = self.factors.to(reciprocal).split(sizes)
-        k2 = squared_wave_numbers(Modes((x, y, z), torch.ones_like(x)), reciprocal)[0]
+        b_1, b_2, b_3 = reciprocal[0, :, :, None, None, None].unbind(0)
+        # Components first: the metric's cross terms cancel badly in skewed cells.
+        k2 = (x[:, None, None] * b_1 + y[:, None] * b_2 + z * b_3).square().sum(0)
         factors = a[:, None, None] * b[:, None] * c
         table: Tensor = tapered_fourier(self.kernel, k2, self.taper_start) * factors
         return table.flatten(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,29 +36,6 @@ _ABSURD = 1e15
 
 MAX_NODES: int = 8 * MAX_ELEMENTS
 """Largest number of modes or points of all grids that is attempted."""
-
-
-class Modes(NamedTuple):
-    """The box of integer modes shared by a batch of periodic structures.
-
-    The box covers half of reciprocal space (first index >= 0); the other half
-    follows from the symmetry of a real density.
-
-    Attributes
-    ----------
-    axes : tuple of 3 Tensors, shapes (n_1,), (n_2,), (n_3,)
-        Integer mode numbers of each reciprocal axis.
-    weights : Tensor, shape (n_1,)
-        1 for modes that are their own mirror plane, 2 for all others.
-    """
-
-    axes: tuple[Tensor, Tensor, Tensor]
-    weights: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Number of modes along each axis."""
-        return tuple(len(axis) for axis in self.axes)  # type: ignore[return-value]
 
 
 def taper(k2: Tensor, start: float) -> Tensor:
@@ -350,42 +327,6 @@ def apply_strain(
     return positions + torch.einsum("na,nab->nb", positions, own), cell + cell @ change
 
 
-def choose_modes(cell: Tensor, cutoff: float) -> Modes:
-    """Smallest box of modes that holds every |k| <= cutoff of every structure.
-
-    Parameters
-    ----------
-    cell : Tensor, shape (n_graphs, 3, 3), in Å
-    cutoff : float
-        Largest wave number, in 1/Å.
-
-    Returns
-    -------
-    Modes
-
-    Raises
-    ------
-    SizeError
-        If the box has more modes than any memory holds.
-    """
-    lengths = torch.linalg.vector_norm(cell.detach().double(), dim=-1).amax(0)
-    counts = torch.floor(lengths * cutoff / (2.0 * math.pi)).tolist()
-    total = (counts[0] + 1) * (2 * counts[1] + 1) * (2 * counts[2] + 1)
-    if total > MAX_ELEMENTS:
-        edges = ", ".join(f"{length:.3g}" for length in lengths.tolist())
-        raise SizeError(
-            f"A cell with edges of {edges} Å needs {total:.3g} modes at a k cutoff of "
-            f"{cutoff:.3g} 1/Å. Use a larger `min_width` or `tolerance`, or a smaller cell."
-        )
-    first, second, third = (int(count) for count in counts)
-    axes = (
-        torch.arange(0, first + 1).to(cell),
-        torch.arange(-second, second + 1).to(cell),
-        torch.arange(-third, third + 1).to(cell),
-    )
-    return Modes(axes, 2.0 - (axes[0] == 0).to(cell.dtype))
-
-
 def largest_mode(length: float, cutoff: float) -> int:
     """Largest mode number along an axis with |k| <= cutoff.
 
@@ -432,22 +373,3 @@ def box_shapes(lengths: list[list[float]], cutoff: float) -> list[tuple[int, int
             "Use a larger `min_width` or `tolerance`, a smaller box or a smaller batch."
         )
     return shapes  # type: ignore[return-value]
-
-
-def squared_wave_numbers(modes: Modes, reciprocal: Tensor) -> Tensor:
-    """Squared length of every mode of every structure.
-
-    Parameters
-    ----------
-    modes : Modes
-    reciprocal : Tensor, shape (n_graphs, 3, 3), in 1/Å
-
-    Returns
-    -------
-    Tensor, shape (n_graphs, n_1, n_2, n_3), in 1/Å^2
-    """
-    # Components first: the metric's cross terms cancel badly in skewed cells.
-    x, y, z = modes.axes[0][:, None, None], modes.axes[1][:, None], modes.axes[2]
-    b1, b2, b3 = reciprocal[:, :, :, None, None, None].unbind(1)
-    k = x * b1 + y * b2 + z * b3
-    return k.square().sum(1)

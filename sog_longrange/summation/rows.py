@@ -304,7 +304,7 @@ _SPHERES: OrderedDict[tuple[bytes, float], ModeRows] = OrderedDict()
 
 
 def _sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:
-    lengths = np.linalg.norm(cells, axis=-1)
+    lengths = np.hypot.reduce(cells, axis=-1)
     reach = np.floor(lengths * (cutoff / (2.0 * math.pi)))
     _check_size(reach, lengths, cutoff)
     reach = reach.astype(np.int64)
@@ -346,11 +346,12 @@ def _row_extent(
 
 
 def _check_size(reach: Numbers, lengths: Numbers, cutoff: float) -> None:
-    total = float(((reach[:, 0] + 1.0) * (2.0 * reach[:, 1:] + 1.0).prod(-1)).sum())
-    if total > MAX_NODES:
-        edges = ", ".join(f"{a:.3g}" for a in lengths[reach.prod(-1).argmax()])
+    with np.errstate(over="ignore"):
+        sizes = (reach[:, 0] + 1.0) * (2.0 * reach[:, 1:] + 1.0).prod(-1)
+    if sizes.sum() > MAX_NODES:
+        edges = ", ".join(f"{a:.3g}" for a in lengths[sizes.argmax()])
         raise SizeError(
-            f"{len(reach)} structures with edges of up to {edges} Å need {total:.3g} modes at a k "
-            f"cutoff of {cutoff:.3g} 1/Å, more than {MAX_NODES:.3g}. Use a larger `min_width` or "
-            "`tolerance`, a smaller cell or a smaller batch."
+            f"A cell with edges of {edges} Å needs {sizes.max():.3g} modes at a k cutoff of "
+            f"{cutoff:.3g} 1/Å, more than the {MAX_NODES:.3g} of a batch. Use a larger "
+            "`min_width` or `tolerance`, a smaller cell or a smaller batch."
         )

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -22,15 +23,16 @@ from references import (
 from sog_longrange import Ewald, LongRangeEnergy, coulomb
 from sog_longrange.geometry import (
     TAPER,
-    choose_modes,
     reciprocal_cell,
-    squared_wave_numbers,
     taper,
     wrapped_phases,
 )
 from sog_longrange.summation import kernel_table
 from sog_longrange.summation.resolution import Resolution
+from sog_longrange.summation.rows import sphere_rows
 from sog_longrange.testing import join
+
+CPU = torch.device("cpu")
 
 SLACK = 5.0
 """Relative l2 error of forces over tolerance that is accepted."""
@@ -160,42 +162,43 @@ SKEWED = {
 }
 
 
+def modes_of(rows):
+    """All modes of rows, with their factors."""
+    modes, numbers = rows.modes(DOUBLE, torch.device("cpu")), rows.tensors(DOUBLE, CPU)
+    row = torch.repeat_interleave(torch.arange(len(numbers.factors)), numbers.starts.diff())
+    return modes, numbers.factors[row], numbers.graphs[row]
+
+
 @pytest.mark.parametrize("name", SKEWED)
 @pytest.mark.parametrize("cutoff", [1.0, 3.7])
-def test_the_box_of_modes_holds_every_wave_within_the_cutoff(name, cutoff):
+def test_rows_hold_every_mode_within_the_cutoff_or_its_mirror_image_once(name, cutoff):
     # m_i = a_i . k / 2 pi, so |m_i| <= |a_i| k / 2 pi for any angles between the a_i.
-    cell = SKEWED[name][None]
-    box = choose_modes(cell, cutoff)
-    reciprocal = reciprocal_cell(cell)[0]
-    sizes = [int(axis.max()) for axis in box.axes]
-    wide = [torch.arange(-n - 4, n + 5, dtype=DOUBLE) for n in sizes]
-    modes = torch.cartesian_prod(*wide)
-    inside = modes[(modes @ reciprocal).norm(dim=1) <= cutoff]
-    assert len(inside) > 1 or name == "acute" or cutoff < 3.0
-    assert torch.all(inside.abs().amax(0) <= torch.tensor(sizes, dtype=DOUBLE))
+    cell = SKEWED[name]
+    reciprocal = reciprocal_cell(cell[None])[0]
+    reach = (cell.norm(dim=1) * cutoff / (2.0 * math.pi)).long().tolist()
+    every = torch.cartesian_prod(*(torch.arange(-n - 1, n + 2).to(DOUBLE) for n in reach))
+    inside = {tuple(m) for m in every[(every @ reciprocal).norm(dim=1) <= cutoff].tolist()}
+    found, factors, _ = modes_of(sphere_rows(cell[None].numpy(), cutoff))
+    assert bool(((found @ reciprocal).norm(dim=1) <= cutoff * (1.0 + 1e-5)).all())
+    counted = Counter()
+    for mode, factor in zip(found.tolist(), factors.tolist(), strict=True):
+        counted[tuple(mode)] += 1
+        if factor == 2.0:
+            counted[tuple(-m for m in mode)] += 1
+    assert set(counted.values()) == {1}
+    assert counted.keys() >= inside
 
 
-def test_the_box_of_modes_touches_the_cutoff():
-    # The bound is attained where a wave runs along a lattice vector.
-    box = choose_modes(SKEWED["cubic"][None], 2.0 * math.pi / 5.0 * 3.0 + 1e-9)
-    assert box.shape == (4, 7, 7)
-
-
-def test_the_box_of_modes_of_a_batch_holds_those_of_its_members():
-    cells = torch.stack([SKEWED["fcc"], SKEWED["sheared"]])
-    shape = choose_modes(cells, 3.0).shape
-    for cell in cells:
-        alone = choose_modes(cell[None], 3.0).shape
-        assert all(a <= b for a, b in zip(alone, shape, strict=True))
-
-
-@pytest.mark.parametrize("name", SKEWED)
-def test_squared_wave_numbers_equal_the_norms_of_the_waves(name):
-    cell = SKEWED[name][None]
-    box, reciprocal = choose_modes(cell, 3.0), reciprocal_cell(cell)
-    expected = (torch.cartesian_prod(*box.axes) @ reciprocal[0]).square().sum(-1)
-    found = squared_wave_numbers(box, reciprocal)[0].flatten()
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+def test_rows_of_a_batch_are_those_of_its_members_in_parts_of_any_size():
+    cells = torch.stack([SKEWED["fcc"], SKEWED["sheared"], SKEWED["cubic"]]).numpy()
+    together = sphere_rows(cells, 3.0)
+    expected = [modes_of(sphere_rows(cell[None], 3.0))[0] for cell in cells]
+    for most in (1, 20, 10**6):
+        parts = [modes_of(part) for part in together.parts(most)]
+        assert len(parts) == {1: len(together.graphs), 10**6: 1}.get(most, len(parts))
+        modes, graphs = (torch.cat([part[i] for part in parts]) for i in (0, 2))
+        for graph, own in enumerate(expected):
+            assert torch.equal(modes[graphs == graph], own)
 
 
 def test_float32_forces_survive_a_very_skewed_cell():
@@ -206,13 +209,6 @@ def test_float32_forces_survive_a_very_skewed_cell():
     expected = forces_of(model, structure)
     found = forces_of(model, as_type(structure, torch.float32)).double()
     assert relative_error(found, expected) < 1e-3
-
-
-def test_half_a_box_counts_every_mirrored_mode_once():
-    box = choose_modes(SKEWED["cubic"][None], 3.0)
-    n1, n2, n3 = box.shape
-    total = float(box.weights.sum()) * n2 * n3
-    assert total == (2 * n1 - 1) * n2 * n3
 
 
 def test_wrapped_phases_are_those_of_the_first_cell():

@@ -80,7 +80,6 @@ def test_costs_rise_with_the_size(name, field):
 def test_what_fits_into_no_memory_is_never_chosen():
     costs = choose_backend(size_of(1000, 2000.0)).costs
     assert all(math.isinf(cost) for cost in costs.values())
-    assert math.isinf(choose_backend(size_of(*HUGE)).costs["dense"])
 
 
 def test_a_library_that_is_missing_is_never_chosen(monkeypatch):

@@ -27,12 +27,13 @@ from sog_longrange import (
     potential_and_field,
     power_law,
 )
-from sog_longrange.geometry import choose_modes, reciprocal_cell, squared_wave_numbers
+from sog_longrange.kernels.closed_forms import pinned_amplitudes, sum_of_transforms
 from sog_longrange.kernels.gaussians import FixedGaussians, gaussian_fourier, gaussian_radial
 from sog_longrange.summation import dispatch
 from sog_longrange.summation.dense import DenseBackend
 from sog_longrange.summation.mesh import MeshBackend
 from sog_longrange.summation.resolution import Resolution
+from sog_longrange.summation.rows import sphere_rows
 from sog_longrange.testing import assert_twice_differentiable, join
 from sog_longrange.validation import Structures
 
@@ -380,10 +381,8 @@ def test_force_loss_gradient_of_every_parameter_equals_finite_differences(option
 def test_the_modes_of_these_tests_have_components_along_every_pair_of_axes():
     cell = random_structure(2, 3, edge=EDGE).cell[None]
     cutoff = Resolution.of(1.0, TOLERANCE).taper_start
-    box = choose_modes(cell, cutoff)
-    modes = torch.cartesian_prod(*box.axes)
-    waves = squared_wave_numbers(box, reciprocal_cell(cell)).flatten()
-    inside = modes[waves < cutoff**2]
+    rows = sphere_rows(cell.numpy(), cutoff)
+    inside = rows.modes(torch.float64, torch.device("cpu"))
     for pair in ([0, 1], [0, 2], [1, 2]):
         assert bool((inside[:, pair] != 0).all(1).any())
 
@@ -394,3 +393,18 @@ def test_kernel_functions_are_twice_differentiable():
     widths = torch.tensor([[1.1, 2.0]], dtype=torch.float64, requires_grad=True)
     for function in (gaussian_fourier, gaussian_radial):
         assert gradgradcheck(function, (x, amplitudes, widths))
+
+
+def test_closed_forms_of_sums_of_gaussians_are_twice_differentiable():
+    k2 = torch.tensor([0.0, 0.3, 4.0], dtype=torch.float64)
+    values = ([[3.0, -1.5], [0.4, 2.0]], [[1.1, 2.0], [0.9, 1.7]], [[0.1, -0.2], [0.3, 0.0]])
+    amplitudes, widths, logs = (torch.tensor(x, dtype=torch.float64) for x in values)
+    pinned = torch.tensor([2.0, -0.7], dtype=torch.float64)
+    cases = (
+        (lambda a, s: sum_of_transforms(k2, a, s), amplitudes),
+        (lambda x, s: pinned_amplitudes(amplitudes, x, s, pinned, 2.5), logs),
+    )
+    for function, first in cases:
+        leaves = first.clone().requires_grad_(), widths.clone().requires_grad_()
+        assert gradcheck(function, leaves)
+        assert gradgradcheck(function, leaves)

@@ -179,7 +179,7 @@ def test_compiled_inference_has_one_graph_and_equals_eager(kernel):
         out = function(q, moved, cell, pbc, batch, n)
         target += [out.energy, *torch.autograd.grad(out.energy.sum(), moved)]
     for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_compiled_inference_of_a_single_non_periodic_structure_needs_no_more_than_positions():
