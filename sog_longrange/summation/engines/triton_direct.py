@@ -16,7 +16,7 @@ from sog_longrange.summation.multipoles import monomials, order_of, phase_gradie
 from sog_longrange.summation.rows import ModeRows
 
 from .torch_direct import TorchDirect
-from .triton_launch import kept, launch, power_of_two, row_tiles, on_device
+from .triton_launch import kept, launch, on_device, power_of_two, row_tiles
 from .triton_modes import interpolate, spread, tabulate
 
 MAX_ORDER: int = 3

@@ -19,7 +19,7 @@ from sog_longrange.summation.kernel_table import MANTISSA as MANTISSAS
 from sog_longrange.summation.kernel_table import Intervals
 from sog_longrange.summation.rows import ModeRows
 
-from .triton_launch import kept, launch, power_of_two, row_tiles, on_device
+from .triton_launch import kept, launch, on_device, power_of_two, row_tiles
 
 _TILE = 512
 _COPIES = 32
