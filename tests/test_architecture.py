@@ -22,7 +22,12 @@ ENGINES = {
     "numba_spread.py": {"numba"},
     "numba_table.py": set(),
     "numba_vectors.py": {"numba", "llvmlite"},
+    "triton_direct.py": set(),
     "triton_engine.py": {"triton"},
+    "triton_grids.py": {"triton"},
+    "triton_launch.py": set(),
+    "triton_modes.py": {"triton"},
+    "triton_table.py": {"triton"},
 }
 """Modules that are imported only where the libraries they may need are installed."""
 

@@ -17,13 +17,17 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 _READS = frozenset({"_local_scalar_dense", "nonzero", "bincount", "equal", "masked_select"})
 """Operations that wait for the device."""
 
 _UNIQUE = ("_unique2", "unique_dim", "unique_consecutive")
-_LAUNCHERS = ("numba_engine", "numba_direct", "triton_engine")
+_LAUNCHERS = (
+    *("numba_engine", "numba_direct"),
+    *("triton_engine", "triton_grids", "triton_table", "triton_direct"),
+)
+"""Modules of engines that launch compiled code."""
 
 
 class Operations:
@@ -83,9 +87,11 @@ class Operations:
             return nullcontext()
 
     def _counting(self, launch: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: object) -> object:
+        def counted(*args: object, **options: object) -> object:
             self.counts["launch"] += 1
-            return launch(*args)
+            # Interpreters of compiled code copy tensors to arrays and back.
+            with _disable_current_modes():
+                return launch(*args, **options)
 
         return counted
 

@@ -8,33 +8,30 @@ atomically, in no fixed order: its results repeat to rounding errors only.
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sog_longrange.errors import SizeError
 from sog_longrange.summation.grids import Grids
 from sog_longrange.summation.multipoles import monomials, order_of, phase_gradient
 from sog_longrange.summation.windows import make_window
 
 from .engine import Engine
-from .torch_direct import TorchDirect
 from .torch_engine import TorchSpreader
-from .torch_table import TorchSampler
+from .triton_direct import TritonDirect
+from .triton_grids import block_numbers, coefficients, geometry
+from .triton_launch import launch, power_of_two
+from .triton_table import TritonSampler
 
 MAX_ORDER: int = 3
 """Highest order of the derivatives that are compiled; higher ones are PyTorch's."""
 
-_BLOCK = 8
 _LANES = 128
-# One warp adds up its lanes without a barrier; Triton's versions differ in the default of fusion.
-_OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}
+# One warp adds up its lanes without a barrier.
+_OPTIONS = {"num_warps": 1}
 
 
 class TritonSpreader:
@@ -54,11 +51,11 @@ class TritonSpreader:
 
     def __init__(self, grids: Grids, phases: Tensor, batch: Tensor) -> None:
         self.grids = grids
-        self.batch = batch
+        self.batch = batch.contiguous()
         self.phases = phases.contiguous()
-        self.geometry = _geometry(grids, phases.dtype, phases.device)
-        self.coefficients = _coefficients(grids.width, phases.dtype, phases.device)
-        self.order = torch.argsort(self._blocks(batch))
+        self.geometry = geometry(grids, phases.dtype, phases.device)
+        self.coefficients = coefficients(grids.width, phases.dtype, phases.device)
+        self.order = torch.argsort(block_numbers(self.geometry, self.phases, self.batch))
         self.graphs = batch[self.order]
         self.corners = phases.new_empty(phases.shape, dtype=torch.int32)
         self.weights: dict[int, Tensor] = {}
@@ -85,12 +82,6 @@ class TritonSpreader:
         higher = self.interpolate(field, order_of(weights.shape[1]) + 1)
         return phase_gradient(weights, higher)
 
-    def _blocks(self, batch: Tensor) -> Tensor:
-        """Find the block of points that each atom is in, numbered through all structures."""
-        own = self.geometry
-        place = (self.phases * own.scales[batch] / _BLOCK).long()
-        return (place * own.strides[batch]).sum(1) + own.first_blocks[batch]
-
     def _weights_of(self, order: int) -> Tensor:
         """Weights of sorted atoms and phase derivatives; (n_atoms, 3, order + 1, width)."""
         known = [own for own in self.weights if own >= order]
@@ -99,96 +90,43 @@ class TritonSpreader:
         own, width = self.geometry, self.grids.width
         window, orders = make_window(width), max(order, 1) + 1
         weights = self.phases.new_empty(len(self.phases), 3, orders, width)
-        tile = _tile(width)
+        tile = power_of_two(width)
         rows = max(1, _LANES // tile)
-        with torch.cuda.device_of(self.phases):
-            _weigh[(triton.cdiv(3 * len(self.phases), rows),)](
-                *(self.order, self.graphs, self.phases, own.sizes, own.scales),
-                *(self.coefficients, self.corners, weights, len(self.phases)),
-                SHIFT=window.shift,
-                FIRST=window.first,
-                WIDTH=width,
-                DEGREE=len(self.coefficients) - 1,
-                ORDERS=orders,
-                TILE=tile,
-                ROWS=rows,
-                **_OPTIONS,
-            )
+        launch(
+            *(_weigh, (triton.cdiv(3 * len(self.phases), rows),)),
+            *(self.order, self.graphs, self.phases, own.sizes, own.scales),
+            *(self.coefficients, self.corners, weights, len(self.phases)),
+            SHIFT=window.shift,
+            FIRST=window.first,
+            WIDTH=width,
+            DEGREE=len(self.coefficients) - 1,
+            ORDERS=orders,
+            TILE=tile,
+            ROWS=rows,
+            **_OPTIONS,
+        )
         self.weights[orders - 1] = weights
         return weights
 
     def _run(self, kernel: Any, points: Tensor, order: int, values: Tensor) -> None:
         """Launch a kernel for all atoms and the channels of some grids."""
         own, width, weights = self.geometry, self.grids.width, self._weights_of(order)
-        tile = _tile(width**2)
+        tile = power_of_two(width**2)
         atoms = max(1, _LANES // tile)
-        with torch.cuda.device_of(points):
-            kernel[(triton.cdiv(len(self.phases), atoms), len(points))](
-                *(self.order, self.graphs, self.corners, weights, own.sizes, own.starts),
-                *(points, values, len(self.phases), points.shape[1]),
-                WIDTH=width,
-                TILE=tile,
-                ATOMS=atoms,
-                ORDER=order,
-                ORDERS=weights.shape[2],
-                **_OPTIONS,
-            )
-
-
-TRITON = Engine("triton", TritonSpreader, TorchSampler, TorchDirect)
-
-
-class _Geometry(NamedTuple):
-    """Grids as the kernels read them, one row for each structure.
-
-    Attributes
-    ----------
-    sizes : Tensor of int32, shape (n_graphs, 3)
-    starts : Tensor of int64, shape (n_graphs,)
-    scales : Tensor, shape (n_graphs, 3)
-        Grid points per radian.
-    strides : Tensor of int64, shape (n_graphs, 3)
-        Of the numbers of blocks, which are in the order of grid points.
-    first_blocks : Tensor of int64, shape (n_graphs,)
-    """
-
-    sizes: Tensor
-    starts: Tensor
-    scales: Tensor
-    strides: Tensor
-    first_blocks: Tensor
-
-
-@lru_cache(maxsize=32)
-def _geometry(grids: Grids, dtype: torch.dtype, device: torch.device) -> _Geometry:
-    sizes = np.array(grids.shapes, np.int64).reshape(-1, 3)
-    if (sizes < grids.width).any():
-        raise SizeError(
-            f"Every grid needs at least as many points along each axis as its window of "
-            f"{grids.width} points, got a grid of {min(grids.shapes, key=min)} points."
+        launch(
+            *(kernel, (triton.cdiv(len(self.phases), atoms), len(points))),
+            *(self.order, self.graphs, self.corners, weights, own.sizes, own.starts),
+            *(points, values, len(self.phases), points.shape[1]),
+            WIDTH=width,
+            TILE=tile,
+            ATOMS=atoms,
+            ORDER=order,
+            ORDERS=weights.shape[2],
+            **_OPTIONS,
         )
-    blocks = -(-sizes // _BLOCK)
-    strides = np.stack((blocks[:, 1] * blocks[:, 2], blocks[:, 2], np.ones_like(blocks[:, 0])), 1)
-    first_blocks = np.cumsum(blocks.prod(1)) - blocks.prod(1)
-    return _Geometry(
-        torch.as_tensor(sizes, dtype=torch.int32, device=device),
-        torch.tensor(grids.starts[:-1], dtype=torch.int64, device=device),
-        torch.as_tensor(sizes / (2.0 * math.pi), dtype=dtype, device=device),
-        torch.as_tensor(strides, device=device),
-        torch.as_tensor(first_blocks, device=device),
-    )
 
 
-@lru_cache(maxsize=32)
-def _coefficients(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Window polynomials, one row for each power from the highest down to zero."""
-    rows = make_window(width).coefficients.T[::-1]
-    return torch.as_tensor(rows.copy(), dtype=dtype, device=device)
-
-
-def _tile(count: int) -> int:
-    """Round a number of lanes up: Triton wants a power of two."""
-    return 1 << (count - 1).bit_length()
+TRITON = Engine("triton", TritonSpreader, TritonSampler, TritonDirect)
 
 
 # Sizes are not specialised on, or every divisibility by 16 would compile the kernels anew.
