@@ -153,9 +153,10 @@ def phase_gradient(weights: Tensor, derivatives: Tensor) -> Tensor:
     count = weights.shape[1]
     if count == 1:
         return (weights * derivatives[:, 1:4]).sum(-1)
-    order = order_of(count)
-    columns = [(weights * derivatives[:, list(own)]).sum((1, 2)) for own in raised(order)]
-    return torch.stack(columns, 1)
+    # Stacked views: an index would be made on the host, and its copy would wait for the device.
+    columns = derivatives.unbind(1)
+    higher = torch.stack([columns[place] for own in raised(order_of(count)) for place in own], 1)
+    return (weights[:, None] * higher.unflatten(1, (3, count))).sum((2, 3))
 
 
 class Backend(Protocol):
