@@ -16,14 +16,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sog_longrange.errors import ConfigError, PerformanceWarning, SizeError, explain
 from sog_longrange.geometry import MAX_ELEMENTS, MAX_NODES
 from sog_longrange.hosts import is_installed
 
 from .cost_coefficients import COEFFICIENTS
-from .cost_terms import OVERHEAD, Size, table_key, terms
+from .cost_terms import OVERHEAD, Number, Size, table_key, terms
+from .rows import MOST_MODES
 
 BACKENDS = ("auto", "dense", "mesh", "finufft")
 
@@ -89,13 +92,30 @@ def choose_backend(size: Size) -> Choice:
     -------
     Choice
     """
-    costs = {name: _time(name, size) for name in BACKENDS[1:]}
-    memory = {name: predict_memory(name, size) for name in costs}
+    costs = {name: float(_time(name, size)) for name in BACKENDS[1:]}
+    memory = {name: float(predict_memory(name, size)) for name in costs}
     return Choice(min(costs, key=lambda name: costs[name]), costs, memory)
 
 
-def predict_memory(kind: str, size: Size) -> float:
-    """Predict the peak memory of an energy and force evaluation of one structure.
+def fastest_backends(size: Size) -> list[str]:
+    """Name what :func:`choose_backend` chooses for each of several structures.
+
+    Parameters
+    ----------
+    size : Size
+        Of arrays.
+
+    Returns
+    -------
+    list of str
+    """
+    names = BACKENDS[1:]
+    costs = np.stack([np.broadcast_to(_time(name, size), np.shape(size.n_atoms)) for name in names])
+    return [names[place] for place in costs.argmin(0).tolist()]
+
+
+def predict_memory(kind: str, size: Size) -> Number:
+    """Predict the peak memory of an energy and force evaluation of each structure.
 
     Parameters
     ----------
@@ -105,7 +125,7 @@ def predict_memory(kind: str, size: Size) -> float:
 
     Returns
     -------
-    float
+    float or array
         In bytes.
     """
     return _MEMORY[kind](size)
@@ -201,12 +221,12 @@ def pairs_are_faster(size: Size) -> bool:
     -------
     bool
     """
-    pairs = _time("pairs", size)
-    return math.isfinite(pairs) and pairs <= _time("padded", size)
+    pairs = float(_time("pairs", size))
+    return math.isfinite(pairs) and pairs <= float(_time("padded", size))
 
 
-def predict_time(kind: str, size: Size) -> float:
-    """Predict what one structure of a batch adds to the time of an energy and force evaluation.
+def predict_time(kind: str, size: Size) -> Number:
+    """Predict what each structure of a batch adds to the time of an energy and force evaluation.
 
     Parameters
     ----------
@@ -215,19 +235,18 @@ def predict_time(kind: str, size: Size) -> float:
 
     Returns
     -------
-    float
+    float or array
         In ms.
     """
-    time = _time(kind, size)
-    return time if math.isinf(time) else time - coefficients(kind, size)[OVERHEAD]
+    return _time(kind, size) - coefficients(kind, size)[OVERHEAD]
 
 
-def _time(kind: str, size: Size) -> float:
+def _time(kind: str, size: Size) -> Number:
     """Time of an energy and force evaluation, in ms; infinite where it is not possible."""
-    if not is_possible(kind, size):
-        return math.inf
     own = coefficients(kind, size)
-    return sum(own[name] * count for name, count in terms(kind, size).items())
+    total = sum((own[name] * count for name, count in terms(kind, size).items()), start=0.0)
+    time: Number = np.where(is_possible(kind, size), total, math.inf)
+    return time
 
 
 def coefficients(kind: str, size: Size) -> dict[str, float]:
@@ -247,8 +266,8 @@ def coefficients(kind: str, size: Size) -> dict[str, float]:
     return COEFFICIENTS[table_key(kind, size._replace(device="cpu"))] if own is None else own
 
 
-def is_possible(kind: str, size: Size) -> bool:
-    """Tell whether a sum has the memory, the digits and the library for a structure.
+def is_possible(kind: str, size: Size) -> bool | NDArray[np.bool_]:
+    """Tell whether a sum has the memory, the digits and the library for each structure.
 
     Parameters
     ----------
@@ -257,45 +276,46 @@ def is_possible(kind: str, size: Size) -> bool:
 
     Returns
     -------
-    bool
+    bool or array
     """
     if kind == "pairs":
         return size.pairs <= MAX_ELEMENTS
     if kind == "dense":
         return size.modes <= MAX_ELEMENTS
     if kind == "finufft":
-        return _has_finufft(size.device) and 8 * size.half_modes <= MAX_NODES
+        return (8 * size.half_modes <= MAX_NODES) & _has_finufft(size.device)
     # Below this the window runs out of digits.
-    return size.nodes <= MAX_NODES and size.resolution.accuracy >= 1e-14
+    return (size.nodes <= MAX_NODES) & (size.resolution.accuracy >= 1e-14)
 
 
 # Numbers that are alive at the peak, measured by benchmarks/memory.py.
-def _mesh_memory(size: Size) -> float:
-    n, channels = size.n_atoms, size.n_channels
+def _mesh_memory(size: Size) -> Number:
+    n, channels, nodes = size.n_atoms, size.n_channels, size.nodes
+    numbers = n * (24.0 + 9 * channels)
     if size.compiled:
-        numbers = 5.2 * size.nodes * channels + n * (24 + 9 * channels)
-    else:
-        touched = min(2**19, n * size.window**3)
-        numbers = 7.0 * size.nodes * channels + n * (24 + 9 * channels) + 3 * touched
-    return size.number * numbers
+        return size.number * (5.2 * nodes * channels + numbers)
+    touched = np.minimum(2**19, n * size.window**3)
+    return size.number * (7.0 * nodes * channels + numbers + 3 * touched)
 
 
-def _dense_memory(size: Size) -> float:
-    atoms = size.n_atoms * (24 + 9 * size.n_channels)
-    return float(size.number * (6 * size.modes * size.n_channels + atoms))
+def _dense_memory(size: Size) -> Number:
+    atoms = size.n_atoms * (24.0 + 9 * size.n_channels)
+    # Beyond these the modes are summed in parts.
+    modes = np.minimum(size.modes, MOST_MODES.get(size.device, MOST_MODES["cuda"]))
+    return size.number * (6 * modes * size.n_channels + atoms)
 
 
-def _finufft_memory(size: Size) -> float:
-    atoms = size.n_atoms * (24 + 9 * size.n_channels)
-    return float(size.number * (42 * size.half_modes * size.n_channels + atoms))
+def _finufft_memory(size: Size) -> Number:
+    atoms = size.n_atoms * (24.0 + 9 * size.n_channels)
+    return size.number * (42 * size.half_modes * size.n_channels + atoms)
 
 
-def _pairs_memory(size: Size) -> float:
+def _pairs_memory(size: Size) -> Number:
     # Numbers of atoms are integers of 8 bytes in any dtype.
-    return float(size.pairs * (100 + 30 * size.number))
+    return size.pairs * (100 + 30 * size.number)
 
 
-_MEMORY: dict[str, Callable[[Size], float]] = {
+_MEMORY: dict[str, Callable[[Size], Number]] = {
     "mesh": _mesh_memory,
     "padded": _mesh_memory,
     "dense": _dense_memory,

@@ -10,10 +10,7 @@ from .engines.engine import Direct
 from .interaction import Interaction, Potentials
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles
-from .rows import ModeRows, sphere_rows
-
-_MOST = {"cpu": 2**19, "cuda": 2**24}
-"""Modes at a time, so that spectra stay in a cache, or at least fit into memory."""
+from .rows import MOST_MODES, ModeRows, sphere_rows
 
 
 def dense_sum(
@@ -50,7 +47,7 @@ def dense_sum(
     layout = layout_of(part)
     rows = sphere_rows(layout.cells, resolution.cutoff)
     engine = interaction.engine_on(part.positions.device)
-    most = _MOST.get(part.batch.device.type, _MOST["cuda"])
+    most = MOST_MODES.get(part.batch.device.type, MOST_MODES["cuda"])
     sums = [(DenseBackend(own, part.batch, engine.direct), own) for own in rows.parts(most)]
     return periodic_sum(interaction, sources, part, sums, layout.lengths, field=field)
 

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sog_longrange.errors import BoundaryError, explain
-from sog_longrange.geometry import cell_reduction, to_device
+from sog_longrange.geometry import MAX_NODES, cell_reduction, to_device
 from sog_longrange.layout import Flags, Layout, read_together
 from sog_longrange.validation import Structures, layout_of
 
@@ -23,6 +25,7 @@ from .cost_model import (
     Choice,
     check_cost,
     choose_backend,
+    fastest_backends,
     pairs_are_faster,
     predict_memory,
     predict_time,
@@ -191,7 +194,7 @@ def choices(
     return {graph: choice._replace(backend=name) for graph, choice in found.items()}
 
 
-_Sizes = Callable[[int, Sequence[float]], Size]
+_Sizes = Callable[[int | NDArray[np.int64], Sequence[float] | NDArray[np.float64]], Size]
 
 
 def _backend(interaction: Interaction) -> str:
@@ -208,7 +211,7 @@ def _sizes(interaction: Interaction, sources: Multipoles, positions: Tensor) -> 
 
 
 def _choices(layout: Layout, size: _Sizes) -> dict[int, Choice]:
-    """Find the fastest backend of each periodic structure."""
+    """Find the fastest backend of each periodic structure, and the cost of all."""
     rows = zip(layout.periodic, layout.counts, layout.lengths, strict=True)
     return {
         graph: choose_backend(size(count, lengths))
@@ -222,12 +225,14 @@ def _kinds(
 ) -> list[str]:
     """Name the sum of each structure."""
     flags, name = layout.flags, _backend(interaction)
-    found = _choices(layout, size) if name == "auto" else {}
+    fastest = [name] * len(flags)
+    if name == "auto" and any(layout.periodic):
+        fastest = fastest_backends(size(np.array(layout.counts), np.array(layout.lengths)))
     large = _worth_padding(interaction, structures, layout, size)
     kinds = []
     for graph, own in enumerate(flags):
         if all(own):
-            kinds.append(found[graph].backend if name == "auto" else name)
+            kinds.append(fastest[graph])
         elif any(own) or graph in large:
             kinds.append("padded")
         else:
@@ -272,35 +277,35 @@ def _check_cost(
     """Refuse what fits into no memory; padded grids are known, and checked, later."""
     if fields * _most_memory(layout, kinds, size) < WORTH_A_LOOK:
         return
-    sizes = [
-        (kind, size(count, own))
-        for kind, count, own in zip(kinds, layout.counts, layout.lengths, strict=True)
-        if kind != "padded"
-    ]
-    memory = fields * sum(predict_memory(*own) for own in sizes)
-    times = [predict_time(*own) for own in sizes]
-    wasted = fields * sum(
-        time
-        for time, (kind, own) in zip(times, sizes, strict=True)
-        if kind != "pairs" and own.is_empty
-    )
+    counts, lengths = np.array(layout.counts), np.array(layout.lengths)
+    memory = wasted = times = 0.0
+    for kind in sorted(set(kinds) - {"padded"}):
+        graphs = np.array([own == kind for own in kinds])
+        own_size = size(counts[graphs], lengths[graphs])
+        memory += float(np.sum(predict_memory(kind, own_size)))
+        time = predict_time(kind, own_size)
+        times += float(np.sum(time))
+        if kind == "dense" and float(np.sum(own_size.modes)) > MAX_NODES:
+            times = math.inf
+        if kind != "pairs":
+            wasted += float(np.sum(np.where(own_size.is_empty, time, 0.0)))
     # What a sum cannot do at all, it refuses itself.
-    if math.isfinite(sum(times)):
-        check_cost(memory, wasted, device)
+    if math.isfinite(times):
+        check_cost(fields * memory, fields * wasted, device)
 
 
 def _most_memory(layout: Layout, kinds: list[str], size: _Sizes) -> float:
     """Bound the memory of a batch, in bytes, at a fraction of the cost of predicting it."""
+    counts = np.array(layout.counts, np.float64)
     like = size(1, (1.0, 1.0, 1.0))
-    per_length, least = like.resolution.cutoff / math.pi, like.window + 2.0
-    total = 0.0
-    for kind, count, lengths in zip(kinds, layout.counts, layout.lengths, strict=True):
-        if kind == "pairs":
-            total += count * count
-        elif kind != "padded":
-            x, y, z = (max(per_length * a + 2.0, least) for a in lengths)
-            points = x * y * z
-            total += points + count * points / min(x, y, z)
+    with np.errstate(over="ignore"):
+        edges = np.maximum(
+            np.array(layout.lengths) * (like.resolution.cutoff / math.pi) + 2.0, like.window + 2.0
+        )
+        points = edges.prod(-1)
+        sums = points + counts * points / edges.min(-1, initial=math.inf)
+    known = {"pairs": counts**2, "padded": np.zeros_like(counts)}
+    total = sum(float(known.get(kind, sums)[graph]) for graph, kind in enumerate(kinds))
     return _MOST_NUMBERS * like.number * (1 + like.n_channels) * total
 
 

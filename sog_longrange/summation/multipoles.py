@@ -156,7 +156,8 @@ def phase_gradient(weights: Tensor, derivatives: Tensor) -> Tensor:
     # Stacked views: an index would be made on the host, and its copy would wait for the device.
     columns = derivatives.unbind(1)
     higher = torch.stack([columns[place] for own in raised(order_of(count)) for place in own], 1)
-    return (weights[:, None] * higher.unflatten(1, (3, count))).sum((2, 3))
+    gradient: Tensor = (weights[:, None] * higher.unflatten(1, (3, count))).sum((2, 3))
+    return gradient
 
 
 class Backend(Protocol):

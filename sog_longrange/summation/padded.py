@@ -305,8 +305,8 @@ def _check_cost(
         Size(count, n_fields, edges, resolution, dtype, compiled=True, device=device.type)
         for count, edges in zip(counts, lengths, strict=True)
     ]
-    memory = sum(predict_memory("padded", size) for size in sizes)
-    wasted = sum(predict_time("padded", size) for size in sizes if size.is_empty)
+    memory = float(sum(predict_memory("padded", size) for size in sizes))
+    wasted = float(sum(predict_time("padded", size) for size in sizes if size.is_empty))
     check_cost(memory, wasted, device)
 
 

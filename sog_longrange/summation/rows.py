@@ -23,6 +23,9 @@ from .windows import influence
 Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
+MOST_MODES = {"cpu": 2**19, "cuda": 2**24}
+"""Modes that are summed at a time, so that spectra stay in a cache, or fit into memory."""
+
 _KEPT = 64
 _ROUNDING = 1e-6
 
@@ -352,6 +355,7 @@ def _check_size(reach: Numbers, lengths: Numbers, cutoff: float) -> None:
         edges = ", ".join(f"{a:.3g}" for a in lengths[sizes.argmax()])
         raise SizeError(
             f"A cell with edges of {edges} Å needs {sizes.max():.3g} modes at a k cutoff of "
-            f"{cutoff:.3g} 1/Å, more than the {MAX_NODES:.3g} of a batch. Use a larger "
-            "`min_width` or `tolerance`, a smaller cell or a smaller batch."
+            f"{cutoff:.3g} 1/Å, and {len(sizes)} structures {sizes.sum():.3g} modes, more than "
+            f"{MAX_NODES:.3g}. Use a larger `min_width` or `tolerance`, a smaller cell or a "
+            "smaller batch."
         )

@@ -115,7 +115,7 @@ def test_the_choice_does_not_depend_on_the_batch():
 def test_the_energy_is_that_of_the_chosen_backends_in_every_batch(monkeypatch):
     # Costs by which small structures and large ones part.
     times = {"mesh": 10.0, "finufft": 20.0}
-    monkeypatch.setattr(auto, "_time", lambda kind, size: times.get(kind, float(size.n_atoms)))
+    monkeypatch.setattr(auto, "_time", lambda kind, size: times.get(kind, 1.0 * size.n_atoms))
     model = LongRangeEnergy(Ewald(1.0), tolerance=1e-3, engine="none")
     structures = mixed_structures()
     names = {i: choice.backend for i, choice in choices_of(model, structures).items()}

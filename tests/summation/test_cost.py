@@ -115,7 +115,7 @@ def test_what_fits_into_no_memory_is_refused_before_it_is_taken(path, pbc, monke
         patch.setattr("sog_longrange.summation.padded.kernel_on_padded_modes", None)
         patch.setattr("sog_longrange.summation.modes.kernel_on_modes", None)
         with pytest.raises(SizeError, match="at most the 0.1 GB of cpu, got .* GB") as caught:
-            evaluate(energy_of(), structure, path)
+            evaluate(energy_of(backend="mesh"), structure, path)
     for remedy in ("`tolerance`", "`min_width`", "smaller box", "`pbc` to False"):
         assert remedy in str(caught.value)
 
