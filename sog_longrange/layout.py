@@ -7,9 +7,10 @@ depend on travel together, and what follows from them is computed in Python.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from .geometry import SINGULAR_CELL
 
 Flags = tuple[bool, bool, bool]
+_Made = TypeVar("_Made")
 
 
 class Layout(NamedTuple):
@@ -38,6 +40,8 @@ class Layout(NamedTuple):
         and missing before these are looked at.
     numbers : dict of str to ndarray
         All numbers of small tensors, by their names.
+    memory : dict
+        Of :meth:`once`.
     """
 
     counts: list[int]
@@ -45,6 +49,7 @@ class Layout(NamedTuple):
     cells: NDArray[np.float64]
     largest: dict[str, float]
     numbers: dict[str, NDArray[np.float64]]
+    memory: dict[Hashable, Any]
 
     @property
     def largest_position(self) -> float:
@@ -77,7 +82,7 @@ class Layout(NamedTuple):
         """
         counts, flags = [self.counts[g] for g in graphs], [self.flags[g] for g in graphs]
         cells = self.cells[list(graphs)]
-        return self._replace(counts=counts, flags=flags, cells=cells)
+        return self.change(counts, flags, cells)
 
     def phases_fit(self, dtype: torch.dtype) -> bool:
         """Tell whether no phase k.r of an atom in a periodic structure can overflow.
@@ -87,17 +92,62 @@ class Layout(NamedTuple):
         dtype : torch.dtype
             In which the phases and the reciprocal cells are computed.
         """
-        cells = self.cells[self.periodic]
-        limit = torch.finfo(dtype).max
+        return self.largest_position < self.once(dtype, lambda: self._most_that_fits(dtype))
+
+    def _most_that_fits(self, dtype: torch.dtype) -> float:
+        """Largest coordinate, in Å, of which no phase overflows; 0 if any may."""
+        cells, limit = self.cells[self.periodic], torch.finfo(dtype).max
+        if len(cells) == 0:
+            return math.inf
         with np.errstate(all="ignore"):
-            longest = np.hypot.reduce(cells, axis=-1).max(initial=1.0)
-            # No reciprocal lattice vector is longer.
-            reciprocal = (
-                2.0 * math.pi * longest**2 / np.abs(np.linalg.det(cells)).min(initial=math.inf)
-            )
-            # With a margin for sums, and for what rounding does to flat cells.
-            turns = 1e3 * reciprocal * max(1.0, self.largest_position)
-            return bool(1e3 * longest**3 < limit and turns < limit)
+            # No entry of the reciprocal cell is larger than that of two rows over the volume.
+            longest = np.abs(cells).max(axis=(1, 2))
+            reciprocal = 6.0 * longest**2 / np.abs(np.linalg.det(cells))
+            # With a margin for the sums, and for what rounding does to flat cells.
+            fits = (1e3 * np.maximum(1.0, longest) ** 3 < limit) & (1e3 * reciprocal < limit)
+            largest = limit / (1e3 * np.maximum(reciprocal, 1e-300))
+            return float(largest.min()) if fits.all() else 0.0
+
+    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """Return what was made before for the same counts, boundaries and cells, or make it.
+
+        Parameters
+        ----------
+        key : hashable
+            What is made, and all else that it depends on.
+        make : callable
+        """
+        if key not in self.memory:
+            self.memory[key] = make()
+        made: _Made = self.memory[key]
+        return made
+
+    def change(
+        self,
+        counts: list[int] | None = None,
+        flags: list[Flags] | None = None,
+        cells: NDArray[np.float64] | None = None,
+    ) -> Layout:
+        """Return the layout of other structures, which has other things made before.
+
+        Parameters
+        ----------
+        counts, flags, cells
+            As the attributes; by default those of this layout.
+        """
+        counts = self.counts if counts is None else counts
+        flags = self.flags if flags is None else flags
+        cells = self.cells if cells is None else cells
+        memory = _memory_of(tuple(counts), tuple(flags), cells.tobytes())
+        return self._replace(counts=counts, flags=flags, cells=cells, memory=memory)
+
+
+@lru_cache(maxsize=128)
+def _memory_of(
+    counts: tuple[int, ...], flags: tuple[Flags, ...], cells: bytes
+) -> dict[Hashable, Any]:
+    """Find what was made for structures, as in a simulation at constant volume for each step."""
+    return {}
 
 
 def read_together(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
@@ -117,8 +167,9 @@ def read_together(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:
     # Next to float32 alone, large integers would be rounded.
     packed = torch.cat([x.double() if x.dtype == torch.int64 else x for x in flat])
     numbers = np.array(packed.tolist(), dtype=np.float64)
-    parts = np.split(numbers, list(accumulate(x.numel() for x in tensors))[:-1])
-    return [part.reshape(tuple(x.shape)) for part, x in zip(parts, tensors, strict=True)]
+    ends = list(accumulate(x.numel() for x in flat))
+    places = zip(tensors, [0, *ends], ends, strict=False)
+    return [numbers[first:last].reshape(x.shape) for x, first, last in places]
 
 
 def _extremes(values: Tensor) -> tuple[Tensor, ...]:
@@ -182,27 +233,23 @@ def look_at(
     -------
     Look
     """
-    ends = map(_extremes, others.values())
-    cells, flags, order, own, *found = _read(
-        [[cell], [pbc], _order(batch, cell.shape[0]), numbers.values(), *ends]
-    )
+    ends = [_extremes(x) for x in others.values()]
+    tensors = [cell, pbc, *_order(batch, cell.shape[0]), *numbers.values()]
+    found = iter(read_together([*tensors, *(x for pair in ends for x in pair)]))
+    cells = next(found)
+    flags: list[Flags] = [tuple(row) for row in (next(found) != 0.0).tolist()]
     starts, is_sorted = [0, n_atoms], True
-    if order:
-        starts = [int(x) for x in order[0]]
-        is_sorted = not order[1] and starts[0] == 0 and starts[-1] == n_atoms
-    counts = [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
-    own_flags: list[Flags] = [tuple(row) for row in (flags[0] != 0.0).tolist()]
-    largest = dict(zip(others, map(_largest, found), strict=True))
-    layout = Layout(counts, own_flags, cells[0], largest, dict(zip(numbers, own, strict=True)))
-    return Look(layout, is_sorted)
-
-
-def _read(groups: Sequence[Iterable[Tensor]]) -> list[list[NDArray[np.float64]]]:
-    """Read groups of tensors in one transfer, if there are any."""
-    own = [list(group) for group in groups]
-    tensors = [x for group in own for x in group]
-    found = iter(read_together(tensors) if tensors else ())
-    return [[next(found) for _ in group] for group in own]
+    if batch is not None:
+        starts = [int(x) for x in next(found).tolist()]
+        is_sorted = not next(found) and starts[0] == 0 and starts[-1] == n_atoms
+    counts = [stop - start for start, stop in pairwise(starts)]
+    known = {name: next(found) for name in numbers}
+    largest = {
+        name: _largest([float(next(found)) for _ in pair])
+        for name, pair in zip(others, ends, strict=True)
+    }
+    memory = _memory_of(tuple(counts), tuple(flags), cells.tobytes())
+    return Look(Layout(counts, flags, cells, largest, known, memory), is_sorted)
 
 
 def _order(batch: Tensor | None, num_graphs: int) -> list[Tensor]:
@@ -229,16 +276,18 @@ def look_further(
     -------
     Layout
     """
-    unknown = {name: x for name, x in others.items() if name not in layout.largest}
-    numbers = numbers or {}
-    own, *found = _read([numbers.values(), *map(_extremes, unknown.values())])
-    largest = layout.largest | dict(zip(unknown, map(_largest, found), strict=True))
-    return layout._replace(largest=largest, numbers=dict(zip(numbers, own, strict=True)))
+    unknown = {name: _extremes(x) for name, x in others.items() if name not in layout.largest}
+    own = numbers or {}
+    tensors = [*own.values(), *(x for pair in unknown.values() for x in pair)]
+    found = iter(read_together(tensors) if tensors else ())
+    known = {name: next(found) for name in own}
+    largest = {name: _largest([float(next(found)) for _ in pair]) for name, pair in unknown.items()}
+    return layout._replace(largest=layout.largest | largest, numbers=known)
 
 
-def _largest(ends: Sequence[NDArray[np.float64]]) -> float:
+def _largest(ends: Sequence[float]) -> float:
     """Largest absolute value by the smallest and the largest value."""
-    return float(np.abs(ends).max()) if len(ends) else 0.0
+    return sum(ends) if any(map(math.isnan, ends)) else max(map(abs, ends), default=0.0)
 
 
 def singular_cell(layout: Layout, dtype: torch.dtype) -> int | None:

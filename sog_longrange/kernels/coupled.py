@@ -91,8 +91,7 @@ class CoupledGaussians(SumOfGaussians):
             requires_grad=self.log_amplitudes.requires_grad,
         )
 
-    def snapshot(self) -> FixedGaussians:
-        """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
+    def _present(self) -> FixedGaussians:
         rows, pairs = self.widths.unbind(0), channel_pairs(self.num_channels)
         own = torch.stack([row for row, (p, q) in zip(rows, pairs, strict=True) if p == q])
         pinned, scales = self._pinned(own).unbind(0), self._scales()

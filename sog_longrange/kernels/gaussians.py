@@ -13,6 +13,7 @@ from sog_longrange.errors import ConfigError, InputTypeError, explain
 
 from .closed_forms import pinned_amplitudes, sum_of_transforms
 from .coulomb import coulomb
+from .frozen import freeze
 from .initial import InitialPotential, log_spaced
 from .kernel import Kernel
 
@@ -210,6 +211,13 @@ class SumOfGaussians(nn.Module, Kernel):
 
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
+        snapshot, is_frozen = freeze(self, self._present)
+        if is_frozen and snapshot.samples is None:
+            snapshot.samples = {}
+        own: FixedGaussians = snapshot
+        return own
+
+    def _present(self) -> FixedGaussians:
         widths = self.widths
         return FixedGaussians(self._pinned(widths), widths, self.min_width, self.zero_mode)
 
@@ -290,6 +298,7 @@ class FixedGaussians(Kernel):
         self.min_width = min_width
         keeps = [zero_mode] * amplitudes.shape[0] if isinstance(zero_mode, bool) else zero_mode
         self.zero_mode = tuple(keeps)
+        self.samples = None
 
     @property
     def gaussians(self) -> tuple[Tensor, Tensor]:

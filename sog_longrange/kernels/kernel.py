@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,8 @@ class Kernel:
     spec : str
         How :func:`~sog_longrange.kernels.registry.parse_kernels` reads the kernel; empty where
         its numbers cannot be written so.
+    samples : dict or None
+        What was sampled of the kernel, by where; None where it may change.
 
     Notes
     -----
@@ -41,6 +44,7 @@ class Kernel:
     min_width: float
     zero_mode: tuple[bool, ...] = (False,)
     spec: str = ""
+    samples: dict[Hashable, Tensor] | None = None
 
     @property
     def conserved(self) -> bool:

@@ -166,7 +166,13 @@ def plan_sums(
     structures, layout = _reduced(structures)
     _check_boundaries(interaction, layout.flags)
     size = _sizes(interaction, sources, structures.positions)
-    kinds = _kinds(interaction, structures, layout, size)
+    small = all(map(any, layout.flags)) or max(layout.counts, default=0) <= MOST_PAIRED
+    if not small:
+        # It depends on positions, too.
+        kinds = _kinds(interaction, structures, layout, size)
+    else:
+        how = (_backend(interaction), size(1, (1.0, 1.0, 1.0)))
+        kinds = layout.once(("kinds", *how), lambda: _kinds(interaction, structures, layout, size))
     _check_cost(layout, kinds, size, fields, structures.positions.device)
     return Plan(structures, kinds)
 
@@ -275,23 +281,31 @@ def _check_cost(
     layout: Layout, kinds: list[str], size: _Sizes, fields: int, device: torch.device
 ) -> None:
     """Refuse what fits into no memory; padded grids are known, and checked, later."""
-    if fields * _most_memory(layout, kinds, size) < WORTH_A_LOOK:
+    like = size(1, (1.0, 1.0, 1.0))
+    most = layout.once(("most", *kinds, like), lambda: _most_memory(layout, kinds, size))
+    if fields * most < WORTH_A_LOOK:
         return
+    cost = layout.once(("cost", *kinds, like), lambda: _predict(layout, kinds, size))
+    # What a sum cannot do at all, it refuses itself.
+    if cost is not None:
+        check_cost(fields * cost[0], fields * cost[1], device)
+
+
+def _predict(layout: Layout, kinds: list[str], size: _Sizes) -> tuple[float, float] | None:
+    """Memory of a batch, in bytes, and time spent in empty boxes, in ms; None if impossible."""
     counts, lengths = np.array(layout.counts), np.array(layout.lengths)
-    memory = wasted = times = 0.0
+    memory = wasted = 0.0
     for kind in sorted(set(kinds) - {"padded"}):
         graphs = np.array([own == kind for own in kinds])
         own_size = size(counts[graphs], lengths[graphs])
-        memory += float(np.sum(predict_memory(kind, own_size)))
         time = predict_time(kind, own_size)
-        times += float(np.sum(time))
-        if kind == "dense" and float(np.sum(own_size.modes)) > MAX_NODES:
-            times = math.inf
+        is_too_much = kind == "dense" and float(np.sum(own_size.modes)) > MAX_NODES
+        if is_too_much or not np.isfinite(time).all():
+            return None
+        memory += float(np.sum(predict_memory(kind, own_size)))
         if kind != "pairs":
             wasted += float(np.sum(np.where(own_size.is_empty, time, 0.0)))
-    # What a sum cannot do at all, it refuses itself.
-    if math.isfinite(times):
-        check_cost(fields * memory, fields * wasted, device)
+    return memory, wasted
 
 
 def _most_memory(layout: Layout, kinds: list[str], size: _Sizes) -> float:
@@ -312,9 +326,9 @@ def _most_memory(layout: Layout, kinds: list[str], size: _Sizes) -> float:
 def _reduced(structures: Structures) -> tuple[Structures, Layout]:
     """Structures with reduced cells, and what is known of these."""
     layout = layout_of(structures)
-    change = cell_reduction(layout.cells, layout.periodic)
+    change = layout.once("reduction", lambda: cell_reduction(layout.cells, layout.periodic))
     if change is None:
         return structures._replace(layout=layout), layout
-    layout = layout._replace(cells=change @ layout.cells)
+    layout = layout.change(cells=change @ layout.cells)
     cell = to_device(change, structures.cell) @ structures.cell
     return structures._replace(cell=cell, layout=layout), layout

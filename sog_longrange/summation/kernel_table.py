@@ -173,6 +173,18 @@ def sample_kernel(
     Tensor, shape (n_kernels, rows, degree + 1), in eV Å^3/e^2
         Of rising powers of the distance t from the middle of the interval, in its widths.
     """
+    key = (intervals, resolution, device)
+    known = kernel.samples
+    if known is None:
+        return _sample_kernel(kernel, *key)
+    if key not in known:
+        known[key] = _sample_kernel(kernel, *key)
+    return known[key]
+
+
+def _sample_kernel(
+    kernel: Kernel, intervals: Intervals, resolution: Resolution, device: torch.device
+) -> Tensor:
     keeps = kernel.zero_mode
     points, to_coefficients = _sample_points(intervals, resolution, device, all(keeps))
     values = kernel.fourier(points).unflatten(1, (intervals.rows, -1))

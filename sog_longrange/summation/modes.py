@@ -18,6 +18,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
+from sog_longrange.layout import Layout
 from sog_longrange.validation import Structures, check_phases
 
 from .distributed import replicate
@@ -144,12 +145,18 @@ def periodic_sum(
 
 def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
     """Reciprocal cells (n_graphs, 3, 3) in 1/Å, and inverse volumes (n_graphs,) in 1/Å^3."""
-    if part.cell.requires_grad or part.layout is None:
-        return reciprocal_cell(part.cell), cell_volume(part.cell).reciprocal()
-    inverse = np.linalg.inv(part.layout.cells)
+    cell, layout = part.cell, part.layout
+    if cell.requires_grad or layout is None:
+        return reciprocal_cell(cell), cell_volume(cell).reciprocal()
+    key = ("lattices", cell.dtype, cell.device, torch.is_inference_mode_enabled())
+    return layout.once(key, lambda: _known_lattices(layout, cell))
+
+
+def _known_lattices(layout: Layout, like: Tensor) -> tuple[Tensor, Tensor]:
+    inverse = np.linalg.inv(layout.cells)
     density = np.abs(np.linalg.det(inverse))
     columns = 2.0 * math.pi * inverse.transpose(0, 2, 1).reshape(-1, 9), density[:, None]
-    known = to_device(np.concatenate(columns, 1), part.cell)
+    known = to_device(np.concatenate(columns, 1), like)
     return known[:, :9].view(-1, 3, 3), known[:, 9]
 
 

@@ -163,7 +163,7 @@ def pad(kernel: Kernel, part: Structures, n_fields: int, resolution: Resolution)
     centred = positions - (origins * frames).sum(1)[batch]
     reciprocal = reciprocal_cell(padded)
     phases = wrapped_phases(centred, reciprocal, batch)
-    boxed = layout._replace(flags=[(True,) * 3] * len(known), cells=scale * known)
+    boxed = layout.change(flags=[(True,) * 3] * len(known), cells=scale * known)
     check_phases(phases, part._replace(layout=boxed))
     return PaddedBoxes(grids, reciprocal, phases, table, means)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Callable, Hashable
+from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .windows import influence
 
 Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]
+_Made = TypeVar("_Made")
 
 MOST_MODES = {"cpu": 2**19, "cuda": 2**24}
 """Modes that are summed at a time, so that spectra stay in a cache, or fit into memory."""
@@ -85,21 +87,20 @@ class ModeRows:
         self.along = along
         self.places = places
         self.row_starts = np.searchsorted(graphs, np.arange(num_graphs + 1))
-        self._parts: dict[int, list[ModeRows]] = {}
-        self._tensors: dict[tuple[torch.dtype, torch.device], RowTensors] = {}
+        self._made: dict[Hashable, Any] = {}
 
     @property
     def total(self) -> int:
         """Number of modes."""
         return int(self.starts[-1])
 
-    @property
+    @cached_property
     def mode_starts(self) -> list[int]:
         """Where the modes of each structure begin, and where the last ones end."""
         starts: list[int] = self.starts[self.row_starts].tolist()
         return starts
 
-    @property
+    @cached_property
     def reach(self) -> Integers:
         """Largest mode number of each structure along each axis; (n_graphs, 3)."""
         last = self.first[:, 2] + np.diff(self.starts) - 1
@@ -109,6 +110,20 @@ class ModeRows:
         present = self.row_starts[:-1] < self.row_starts[1:]
         reach[present] = np.maximum.reduceat(ends[:, :3], self.row_starts[:-1][present])
         return reach
+
+    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
+        """Return what was made for these rows before, or make it.
+
+        Parameters
+        ----------
+        key : hashable
+            What is made, and all else that it depends on.
+        make : callable
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        made: _Made = self._made[key]
+        return made
 
     def parts(self, most: int) -> list[ModeRows]:
         """Cut the rows into parts, which are kept with them.
@@ -124,13 +139,14 @@ class ModeRows:
         """
         if self.total <= most:
             return [self]
-        if most not in self._parts:
-            cuts = [0]
-            while cuts[-1] < len(self.graphs):
-                end = np.searchsorted(self.starts, self.starts[cuts[-1]] + most, side="right")
-                cuts.append(max(int(end) - 1, cuts[-1] + 1))
-            self._parts[most] = [self._part(slice(*ends)) for ends in pairwise(cuts)]
-        return self._parts[most]
+        return self.once(("parts", most), lambda: self._cut(most))
+
+    def _cut(self, most: int) -> list[ModeRows]:
+        cuts = [0]
+        while cuts[-1] < len(self.graphs):
+            end = np.searchsorted(self.starts, self.starts[cuts[-1]] + most, side="right")
+            cuts.append(max(int(end) - 1, cuts[-1] + 1))
+        return [self._part(slice(*ends)) for ends in pairwise(cuts)]
 
     def _part(self, own: slice) -> ModeRows:
         counts = np.diff(self.starts)[own]
@@ -151,16 +167,15 @@ class ModeRows:
         -------
         RowTensors
         """
-        key = (dtype, device)
-        if key not in self._tensors:
-            arrays = (self.graphs, self.first, self.starts, self.factors, self.along, self.places)
-            # Kept for later calls, which may be for training, whatever mode this one is in.
-            with torch.inference_mode(False):
-                own = [torch.from_numpy(array) for array in arrays]
-                own = [x.to(dtype) if x.is_floating_point() else x for x in own]
-                moved = [x.to(device, non_blocking=True) for x in own]
-            self._tensors[key] = RowTensors(*moved)
-        return self._tensors[key]
+        return self.once((dtype, device), lambda: self._copy_to(dtype, device))
+
+    def _copy_to(self, dtype: torch.dtype, device: torch.device) -> RowTensors:
+        arrays = (self.graphs, self.first, self.starts, self.factors, self.along, self.places)
+        # Kept for later calls, which may be for training, whatever mode this one is in.
+        with torch.inference_mode(False):
+            own = [torch.from_numpy(array) for array in arrays]
+            own = [x.to(dtype) if x.is_floating_point() else x for x in own]
+            return RowTensors(*(x.to(device, non_blocking=True) for x in own))
 
     def modes(self, dtype: torch.dtype, device: torch.device, place: slice = slice(None)) -> Tensor:
         """Numbers of modes along the three axes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,41 +30,38 @@ class NumbaDirect:
 
     def __init__(self, rows: ModeRows, phases: Tensor, batch: Tensor) -> None:
         self.rows = rows
-        self.phases = phases.contiguous().numpy()
+        angles = phases.numpy().T.astype(np.float64)
+        self.waves = np.stack((np.cos(angles), np.sin(angles)))
+        self.dtype = phases.numpy().dtype
         num_graphs = len(rows.row_starts) - 1
         self.atom_starts = np.searchsorted(batch.numpy(), np.arange(num_graphs + 1))
-        self.counts = np.diff(self.atom_starts)
-        self.reach = rows.reach
-        self.loops = direct_loops(self.phases.dtype.name)
+        self.loops = direct_loops(self.dtype.name)
 
     def spread(self, sources: Tensor) -> Tensor:
         """Implement :meth:`Spreader.spread`."""
         rows, terms = self.rows, _terms(order_of(sources.shape[1]))
-        kind = sources.dtype.to_complex()
-        out = torch.zeros(sources.shape[2], rows.total, dtype=kind)
-        work = np.diff(rows.starts) * self.counts[rows.graphs]
-        threads = threads_for(int(work.sum()) * out.shape[0])
+        out = sources.new_zeros(sources.shape[2], rows.total, dtype=sources.dtype.to_complex())
         own = np.ascontiguousarray(sources.numpy().transpose(2, 1, 0))
         shared = (
-            (rows.graphs, rows.first, rows.starts, self.reach),
-            *(self.atom_starts, self.phases, own, terms, torch.view_as_real(out).numpy()),
+            (rows.graphs, rows.first, rows.starts, rows.reach),
+            *(self.atom_starts, self.waves, own, terms, torch.view_as_real(out).numpy()),
         )
-        shares = split(*self._row_tasks(work, threads), threads)
+        shares = self._shares(sources.shape[2]).rows
         launch(self.loops.spread, [(share, *shared) for share in shares])
         return out
 
     def interpolate(self, field: Tensor, order: int) -> Tensor:
         """Implement :meth:`Spreader.interpolate`."""
-        out = field.real.new_empty(len(self.phases), len(monomials(order)), len(field))
+        out = field.real.new_empty(self.waves.shape[2], len(monomials(order)), len(field))
         self._interpolate(field, order, out.numpy())
         return out
 
     def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
         """Implement :meth:`Spreader.interpolate_gradient`."""
         order = order_of(weights.shape[1])
-        out = field.real.new_zeros(len(self.phases), 3)
+        out = field.real.new_zeros(self.waves.shape[2], 3)
         higher = np.empty(
-            (len(self.phases), len(monomials(order + 1)), len(field)), out.numpy().dtype
+            (self.waves.shape[2], len(monomials(order + 1)), len(field)), out.numpy().dtype
         )
         self._interpolate(field, order + 1, higher)
         own = weights.contiguous().numpy()
@@ -72,38 +70,69 @@ class NumbaDirect:
 
     def _interpolate(self, field: Tensor, order: int, out: np.ndarray) -> None:
         rows, terms = self.rows, _terms(order)
-        modes = np.diff(rows.starts[rows.row_starts])
-        threads = threads_for(int((self.counts * modes).sum()) * len(field))
-        tasks, sizes = self._atom_tasks(threads)
         psi = torch.view_as_real(field.resolve_conj().contiguous()).numpy()
-        geometry = (rows.row_starts, rows.first, rows.starts, self.reach)
-        shared = (geometry, self.phases, psi, terms, out)
-        shares = split(tasks, sizes, threads)
+        geometry = (rows.row_starts, rows.first, rows.starts, rows.reach)
+        shared = (geometry, self.waves, psi, terms, out)
+        shares = self._shares(len(field)).atoms
         launch(self.loops.interpolate, [(share, *shared) for share in shares])
 
-    def _row_tasks(self, work: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ranges of rows of one structure each, cut where the work of threads ends."""
-        total = running_sum(work)
-        cuts = np.searchsorted(total, total[-1] * np.arange(1, threads) / threads)
-        ends = np.union1d(self.rows.row_starts, cuts)
-        tasks = np.stack((ends[:-1], ends[1:]), 1)
-        return tasks, total[ends[1:]] - total[ends[:-1]]
+    def _shares(self, channels: int) -> _Shares:
+        """Work of each thread, which is kept with the rows."""
+        rows, starts = self.rows, self.atom_starts
+        key = ("shares", starts.tobytes(), channels, torch.get_num_threads())
+        return rows.once(key, lambda: _share_out(rows, starts, channels))
 
-    def _atom_tasks(self, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        """Structure, first and last atom of each task, and its work."""
-        modes = np.diff(self.rows.starts[self.rows.row_starts])
-        blocks = -(-self.counts // ROW)
-        total = running_sum(blocks * modes)
-        share = max(1, -(-int(total[-1]) // threads))
-        parts = np.maximum(1, np.minimum(blocks, -(-blocks * modes // share)))
-        graphs = np.repeat(np.arange(len(blocks)), parts)
-        number = np.arange(len(graphs)) - running_sum(parts)[graphs]
-        size = (-(-blocks // parts) * ROW)[graphs]
-        begin = self.atom_starts[graphs] + number * size
-        end = np.minimum(begin + size, self.atom_starts[graphs + 1])
-        kept = begin < end
-        tasks = np.stack((graphs, begin, end), 1)[kept]
-        return tasks, ((end - begin) * modes[graphs])[kept]
+
+class _Shares(NamedTuple):
+    """Tasks of each thread.
+
+    Attributes
+    ----------
+    rows : list of array, shape (n_tasks, 2)
+        First and last row of one structure.
+    atoms : list of array, shape (n_tasks, 3)
+        Structure, first and last atom.
+    """
+
+    rows: list[np.ndarray]
+    atoms: list[np.ndarray]
+
+
+def _share_out(rows: ModeRows, atom_starts: np.ndarray, channels: int) -> _Shares:
+    counts = np.diff(atom_starts)
+    work = np.diff(rows.starts) * counts[rows.graphs]
+    threads = threads_for(int(work.sum()) * channels)
+    by_rows = _row_tasks(rows, work, threads)
+    by_atoms = _atom_tasks(rows, atom_starts, threads)
+    return _Shares(split(*by_rows, threads), split(*by_atoms, threads))
+
+
+def _row_tasks(rows: ModeRows, work: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of rows of one structure each, cut where the work of threads ends, and their work."""
+    total = running_sum(work)
+    cuts = np.searchsorted(total, total[-1] * np.arange(1, threads) / threads)
+    ends = np.union1d(rows.row_starts, cuts)
+    tasks = np.stack((ends[:-1], ends[1:]), 1)
+    return tasks, total[ends[1:]] - total[ends[:-1]]
+
+
+def _atom_tasks(
+    rows: ModeRows, atom_starts: np.ndarray, threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Structure, first and last atom of each task, and its work."""
+    modes = np.diff(rows.starts[rows.row_starts])
+    blocks = -(-np.diff(atom_starts) // ROW)
+    total = running_sum(blocks * modes)
+    share = max(1, -(-int(total[-1]) // threads))
+    parts = np.maximum(1, np.minimum(blocks, -(-blocks * modes // share)))
+    graphs = np.repeat(np.arange(len(blocks)), parts)
+    number = np.arange(len(graphs)) - running_sum(parts)[graphs]
+    size = (-(-blocks // parts) * ROW)[graphs]
+    begin = atom_starts[graphs] + number * size
+    end = np.minimum(begin + size, atom_starts[graphs + 1])
+    kept = begin < end
+    tasks = np.stack((graphs, begin, end), 1)[kept]
+    return tasks, ((end - begin) * modes[graphs])[kept]
 
 
 @lru_cache(maxsize=8)

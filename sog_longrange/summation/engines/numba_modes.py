@@ -16,6 +16,9 @@ import numpy as np
 
 from .numba_vectors import ROW, address, axpy, fill, inlined, jit, scratch
 
+_FEW = 8
+"""Lanes for short rows."""
+
 
 class DirectLoops(NamedTuple):
     """Compiled loops over the modes of rows and over blocks of atoms."""
@@ -42,11 +45,11 @@ def direct_loops(dtype: str) -> DirectLoops:
 
 
 @jit
-def _fill_powers(phases: Any, table: Any, reach: Any, is_signed: Any) -> None:
+def _fill_powers(cosines: Any, sines: Any, table: Any, reach: Any, is_signed: Any) -> None:
     """Tabulate cos and sin of m theta for m = -reach..reach, or from 0; (2, modes, atoms)."""
     offset = reach if is_signed else 0
-    for j in range(phases.shape[0]):
-        cosine, sine = np.cos(np.float64(phases[j])), np.sin(np.float64(phases[j]))
+    for j in range(cosines.shape[0]):
+        cosine, sine = cosines[j], sines[j]
         real, imaginary = 1.0, 0.0
         for m in range(reach + 1):
             table[0, offset + m, j] = real
@@ -99,7 +102,7 @@ def _make_weigh(dtype: str) -> Callable[..., Any]:
     return compiled
 
 
-def _make_sum_atoms(dtype: str) -> Callable[..., Any]:
+def _make_sum_atoms(dtype: str, lanes: int) -> Callable[..., Any]:
     real = np.dtype(dtype).type
 
     @inlined
@@ -107,33 +110,33 @@ def _make_sum_atoms(dtype: str) -> Callable[..., Any]:
         """Structure factor on a row of modes, added to its places (at + i, 2)."""
         zero = real(0.0)
         p_0, p_1, p_2, p_3 = (
-            scratch(ROW, zero),
-            scratch(ROW, zero),
-            scratch(ROW, zero),
-            scratch(ROW, zero),
+            scratch(lanes, zero),
+            scratch(lanes, zero),
+            scratch(lanes, zero),
+            scratch(lanes, zero),
         )
-        cos_re, cos_im = numba.carray(p_0, ROW), numba.carray(p_1, ROW)
-        sin_re, sin_im = numba.carray(p_2, ROW), numba.carray(p_3, ROW)
+        cos_re, cos_im = numba.carray(p_0, lanes), numba.carray(p_1, lanes)
+        sin_re, sin_im = numba.carray(p_2, lanes), numba.carray(p_3, lanes)
         n = weights.shape[2]
         stride = z.shape[0] // (2 * n) if n > 0 else 0
         last = first + count - 1
         reach = max(abs(first), abs(last))
         # Modes m and -m of a row share the sums with the cosine and with the sine.
-        for block in range(0, reach + 1, ROW):
+        for block in range(0, reach + 1, lanes):
             for power in range(weights.shape[0]):
-                fill(ROW, p_0, zero)
-                fill(ROW, p_1, zero)
-                fill(ROW, p_2, zero)
-                fill(ROW, p_3, zero)
+                fill(lanes, p_0, zero)
+                fill(lanes, p_1, zero)
+                fill(lanes, p_2, zero)
+                fill(lanes, p_3, zero)
                 for j in range(n):
                     place = j * stride + block
                     cosine, sine = address(z, place), address(z, n * stride + place)
                     a, b = weights[power, 0, j], weights[power, 1, j]
-                    axpy(ROW, p_0, a, cosine)
-                    axpy(ROW, p_1, b, cosine)
-                    axpy(ROW, p_2, a, sine)
-                    axpy(ROW, p_3, b, sine)
-                for k in range(min(ROW, reach + 1 - block)):
+                    axpy(lanes, p_0, a, cosine)
+                    axpy(lanes, p_1, b, cosine)
+                    axpy(lanes, p_2, a, sine)
+                    axpy(lanes, p_3, b, sine)
+                for k in range(min(lanes, reach + 1 - block)):
                     m = block + k
                     scale = real(m**power)
                     if first <= m <= last:
@@ -150,11 +153,12 @@ def _make_sum_atoms(dtype: str) -> Callable[..., Any]:
 
 
 def _make_spread(dtype: str) -> Callable[..., None]:
-    weigh, sum_atoms = _make_weigh(dtype), _make_sum_atoms(dtype)
+    weigh = _make_weigh(dtype)
+    few, many = _make_sum_atoms(dtype, _FEW), _make_sum_atoms(dtype, ROW)
 
     @jit
     def spread(
-        tasks: Any, rows: Any, atom_starts: Any, phases: Any, sources: Any, *rest: Any
+        tasks: Any, rows: Any, atom_starts: Any, waves: Any, sources: Any, *rest: Any
     ) -> None:
         graphs, firsts, starts, reach = rows
         terms, out = rest
@@ -164,16 +168,16 @@ def _make_spread(dtype: str) -> Callable[..., None]:
             g = graphs[tasks[task, 0]]
             begin, end = atom_starts[g], atom_starts[g + 1]
             n, n_x, n_y, n_z = end - begin, reach[g, 0], reach[g, 1], reach[g, 2]
-            x = np.empty((2, 2 * n_x + 1, n), phases.dtype)
-            y = np.empty((2, 2 * n_y + 1, n), phases.dtype)
-            columns = np.empty((2, n_z + 1, n), phases.dtype)
-            _fill_powers(phases[begin:end, 0], x, n_x, True)
-            _fill_powers(phases[begin:end, 1], y, n_y, True)
-            _fill_powers(phases[begin:end, 2], columns, n_z, False)
-            z = np.zeros((2, n, (n_z // ROW + 1) * ROW), phases.dtype)
+            x = np.empty((2, 2 * n_x + 1, n), sources.dtype)
+            y = np.empty((2, 2 * n_y + 1, n), sources.dtype)
+            columns = np.empty((2, n_z + 1, n), sources.dtype)
+            _fill_powers(waves[0, 0, begin:end], waves[1, 0, begin:end], x, n_x, True)
+            _fill_powers(waves[0, 1, begin:end], waves[1, 1, begin:end], y, n_y, True)
+            _fill_powers(waves[0, 2, begin:end], waves[1, 2, begin:end], columns, n_z, False)
+            z = np.zeros((2, n, (n_z // ROW + 1) * ROW), sources.dtype)
             z[:, :, : n_z + 1] = columns.transpose(0, 2, 1)
             lanes = z.reshape(-1)
-            weights = np.empty((1 + terms[-1, 2], 2, n), phases.dtype)
+            weights = np.empty((1 + terms[-1, 2], 2, n), sources.dtype)
             for p in range(sources.shape[0]):
                 own, place = sources[p, :, begin:end], out[p]
                 for r in range(tasks[task, 0], tasks[task, 1]):
@@ -181,7 +185,11 @@ def _make_spread(dtype: str) -> Callable[..., None]:
                     weigh(own, terms, m_x, m_y, weights)
                     for power in range(weights.shape[0]):
                         _turn(weights[power], x, y, n_x + m_x, n_y + m_y)
-                    sum_atoms(weights, lanes, m_z, starts[r + 1] - starts[r], place, starts[r])
+                    count = starts[r + 1] - starts[r]
+                    if n_z < _FEW:
+                        few(weights, lanes, m_z, count, place, starts[r])
+                    else:
+                        many(weights, lanes, m_z, count, place, starts[r])
 
     compiled: Callable[..., None] = spread
     return compiled
@@ -219,36 +227,75 @@ def _make_sum_modes(dtype: str) -> Callable[..., Any]:
     real = np.dtype(dtype).type
 
     @inlined
-    def sum_modes(folded: Any, modes: Any, z: Any, block: Any, out: Any) -> None:
+    def sum_modes(folded: Any, power: Any, modes: Any, z: Any, block: Any, out: Any) -> None:
         """sum_m m^power psi_m exp(i m theta) over a row, for the atoms of a block."""
         zero = real(0.0)
-        p_0, p_1, p_2, p_3 = (
-            scratch(ROW, zero),
-            scratch(ROW, zero),
-            scratch(ROW, zero),
-            scratch(ROW, zero),
-        )
+        p_0, p_1 = scratch(ROW, zero), scratch(ROW, zero)
+        p_2, p_3 = scratch(ROW, zero), scratch(ROW, zero)
+        fill(ROW, p_0, zero)
+        fill(ROW, p_1, zero)
+        fill(ROW, p_2, zero)
+        fill(ROW, p_3, zero)
+        stride, half = out.shape[2], z.shape[0] // 2
+        for m in range(modes):
+            place = m * stride + block
+            cosine, sine = address(z, place), address(z, half + place)
+            axpy(ROW, p_0, folded[power, m, 0], cosine)
+            axpy(ROW, p_1, folded[power, m, 1], cosine)
+            axpy(ROW, p_2, folded[power, m, 2], sine)
+            axpy(ROW, p_3, folded[power, m, 3], sine)
         a, b = numba.carray(p_0, ROW), numba.carray(p_1, ROW)
         c, d = numba.carray(p_2, ROW), numba.carray(p_3, ROW)
-        stride = out.shape[2]
-        half = z.shape[0] // 2
-        for power in range(folded.shape[0]):
-            fill(ROW, p_0, zero)
-            fill(ROW, p_1, zero)
-            fill(ROW, p_2, zero)
-            fill(ROW, p_3, zero)
-            for m in range(modes):
-                place = m * stride + block
-                cosine, sine = address(z, place), address(z, half + place)
-                axpy(ROW, p_0, folded[power, m, 0], cosine)
-                axpy(ROW, p_1, folded[power, m, 1], cosine)
-                axpy(ROW, p_2, folded[power, m, 2], sine)
-                axpy(ROW, p_3, folded[power, m, 3], sine)
-            for v in range(ROW):
-                out[power, 0, block + v] = a[v] - d[v]
-                out[power, 1, block + v] = b[v] + c[v]
+        for v in range(ROW):
+            out[power, 0, block + v] = a[v] - d[v]
+            out[power, 1, block + v] = b[v] + c[v]
 
     compiled: Callable[..., Any] = sum_modes
+    return compiled
+
+
+def _make_sum_two(dtype: str) -> Callable[..., Any]:
+    real = np.dtype(dtype).type
+
+    @inlined
+    def sum_two(folded: Any, power: Any, modes: Any, z: Any, block: Any, out: Any) -> None:
+        """Sum as `sum_modes` for two powers, which share what they read."""
+        zero = real(0.0)
+        p_0, p_1 = scratch(ROW, zero), scratch(ROW, zero)
+        p_2, p_3 = scratch(ROW, zero), scratch(ROW, zero)
+        q_0, q_1 = scratch(ROW, zero), scratch(ROW, zero)
+        q_2, q_3 = scratch(ROW, zero), scratch(ROW, zero)
+        fill(ROW, p_0, zero)
+        fill(ROW, p_1, zero)
+        fill(ROW, p_2, zero)
+        fill(ROW, p_3, zero)
+        fill(ROW, q_0, zero)
+        fill(ROW, q_1, zero)
+        fill(ROW, q_2, zero)
+        fill(ROW, q_3, zero)
+        stride, half = out.shape[2], z.shape[0] // 2
+        for m in range(modes):
+            place = m * stride + block
+            cosine, sine = address(z, place), address(z, half + place)
+            axpy(ROW, p_0, folded[power, m, 0], cosine)
+            axpy(ROW, p_1, folded[power, m, 1], cosine)
+            axpy(ROW, p_2, folded[power, m, 2], sine)
+            axpy(ROW, p_3, folded[power, m, 3], sine)
+            axpy(ROW, q_0, folded[power + 1, m, 0], cosine)
+            axpy(ROW, q_1, folded[power + 1, m, 1], cosine)
+            axpy(ROW, q_2, folded[power + 1, m, 2], sine)
+            axpy(ROW, q_3, folded[power + 1, m, 3], sine)
+        a, b = numba.carray(p_0, ROW), numba.carray(p_1, ROW)
+        c, d = numba.carray(p_2, ROW), numba.carray(p_3, ROW)
+        e, f = numba.carray(q_0, ROW), numba.carray(q_1, ROW)
+        g, h = numba.carray(q_2, ROW), numba.carray(q_3, ROW)
+        for v in range(ROW):
+            out[power, 0, block + v] = a[v] - d[v]
+            out[power, 1, block + v] = b[v] + c[v]
+            out[power + 1, 0, block + v] = e[v] - h[v]
+            out[power + 1, 1, block + v] = f[v] + g[v]
+
+    compiled: Callable[..., Any] = sum_two
     return compiled
 
 
@@ -274,28 +321,29 @@ def _make_add_terms(dtype: str) -> Callable[..., Any]:
 
 def _make_interpolate(dtype: str) -> Callable[..., None]:
     real = np.dtype(dtype).type
-    fold, sum_modes, add_terms = _make_fold(dtype), _make_sum_modes(dtype), _make_add_terms(dtype)
+    fold, add_terms = _make_fold(dtype), _make_add_terms(dtype)
+    sum_modes, sum_two = _make_sum_modes(dtype), _make_sum_two(dtype)
 
     @jit
-    def interpolate(tasks: Any, rows: Any, phases: Any, psi: Any, terms: Any, out: Any) -> None:
+    def interpolate(tasks: Any, rows: Any, waves: Any, psi: Any, terms: Any, out: Any) -> None:
         row_starts, firsts, starts, reach = rows
         powers = 1 + terms[-1, 2]
         for task in range(tasks.shape[0]):
             g, begin, end = tasks[task, 0], tasks[task, 1], tasks[task, 2]
             n_x, n_y, n_z = reach[g, 0], reach[g, 1], reach[g, 2]
             n = (end - begin + ROW - 1) // ROW * ROW
-            own = np.zeros((3, n), phases.dtype)
-            own[:, : end - begin] = phases[begin:end].T
-            x = np.empty((2, 2 * n_x + 1, n), phases.dtype)
-            y = np.empty((2, 2 * n_y + 1, n), phases.dtype)
-            z = np.empty((2, n_z + 1, n), phases.dtype)
-            _fill_powers(own[0], x, n_x, True)
-            _fill_powers(own[1], y, n_y, True)
-            _fill_powers(own[2], z, n_z, False)
+            own = np.zeros((2, 3, n), waves.dtype)
+            own[:, :, : end - begin] = waves[:, :, begin:end]
+            x = np.empty((2, 2 * n_x + 1, n), psi.dtype)
+            y = np.empty((2, 2 * n_y + 1, n), psi.dtype)
+            z = np.empty((2, n_z + 1, n), psi.dtype)
+            _fill_powers(own[0, 0], own[1, 0], x, n_x, True)
+            _fill_powers(own[0, 1], own[1, 1], y, n_y, True)
+            _fill_powers(own[0, 2], own[1, 2], z, n_z, False)
             lanes = z.reshape(-1)
-            folded = np.empty((powers, n_z + 1, 4), phases.dtype)
-            sums = np.empty((powers, 2, n), phases.dtype)
-            total = np.empty((terms.shape[0], n), phases.dtype)
+            folded = np.empty((powers, n_z + 1, 4), psi.dtype)
+            sums = np.empty((powers, 2, n), psi.dtype)
+            total = np.empty((terms.shape[0], n), psi.dtype)
             for p in range(psi.shape[0]):
                 total[:] = real(0.0)
                 for r in range(row_starts[g], row_starts[g + 1]):
@@ -303,7 +351,10 @@ def _make_interpolate(dtype: str) -> Callable[..., None]:
                     count = starts[r + 1] - starts[r]
                     modes = fold(psi[p], starts[r], m_z, count, folded)
                     for block in range(0, n, ROW):
-                        sum_modes(folded, modes, lanes, block, sums)
+                        for power in range(0, powers - 1, 2):
+                            sum_two(folded, power, modes, lanes, block, sums)
+                        if powers % 2:
+                            sum_modes(folded, powers - 1, modes, lanes, block, sums)
                     for power in range(powers):
                         _turn(sums[power], x, y, n_x + m_x, n_y + m_y)
                     add_terms(sums, terms, m_x, m_y, total)

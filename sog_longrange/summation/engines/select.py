@@ -66,6 +66,7 @@ def find_engine(name: str, device: torch.device) -> Engine:
     return _load(name)
 
 
+@lru_cache(maxsize=len(_PLACES))
 def _load(name: str) -> Engine:
     module, attribute = _PLACES[name]
     engine: Engine = getattr(importlib.import_module(module, __package__), attribute)

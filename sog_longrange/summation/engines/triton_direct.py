@@ -16,7 +16,7 @@ from sog_longrange.summation.multipoles import monomials, order_of, phase_gradie
 from sog_longrange.summation.rows import ModeRows
 
 from .torch_direct import TorchDirect
-from .triton_launch import kept, launch, on_device, power_of_two, row_tiles
+from .triton_launch import launch, on_device, power_of_two, row_tiles
 from .triton_modes import interpolate, spread, tabulate
 
 MAX_ORDER: int = 3
@@ -60,7 +60,7 @@ class TritonDirect:
         self.batch = batch.contiguous()
         self.num_graphs = len(rows.row_starts) - 1
         # Factors along each axis are there for the modes from zero.
-        self.counts = kept(rows, "counts", lambda: (rows.reach.max(0) + 1).tolist())
+        self.counts = rows.once("counts", lambda: (rows.reach.max(0) + 1).tolist())
         self.columns = sum(self.counts)
         # Twice, in the order of the axes' modes and in the order of atoms.
         self.by_axis, self.by_atom = phases.new_empty(2, 2 * self.columns * len(phases))
@@ -102,8 +102,8 @@ class TritonDirect:
         blocks, most = -(-n_atoms // height), int(np.diff(self.rows.row_starts).max())
         span = min(max(blocks * most // _ENOUGH, _SPANS[0]), _SPANS[1])
         own = self.rows.tensors(out.dtype, out.device)
-        starts = kept(
-            *(self.rows, ("row_starts", out.device)),
+        starts = self.rows.once(
+            ("row_starts", out.device),
             lambda: on_device(self.rows.row_starts, out.device),
         )
         launch(
@@ -140,8 +140,8 @@ class TritonDirect:
     def _tasks(self) -> Tensor:
         """Tiles of rows, each with a window along the third axis."""
         device = self.phases.device
-        tasks: Tensor = kept(
-            *(self.rows, ("windows", device)),
+        tasks: Tensor = self.rows.once(
+            ("windows", device),
             lambda: on_device(_windows(self.rows, _ROWS, _TILE // _ROWS), device),
         )
         return tasks

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,8 +11,6 @@ from torch import Tensor
 
 from sog_longrange.summation.blocks import running_sum
 from sog_longrange.summation.rows import ModeRows
-
-_KEPT: WeakKeyDictionary[ModeRows, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
 def launch(kernel: Any, grid: tuple[int, ...], /, *args: object, **options: object) -> None:
@@ -64,26 +60,6 @@ def power_of_two(count: int) -> int:
     count : int
     """
     return 1 << (count - 1).bit_length()
-
-
-def kept(rows: ModeRows, key: Hashable, make: Callable[[], Any]) -> Any:
-    """Return what has been made of rows before, or make it, and keep it as long as the rows.
-
-    Parameters
-    ----------
-    rows : ModeRows
-    key : hashable
-    make : callable
-
-    Returns
-    -------
-    Any
-        What `make` returned.
-    """
-    own = _KEPT.setdefault(rows, {})
-    if key not in own:
-        own[key] = make()
-    return own[key]
 
 
 def row_tiles(rows: ModeRows, size: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from sog_longrange.summation.kernel_table import MANTISSA as MANTISSAS
 from sog_longrange.summation.kernel_table import Intervals
 from sog_longrange.summation.rows import ModeRows
 
-from .triton_launch import kept, launch, on_device, power_of_two, row_tiles
+from .triton_launch import launch, on_device, power_of_two, row_tiles
 
 _TILE = 512
 _COPIES = 32
@@ -83,7 +83,7 @@ class TritonSampler:
         """Launch a kernel for all modes."""
         own, device, rows = self.intervals, u.device, self.rows
         height = _TILE // self.lanes
-        tiles = kept(rows, (height, device), lambda: on_device(row_tiles(rows, height), device))
+        tiles = rows.once((height, device), lambda: on_device(row_tiles(rows, height), device))
         numbers = rows.tensors(u.dtype, device)
         c, direction = (u if c is None else c), (reciprocal if direction is None else direction)
         launch(
