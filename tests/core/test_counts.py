@@ -13,6 +13,7 @@ from sog_longrange import (
     fixed_mesh,
     potential_and_field,
 )
+from sog_longrange.kernels import frozen
 from sog_longrange.testing import join
 from sog_longrange.testing.operations import Operations
 
@@ -69,7 +70,9 @@ def step_of(name, *, training):
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", BATCHES)
-def test_python_looks_once_and_operations_are_few(name, training):
+def test_python_looks_once_and_operations_are_few(name, training, monkeypatch):
+    # Of kernels on GPUs nothing is known that would allow to keep their tables.
+    monkeypatch.setattr(frozen, "_numbers", lambda tensors: None)
     operations = counted(step_of(name, training=training))
     assert operations.host_reads == READS.get(name, 1), operations.reads
     assert operations.total <= MOST.get(name, (80, 160))[training], operations.counts
