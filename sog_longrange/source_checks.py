@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, InputTypeError, explain
-from .layout import look_further
+from .layout import Layout, look_further
 from .validation import (
     WHOLE,
     Structures,
@@ -152,8 +152,12 @@ def sources_are_small(structures: Structures, dtype: torch.dtype) -> bool:
     """
     layout = layout_of(structures)
     largest = max(1.0, layout.largest["charges"], layout.largest.get("dipoles", 0.0))
-    volumes = np.abs(np.linalg.det(layout.cells[layout.periodic]))
     # Short lattice vectors have few modes, but sums over modes are divided by the volume.
-    dense = max(1.0, float((1.0 / volumes).max(initial=0.0)))
+    dense = layout.once("density", lambda: _largest_density(layout))
     total = float(max([1, *layout.counts])) * largest
     return total * total * dense < _SMALL * torch.finfo(dtype).max
+
+
+def _largest_density(layout: Layout) -> float:
+    volumes = np.abs(np.linalg.det(layout.cells[layout.periodic]))
+    return max(1.0, float((1.0 / volumes).max(initial=0.0)))

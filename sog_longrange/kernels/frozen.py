@@ -25,6 +25,7 @@ def freeze(kernel: nn.Module, make: Callable[[], Any]) -> tuple[Any, bool]:
     Parameters
     ----------
     kernel : Module
+        Without submodules.
     make : callable
         Makes a snapshot.
 
@@ -34,7 +35,8 @@ def freeze(kernel: nn.Module, make: Callable[[], Any]) -> tuple[Any, bool]:
     is_frozen : bool
         Whether the same object is returned until a parameter changes.
     """
-    key = _numbers(chain(kernel.parameters(), kernel.buffers()))
+    # Its own only: iterators over submodules take longer than the comparison.
+    key = _numbers(chain(kernel._parameters.values(), kernel._buffers.values()))
     if key is None:
         return make(), False
     known = _SNAPSHOTS.get(kernel)
@@ -44,13 +46,15 @@ def freeze(kernel: nn.Module, make: Callable[[], Any]) -> tuple[Any, bool]:
     return known[1], True
 
 
-def _numbers(tensors: Iterable[Tensor]) -> Hashable | None:
+def _numbers(tensors: Iterable[Tensor | None]) -> Hashable | None:
     """All numbers of tensors, or None where a graph is recorded or they are not on the CPU."""
     if is_traced():
         return None
     key: list[Hashable] = [torch.is_inference_mode_enabled()]
     records = torch.is_grad_enabled()
     for own in tensors:
+        if own is None:
+            continue
         is_plain = type(own) in (Tensor, nn.Parameter)
         if not is_plain or own.device.type != "cpu" or (own.requires_grad and records):
             return None

@@ -284,6 +284,8 @@ def radial_table(coefficients: Tensor, reciprocal: Tensor, sampler: Sampler) -> 
     Tensor, shape (n_kernels, n_modes)
         Twice differentiable in the coefficients and the reciprocal cell.
     """
+    if not (coefficients.requires_grad or reciprocal.requires_grad):
+        return sampler.values(coefficients, reciprocal)
     table: Tensor = apply_function(_Sampled, coefficients, reciprocal, sampler)
     return table
 

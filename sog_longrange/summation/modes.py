@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from sog_longrange.geometry import (
     wrapped_phases,
 )
 from sog_longrange.kernels.channels import apply_kernels, correlate_channels
+from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.layout import Layout
 from sog_longrange.validation import Structures, check_phases
 
@@ -26,7 +27,11 @@ from .interaction import Interaction, Potentials
 from .kernel_table import kernel_on_modes
 from .multipoles import Backend, Multipoles, order_of, phase_gradient
 from .quadratic_form import Part, quadratic_form
+from .resolution import Resolution
 from .rows import ModeRows
+
+_SMALL = 2**16
+"""Modes of tables that are kept from one evaluation to the next."""
 
 
 class ModesBackend:
@@ -133,7 +138,9 @@ def periodic_sum(
     phases = wrapped_phases(part.positions, own, part.batch)
     # A number that is not finite would lead native code out of its arrays.
     check_phases(phases, part)
-    parts = [(backend, partial(table_of, rows)) for backend, rows in sums]
+    parts = [
+        (backend, _kept_table(kernel, part, resolution, table_of, rows)) for backend, rows in sums
+    ]
     out = sum_over_modes(parts, sources, phases, own, interaction, field=field)
     inverse = at_atoms(replicate(density, group), part.batch)[:, None]
     return Potentials(
@@ -141,6 +148,28 @@ def periodic_sum(
         out.potential * inverse,
         None if out.field is None else out.field * inverse[..., None],
     )
+
+
+def _kept_table(
+    kernel: Kernel,
+    part: Structures,
+    resolution: Resolution,
+    table_of: Callable[[ModeRows], Tensor],
+    rows: ModeRows,
+) -> Callable[[], Tensor]:
+    """Make a table, or take that of the last evaluation, if it is small and nothing changed."""
+    layout = part.layout
+    if kernel.samples is None or layout is None or part.cell.requires_grad or rows.total > _SMALL:
+        return partial(table_of, rows)
+
+    def kept() -> Tensor:
+        known = layout.memory.get("table")
+        if known is None or known[:3] != (kernel, rows, resolution):
+            known = layout.memory["table"] = (kernel, rows, resolution, table_of(rows))
+        table: Tensor = known[3]
+        return table
+
+    return kept
 
 
 def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
