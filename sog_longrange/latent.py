@@ -137,7 +137,7 @@ def wanted_charge(given: Tensor | None, structures: Structures, config: SOGConfi
     """
     if not config.needs_total_charge:
         auto = config.charge_constraint == "auto" and config.constrained_channels
-        return given.to(structures.positions) if auto and given is not None else None
+        return check_total_charge(given, structures) if auto and given is not None else None
     if given is None:
         expected = 'given for charge_embedding or charge_constraint="total"'
         raise InputError(explain("total_charge", expected, "None"))
@@ -285,6 +285,7 @@ def _bound_projected(structures: Structures) -> Structures:
     total = max([0.0, *(abs(x) for x in layout.numbers.get("total_charge", np.zeros(0)).ravel())])
     bound = 2.0 * before + total
     largest = {name: x for name, x in layout.largest.items() if name != "charges"}
+    seen = {name: x for name, x in layout.seen.items() if name != "charges"}
     if bound * max([1, *layout.counts]) < 0.1 * torch.finfo(structures.positions.dtype).max:
         largest["charges"] = bound
-    return structures._replace(layout=layout._replace(largest=largest))
+    return structures._replace(layout=layout._replace(largest=largest, seen=seen))

@@ -42,6 +42,8 @@ class Layout(NamedTuple):
         All numbers of small tensors, by their names.
     memory : dict
         Of :meth:`once`.
+    seen : dict of str to (Tensor, int)
+        "positions", "cell" and the other tensors that were looked at, with their versions.
     """
 
     counts: list[int]
@@ -50,6 +52,23 @@ class Layout(NamedTuple):
     largest: dict[str, float]
     numbers: dict[str, NDArray[np.float64]]
     memory: dict[Hashable, Any]
+    seen: dict[str, tuple[Tensor, int]] = {}
+
+    def has_seen(self, name: str, tensor: Tensor) -> bool:
+        """Tell whether a tensor is the one that was looked at, and has not been changed since.
+
+        Parameters
+        ----------
+        name : str
+        tensor : Tensor
+
+        Returns
+        -------
+        bool
+            True where nothing was noted under that name, as in parts of a batch.
+        """
+        known = self.seen.get(name)
+        return known is None or (known[0] is tensor and known[1] == _version(tensor))
 
     @property
     def largest_position(self) -> float:
@@ -139,7 +158,7 @@ class Layout(NamedTuple):
         flags = self.flags if flags is None else flags
         cells = self.cells if cells is None else cells
         memory = _memory_of(tuple(counts), tuple(flags), cells.tobytes())
-        return self._replace(counts=counts, flags=flags, cells=cells, memory=memory)
+        return self._replace(counts=counts, flags=flags, cells=cells, memory=memory, seen={})
 
 
 @lru_cache(maxsize=128)
@@ -249,7 +268,13 @@ def look_at(
         for name, pair in zip(others, ends, strict=True)
     }
     memory = _memory_of(tuple(counts), tuple(flags), cells.tobytes())
-    return Look(Layout(counts, flags, cells, largest, known, memory), is_sorted)
+    seen = {name: (x, _version(x)) for name, x in {"cell": cell, **others}.items()}
+    return Look(Layout(counts, flags, cells, largest, known, memory, seen), is_sorted)
+
+
+def _version(tensor: Tensor) -> int:
+    """Count changes in place, which tensors of inference mode do not."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _order(batch: Tensor | None, num_graphs: int) -> list[Tensor]:
@@ -276,13 +301,18 @@ def look_further(
     -------
     Layout
     """
-    unknown = {name: _extremes(x) for name, x in others.items() if name not in layout.largest}
+    unknown = {
+        name: _extremes(x)
+        for name, x in others.items()
+        if name not in layout.largest or not layout.has_seen(name, x)
+    }
     own = numbers or {}
     tensors = [*own.values(), *(x for pair in unknown.values() for x in pair)]
     found = iter(read_together(tensors) if tensors else ())
     known = {name: next(found) for name in own}
     largest = {name: _largest([float(next(found)) for _ in pair]) for name, pair in unknown.items()}
-    return layout._replace(largest=layout.largest | largest, numbers=known)
+    seen = layout.seen | {name: (others[name], _version(others[name])) for name in unknown}
+    return layout._replace(largest=layout.largest | largest, numbers=known, seen=seen)
 
 
 def _largest(ends: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -192,10 +192,13 @@ def layout_of(structures: Structures) -> Layout:
     -------
     Layout
     """
-    if structures.layout is not None:
-        return structures.layout
-    positions, cell, pbc, batch, _, _ = structures
-    return look_at(cell, pbc, batch, positions.shape[0], {"positions": positions}, {}).layout
+    layout, (positions, cell, pbc, batch, num_graphs, _) = structures.layout, structures
+    if layout is None:
+        return look_at(cell, pbc, batch, positions.shape[0], {"positions": positions}, {}).layout
+    if not (layout.has_seen("positions", positions) and layout.has_seen("cell", cell)):
+        # Other numbers than those that were checked.
+        return cast(Layout, check_structures(positions, cell, pbc, batch, num_graphs).layout)
+    return layout
 
 
 def check_phases(phases: Tensor, structures: Structures) -> None:
@@ -371,7 +374,7 @@ def _count_graphs(
     if batch.device != positions.device:
         raise InputTypeError(explain("batch", f"on {positions.device}", f"{batch.device}"))
     check_shape("batch", batch, (n_atoms,), f"(n_atoms={n_atoms},)")
-    lengths = _lengths_by_shape(cell, pbc)
+    lengths = _lengths_by_shape(cell, pbc) if values else set()
     if num_graphs is not None:
         if values and not lengths <= {num_graphs}:
             _last_index(batch, num_graphs)  # It may be the batch that is wrong.

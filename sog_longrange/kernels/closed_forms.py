@@ -99,7 +99,8 @@ def _pinned(
     free = initial * torch.exp(logs)
     terms = free * torch.exp(-0.5 * radius**2 * widths.pow(-2))
     total = terms.sum(-1, keepdim=True)
-    return free * (value[..., None] / total), terms, total
+    # Not unsqueezed itself: compilers fail at that of a constant.
+    return free * (value / total[:, 0])[:, None], terms, total
 
 
 class _Pinned(Function):
@@ -131,5 +132,6 @@ def _differentiate(
     function: Callable[..., Tensor], grad: Tensor, *inputs: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients in the inputs, as parts of the graph of inputs and `grad`."""
-    leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in inputs]
+    # Views: of an input that depends on another one, only the part of its own is wanted.
+    leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     return torch.autograd.grad(function(*leaves), leaves, grad, create_graph=True)

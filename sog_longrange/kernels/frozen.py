@@ -6,9 +6,8 @@ compared by value, which can be done where Python reads them without waiting: on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from itertools import chain
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,47 +15,54 @@ from torch import Tensor, nn
 
 from sog_longrange.validation import is_traced
 
-_SNAPSHOTS: WeakKeyDictionary[nn.Module, tuple[Hashable, Any]] = WeakKeyDictionary()
+from .kernel import Kernel
+
+_Snapshot = TypeVar("_Snapshot", bound=Kernel)
+_SNAPSHOTS: WeakKeyDictionary[nn.Module, tuple[Hashable, Kernel]] = WeakKeyDictionary()
 
 
-def freeze(kernel: nn.Module, make: Callable[[], Any]) -> tuple[Any, bool]:
+def freeze(kernel: nn.Module, make: Callable[[], _Snapshot], fixed: Hashable) -> _Snapshot:
     """Return the snapshot of a kernel that was made before, if it is still right.
 
     Parameters
     ----------
     kernel : Module
-        Without submodules.
+        One of this package: a subclass may depend on what is not compared.
     make : callable
         Makes a snapshot.
+    fixed : hashable
+        What it depends on beside parameters and buffers.
 
     Returns
     -------
-    snapshot
-    is_frozen : bool
-        Whether the same object is returned until a parameter changes.
+    Kernel
+        The same object until something changes, with `samples` to keep; a new one where a graph
+        is recorded, a tracer or autocast is at work, or numbers are not on a CPU.
     """
-    # Its own only: iterators over submodules take longer than the comparison.
-    key = _numbers(chain(kernel._parameters.values(), kernel._buffers.values()))
+    key = _numbers(kernel)
     if key is None:
-        return make(), False
+        return make()
     known = _SNAPSHOTS.get(kernel)
-    if known is None or known[0] != key:
-        known = key, make()
-        _SNAPSHOTS[kernel] = known
-    return known[1], True
+    if known is None or known[0] != (key, fixed):
+        snapshot = make()
+        snapshot.samples = {}
+        known = _SNAPSHOTS[kernel] = ((key, fixed), snapshot)
+    return known[1]  # type: ignore[return-value]
 
 
-def _numbers(tensors: Iterable[Tensor | None]) -> Hashable | None:
-    """All numbers of tensors, or None where a graph is recorded or they are not on the CPU."""
-    if is_traced():
+def _numbers(kernel: nn.Module) -> Hashable | None:
+    """All numbers of a kernel that may be kept, or None."""
+    is_own = type(kernel).__module__.startswith(f"{__package__}.")
+    # Parametrisations are submodules.
+    if not is_own or kernel._modules or is_traced() or torch.is_autocast_enabled("cpu"):
         return None
     key: list[Hashable] = [torch.is_inference_mode_enabled()]
     records = torch.is_grad_enabled()
-    for own in tensors:
+    for name, own in (*kernel._parameters.items(), *kernel._buffers.items()):
         if own is None:
             continue
         is_plain = type(own) in (Tensor, nn.Parameter)
         if not is_plain or own.device.type != "cpu" or (own.requires_grad and records):
             return None
-        key.append((own.dtype, own.detach().numpy().tobytes()))
+        key.append((name, own.dtype, own.detach().numpy().tobytes()))
     return tuple(key)

@@ -186,12 +186,12 @@ class SumOfGaussians(nn.Module, Kernel):
     @property
     def amplitudes(self) -> Tensor:
         """Amplitudes a_l as normalised, shape (num_channels, num_gaussians), in eV/e^2."""
-        return self.snapshot().amplitudes
+        return self._present().amplitudes
 
     @property
     def gaussians(self) -> tuple[Tensor, Tensor]:
         """Amplitudes and widths, shape (n_kernels, n_gaussians), in eV/e^2 and Å."""
-        return self.snapshot().gaussians
+        return self._present().gaussians
 
     def fourier(self, k2: Tensor) -> Tensor:
         """Khat(k); see :func:`gaussian_fourier`."""
@@ -211,11 +211,13 @@ class SumOfGaussians(nn.Module, Kernel):
 
     def snapshot(self) -> FixedGaussians:
         """Return the present amplitudes and widths as a kernel, part of the autograd graph."""
-        snapshot, is_frozen = freeze(self, self._present)
-        if is_frozen and snapshot.samples is None:
-            snapshot.samples = {}
-        own: FixedGaussians = snapshot
-        return own
+        snapshot: FixedGaussians = freeze(self, self._present, self._fixed)
+        return snapshot
+
+    @property
+    def _fixed(self) -> tuple[object, ...]:
+        """What a snapshot depends on beside parameters and buffers."""
+        return self.min_width, self.zero_mode, self.normalisation_radius, self.num_channels
 
     def _present(self) -> FixedGaussians:
         widths = self.widths

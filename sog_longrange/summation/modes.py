@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as fwAD  # noqa: N812
 
 from sog_longrange.geometry import (
     at_atoms,
@@ -24,7 +25,7 @@ from sog_longrange.validation import Structures, check_phases
 
 from .distributed import replicate
 from .interaction import Interaction, Potentials
-from .kernel_table import kernel_on_modes
+from .kernel_table import Sampler, kernel_on_modes
 from .multipoles import Backend, Multipoles, order_of, phase_gradient
 from .quadratic_form import Part, quadratic_form
 from .resolution import Resolution
@@ -138,9 +139,8 @@ def periodic_sum(
     phases = wrapped_phases(part.positions, own, part.batch)
     # A number that is not finite would lead native code out of its arrays.
     check_phases(phases, part)
-    parts = [
-        (backend, _kept_table(kernel, part, resolution, table_of, rows)) for backend, rows in sums
-    ]
+    how = kernel, part, resolution, engine.sampler, table_of
+    parts = [(backend, _kept_table(*how, rows)) for backend, rows in sums]
     out = sum_over_modes(parts, sources, phases, own, interaction, field=field)
     inverse = at_atoms(replicate(density, group), part.batch)[:, None]
     return Potentials(
@@ -154,19 +154,21 @@ def _kept_table(
     kernel: Kernel,
     part: Structures,
     resolution: Resolution,
+    sampler: type[Sampler],
     table_of: Callable[[ModeRows], Tensor],
     rows: ModeRows,
 ) -> Callable[[], Tensor]:
     """Make a table, or take that of the last evaluation, if it is small and nothing changed."""
     layout = part.layout
-    if kernel.samples is None or layout is None or part.cell.requires_grad or rows.total > _SMALL:
+    is_small = rows.total * len(kernel.zero_mode) <= _SMALL
+    if kernel.samples is None or layout is None or not (is_small and _is_constant(part.cell)):
         return partial(table_of, rows)
 
     def kept() -> Tensor:
         known = layout.memory.get("table")
-        if known is None or known[:3] != (kernel, rows, resolution):
-            known = layout.memory["table"] = (kernel, rows, resolution, table_of(rows))
-        table: Tensor = known[3]
+        if known is None or known[:4] != (kernel, rows, resolution, sampler):
+            known = layout.memory["table"] = (kernel, rows, resolution, sampler, table_of(rows))
+        table: Tensor = known[4]
         return table
 
     return kept
@@ -175,10 +177,15 @@ def _kept_table(
 def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
     """Reciprocal cells (n_graphs, 3, 3) in 1/Å, and inverse volumes (n_graphs,) in 1/Å^3."""
     cell, layout = part.cell, part.layout
-    if cell.requires_grad or layout is None:
+    if layout is None or not _is_constant(cell):
         return reciprocal_cell(cell), cell_volume(cell).reciprocal()
     key = ("lattices", cell.dtype, cell.device, torch.is_inference_mode_enabled())
     return layout.once(key, lambda: _known_lattices(layout, cell))
+
+
+def _is_constant(cell: Tensor) -> bool:
+    """Tell whether nobody differentiates in the cell, by either mode of autograd."""
+    return not cell.requires_grad and fwAD.unpack_dual(cell).tangent is None
 
 
 def _known_lattices(layout: Layout, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ MOST_MODES = {"cpu": 2**19, "cuda": 2**24}
 """Modes that are summed at a time, so that spectra stay in a cache, or fit into memory."""
 
 _KEPT = 64
+_MOST_KEPT = 2**17
 _ROUNDING = 1e-6
 
 
@@ -235,7 +236,7 @@ def box_rows(boxes: list[tuple[Axis, Axis, Axis]]) -> ModeRows:
     )
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=16)
 def grid_rows(grids: Grids) -> ModeRows:
     """Modes of the grids' spectra, with the factors that undo the window.
 
@@ -272,7 +273,7 @@ def grid_axes(grids: Grids, place: int) -> tuple[Axis, Axis, Axis]:
     return axes[0], axes[1], Axis(np.arange(half), influence(grids.width, last)[:half])
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=16)
 def centred_rows(shapes: tuple[tuple[int, int, int], ...]) -> ModeRows:
     """All modes of boxes of odd lengths around k = 0.
 
@@ -313,7 +314,9 @@ def sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:
         _SPHERES.move_to_end(key)
     else:
         _SPHERES[key] = _sphere_rows(cells, cutoff * (1.0 + _ROUNDING))
-        if len(_SPHERES) > _KEPT:
+        while len(_SPHERES) > _KEPT or (
+            len(_SPHERES) > 1 and sum(len(own.graphs) for own in _SPHERES.values()) > _MOST_KEPT
+        ):
             _SPHERES.popitem(last=False)
     return _SPHERES[key]
 

@@ -72,7 +72,7 @@ def step_of(name, *, training):
 @pytest.mark.parametrize("name", BATCHES)
 def test_python_looks_once_and_operations_are_few(name, training, monkeypatch):
     # Of kernels on GPUs nothing is known that would allow to keep their tables.
-    monkeypatch.setattr(frozen, "_numbers", lambda tensors: None)
+    monkeypatch.setattr(frozen, "_numbers", lambda kernel: None)
     operations = counted(step_of(name, training=training))
     assert operations.host_reads == READS.get(name, 1), operations.reads
     assert operations.total <= MOST.get(name, (80, 160))[training], operations.counts

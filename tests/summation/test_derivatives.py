@@ -400,9 +400,15 @@ def test_closed_forms_of_sums_of_gaussians_are_twice_differentiable():
     values = ([[3.0, -1.5], [0.4, 2.0]], [[1.1, 2.0], [0.9, 1.7]], [[0.1, -0.2], [0.3, 0.0]])
     amplitudes, widths, logs = (torch.tensor(x, dtype=torch.float64) for x in values)
     pinned = torch.tensor([2.0, -0.7], dtype=torch.float64)
+    own, at = (amplitudes,), (pinned, 2.5)
     cases = (
         (lambda a, s: sum_of_transforms(k2, a, s), amplitudes),
-        (lambda x, s: pinned_amplitudes(amplitudes, x, s, pinned, 2.5), logs),
+        (lambda x, s: pinned_amplitudes(*own, x, s, *at), logs),
+        # As in a kernel, whose amplitudes depend on its widths.
+        (
+            lambda x, s: sum_of_transforms(k2, pinned_amplitudes(amplitudes, x, s, pinned, 2.5), s),
+            logs,
+        ),
     )
     for function, first in cases:
         leaves = first.clone().requires_grad_(), widths.clone().requires_grad_()
