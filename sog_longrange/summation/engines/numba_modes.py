@@ -175,7 +175,11 @@ def _make_spread(dtype: str) -> Callable[..., None]:
             _fill_powers(waves[0, 1, begin:end], waves[1, 1, begin:end], y, n_y, True)
             _fill_powers(waves[0, 2, begin:end], waves[1, 2, begin:end], columns, n_z, False)
             z = np.zeros((2, n, (n_z // ROW + 1) * ROW), sources.dtype)
-            z[:, :, : n_z + 1] = columns.transpose(0, 2, 1)
+            # Loops: expressions of arrays take seconds to compile.
+            for part in range(2):
+                for j in range(n):
+                    for m in range(n_z + 1):
+                        z[part, j, m] = columns[part, m, j]
             lanes = z.reshape(-1)
             weights = np.empty((1 + terms[-1, 2], 2, n), sources.dtype)
             for p in range(sources.shape[0]):
@@ -333,7 +337,10 @@ def _make_interpolate(dtype: str) -> Callable[..., None]:
             n_x, n_y, n_z = reach[g, 0], reach[g, 1], reach[g, 2]
             n = (end - begin + ROW - 1) // ROW * ROW
             own = np.zeros((2, 3, n), waves.dtype)
-            own[:, :, : end - begin] = waves[:, :, begin:end]
+            for part in range(2):
+                for axis in range(3):
+                    for j in range(begin, end):
+                        own[part, axis, j - begin] = waves[part, axis, j]
             x = np.empty((2, 2 * n_x + 1, n), psi.dtype)
             y = np.empty((2, 2 * n_y + 1, n), psi.dtype)
             z = np.empty((2, n_z + 1, n), psi.dtype)
