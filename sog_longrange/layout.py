@@ -7,10 +7,10 @@ depend on travel together, and what follows from them is computed in Python.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .geometry import SINGULAR_CELL
+from .memory import Memory
 
 Flags = tuple[bool, bool, bool]
-_Made = TypeVar("_Made")
 
 
 class Layout(NamedTuple):
@@ -40,8 +40,8 @@ class Layout(NamedTuple):
         and missing before these are looked at.
     numbers : dict of str to ndarray
         All numbers of small tensors, by their names.
-    memory : dict
-        Of :meth:`once`.
+    memory : Memory
+        Of what depends on counts, boundaries and cells alone.
     seen : dict of str to (Tensor, int)
         "positions", "cell" and the other tensors that were looked at, with their versions.
     """
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     cells: NDArray[np.float64]
     largest: dict[str, float]
     numbers: dict[str, NDArray[np.float64]]
-    memory: dict[Hashable, Any]
+    memory: Memory
     seen: dict[str, tuple[Tensor, int]] = {}
 
     def has_seen(self, name: str, tensor: Tensor) -> bool:
@@ -111,7 +111,7 @@ class Layout(NamedTuple):
         dtype : torch.dtype
             In which the phases and the reciprocal cells are computed.
         """
-        return self.largest_position < self.once(dtype, lambda: self._most_that_fits(dtype))
+        return self.largest_position < self.memory.once(dtype, lambda: self._most_that_fits(dtype))
 
     def _most_that_fits(self, dtype: torch.dtype) -> float:
         """Largest coordinate, in Å, of which no phase overflows; 0 if any may."""
@@ -126,20 +126,6 @@ class Layout(NamedTuple):
             fits = (1e3 * np.maximum(1.0, longest) ** 3 < limit) & (1e3 * reciprocal < limit)
             largest = limit / (1e3 * np.maximum(reciprocal, 1e-300))
             return float(largest.min()) if fits.all() else 0.0
-
-    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
-        """Return what was made before for the same counts, boundaries and cells, or make it.
-
-        Parameters
-        ----------
-        key : hashable
-            What is made, and all else that it depends on.
-        make : callable
-        """
-        if key not in self.memory:
-            self.memory[key] = make()
-        made: _Made = self.memory[key]
-        return made
 
     def change(
         self,
@@ -162,11 +148,9 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=128)
-def _memory_of(
-    counts: tuple[int, ...], flags: tuple[Flags, ...], cells: bytes
-) -> dict[Hashable, Any]:
+def _memory_of(counts: tuple[int, ...], flags: tuple[Flags, ...], cells: bytes) -> Memory:
     """Find what was made for structures, as in a simulation at constant volume for each step."""
-    return {}
+    return Memory()
 
 
 def read_together(tensors: Sequence[Tensor]) -> list[NDArray[np.float64]]:

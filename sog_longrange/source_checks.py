@@ -153,7 +153,7 @@ def sources_are_small(structures: Structures, dtype: torch.dtype) -> bool:
     layout = layout_of(structures)
     largest = max(1.0, layout.largest["charges"], layout.largest.get("dipoles", 0.0))
     # Short lattice vectors have few modes, but sums over modes are divided by the volume.
-    dense = layout.once("density", lambda: _largest_density(layout))
+    dense = layout.memory.once("density", lambda: _largest_density(layout))
     total = float(max([1, *layout.counts])) * largest
     return total * total * dense < _SMALL * torch.finfo(dtype).max
 

@@ -441,9 +441,9 @@ def _check_cell(positions: Tensor, cell: Tensor | None, num_graphs: int) -> Tens
 def _check_numbers_of_cell(layout: Layout, cell: Tensor, *, is_given: bool) -> None:
     if not is_given and any(map(any, layout.flags)):
         raise InputError(explain("cell", "given for periodic structures", "None"))
-    if not layout.once("finite", lambda: bool(np.isfinite(layout.cells).all())):
+    if not layout.memory.once("finite", lambda: bool(np.isfinite(layout.cells).all())):
         check_finite("cell", cell)
-    index = layout.once(("singular", cell.dtype), lambda: singular_cell(layout, cell.dtype))
+    index = layout.memory.once(("singular", cell.dtype), lambda: singular_cell(layout, cell.dtype))
     if index is not None:
         got = f"{layout.cells[index].tolist()} for structure {index}"
         remedy = "Set its `pbc` to False for an open structure."

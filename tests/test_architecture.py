@@ -48,6 +48,7 @@ LAYERS = {
     "hosts": 1,
     "geometry": 1,
     "options": 1,
+    "memory": 1,
     "layout": 2,
     "validation": 3,
     "source_checks": 4,

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from sog_longrange.memory import Memory
 from sog_longrange.validation import is_traced
 
 from .kernel import Kernel
@@ -45,7 +46,7 @@ def freeze(kernel: nn.Module, make: Callable[[], _Snapshot], fixed: Hashable) ->
     known = _SNAPSHOTS.get(kernel)
     if known is None or known[0] != (key, fixed):
         snapshot = make()
-        snapshot.samples = {}
+        snapshot.samples = Memory()
         known = _SNAPSHOTS[kernel] = ((key, fixed), snapshot)
     return known[1]  # type: ignore[return-value]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, InputError, explain
+from sog_longrange.memory import Memory
 
 
 class Kernel:
@@ -30,7 +30,7 @@ class Kernel:
     spec : str
         How :func:`~sog_longrange.kernels.registry.parse_kernels` reads the kernel; empty where
         its numbers cannot be written so.
-    samples : dict or None
+    samples : Memory or None
         What was sampled of the kernel, by where; None where it may change.
 
     Notes
@@ -44,7 +44,7 @@ class Kernel:
     min_width: float
     zero_mode: tuple[bool, ...] = (False,)
     spec: str = ""
-    samples: dict[Hashable, Tensor] | None = None
+    samples: Memory | None = None
 
     @property
     def conserved(self) -> bool:

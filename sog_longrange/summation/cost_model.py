@@ -26,7 +26,7 @@ from sog_longrange.hosts import is_installed
 
 from .cost_coefficients import COEFFICIENTS
 from .cost_terms import OVERHEAD, Number, Size, table_key, terms
-from .rows import MOST_MODES
+from .rows import most_modes
 
 BACKENDS = ("auto", "dense", "mesh", "finufft")
 
@@ -301,7 +301,7 @@ def _mesh_memory(size: Size) -> Number:
 def _dense_memory(size: Size) -> Number:
     atoms = size.n_atoms * (24.0 + 9 * size.n_channels)
     # Beyond these the modes are summed in parts.
-    modes = np.minimum(size.modes, MOST_MODES.get(size.device, MOST_MODES["cuda"]))
+    modes = np.minimum(size.modes, most_modes(size.device))
     return size.number * (6 * modes * size.n_channels + atoms)
 
 

@@ -10,7 +10,7 @@ from .engines.engine import Direct
 from .interaction import Interaction, Potentials
 from .modes import FlatBackend, periodic_sum
 from .multipoles import Multipoles
-from .rows import MOST_MODES, ModeRows, sphere_rows
+from .rows import ModeRows, most_modes, sphere_rows
 
 
 def dense_sum(
@@ -47,7 +47,7 @@ def dense_sum(
     layout = layout_of(part)
     rows = sphere_rows(layout.cells, resolution.cutoff)
     engine = interaction.engine_on(part.positions.device)
-    most = MOST_MODES.get(part.batch.device.type, MOST_MODES["cuda"])
+    most = most_modes(part.batch.device.type)
     sums = [(DenseBackend(own, part.batch, engine.direct), own) for own in rows.parts(most)]
     return periodic_sum(interaction, sources, part, sums, layout.lengths, field=field)
 

@@ -172,7 +172,9 @@ def plan_sums(
         kinds = _kinds(interaction, structures, layout, size)
     else:
         how = (_backend(interaction), size(1, (1.0, 1.0, 1.0)))
-        kinds = layout.once(("kinds", *how), lambda: _kinds(interaction, structures, layout, size))
+        kinds = layout.memory.once(
+            ("kinds", *how), lambda: _kinds(interaction, structures, layout, size)
+        )
     _check_cost(layout, kinds, size, fields, structures.positions.device)
     return Plan(structures, kinds)
 
@@ -282,10 +284,10 @@ def _check_cost(
 ) -> None:
     """Refuse what fits into no memory; padded grids are known, and checked, later."""
     like = size(1, (1.0, 1.0, 1.0))
-    most = layout.once(("most", *kinds, like), lambda: _most_memory(layout, kinds, size))
+    most = layout.memory.once(("most", *kinds, like), lambda: _most_memory(layout, kinds, size))
     if fields * most < WORTH_A_LOOK:
         return
-    cost = layout.once(("cost", *kinds, like), lambda: _predict(layout, kinds, size))
+    cost = layout.memory.once(("cost", *kinds, like), lambda: _predict(layout, kinds, size))
     # What a sum cannot do at all, it refuses itself.
     if cost is not None:
         check_cost(fields * cost[0], fields * cost[1], device)
@@ -326,7 +328,7 @@ def _most_memory(layout: Layout, kinds: list[str], size: _Sizes) -> float:
 def _reduced(structures: Structures) -> tuple[Structures, Layout]:
     """Structures with reduced cells, and what is known of these."""
     layout = layout_of(structures)
-    change = layout.once("reduction", lambda: cell_reduction(layout.cells, layout.periodic))
+    change = layout.memory.once("reduction", lambda: cell_reduction(layout.cells, layout.periodic))
     if change is None:
         return structures._replace(layout=layout), layout
     layout = layout.change(cells=change @ layout.cells)

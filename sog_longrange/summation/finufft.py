@@ -18,7 +18,7 @@ from sog_longrange.validation import Structures, layout_of
 from .blocks import blocks, running_sum
 from .interaction import Interaction, Potentials
 from .modes import FlatBackend, periodic_sum
-from .multipoles import Multipoles, monomials, order_of
+from .multipoles import Multipoles, monomials, order_of, phase_gradient
 from .rows import centred_rows
 
 _MAX_IDLE = 32
@@ -127,6 +127,11 @@ class FinufftBackend(FlatBackend):
             values = transform.interpolate(spectra).T
             out[self._atoms[g]] = values.unflatten(1, (count, channels))
         return out
+
+    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
+        """Gradient in the phases of sum_a W_a d^a phi."""
+        higher = self.interpolate(field, order_of(weights.shape[1]) + 1)
+        return phase_gradient(weights, higher)
 
     def _factors(self, graph: int, order: int, unit: complex, like: Tensor) -> list[Tensor]:
         """Return what derivatives multiply the modes of a structure by."""

@@ -174,12 +174,9 @@ def sample_kernel(
         Of rising powers of the distance t from the middle of the interval, in its widths.
     """
     key = (intervals, resolution, device)
-    known = kernel.samples
-    if known is None:
+    if kernel.samples is None:
         return _sample_kernel(kernel, *key)
-    if key not in known:
-        known[key] = _sample_kernel(kernel, *key)
-    return known[key]
+    return kernel.samples.once(key, lambda: _sample_kernel(kernel, *key))
 
 
 def _sample_kernel(

@@ -26,7 +26,7 @@ from sog_longrange.validation import Structures, check_phases
 from .distributed import replicate
 from .interaction import Interaction, Potentials
 from .kernel_table import Sampler, kernel_on_modes
-from .multipoles import Backend, Multipoles, order_of, phase_gradient
+from .multipoles import Backend, Multipoles
 from .quadratic_form import Part, quadratic_form
 from .resolution import Resolution
 from .rows import ModeRows
@@ -35,46 +35,7 @@ _SMALL = 2**16
 """Modes of tables that are kept from one evaluation to the next."""
 
 
-class ModesBackend:
-    """What backends share whose table is a number for each mode.
-
-    Attributes
-    ----------
-    channel_axis : int
-        Axis of the channels in spectra and tables.
-    """
-
-    channel_axis = 0
-    has_grid = False
-
-    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
-        """Multiply by the kernel."""
-        return apply_kernels(table, spectrum, self.channel_axis)
-
-    def transform(self, density: Tensor) -> Tensor:
-        """Return the density, which is its own spectrum."""
-        return density
-
-    def invert(self, spectrum: Tensor) -> Tensor:
-        """Return the spectrum, from which atoms interpolate directly."""
-        return spectrum
-
-    def interpolate_gradient(self, field: Tensor, weights: Tensor) -> Tensor:
-        """Gradient in the phases of sum_a W_a d^a phi."""
-        higher = self.interpolate(field, order_of(weights.shape[1]) + 1)
-        return phase_gradient(weights, higher)
-
-    def interpolate(self, field: Tensor, order: int) -> Tensor:
-        """Phase derivatives up to an order."""
-        raise NotImplementedError
-
-    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
-        """Re(S* R) on the modes, for each kernel."""
-        axis = self.channel_axis
-        return correlate_channels(first, second, table.shape[axis], axis)
-
-
-class FlatBackend(ModesBackend):
+class FlatBackend:
     """What backends share whose spectra are flat: (n_channels, modes of all structures).
 
     Parameters
@@ -84,10 +45,28 @@ class FlatBackend(ModesBackend):
     batch : Tensor, shape (n_atoms,), sorted
     """
 
+    has_grid = False
+
     def __init__(self, mode_starts: list[int], batch: Tensor) -> None:
         self.mode_starts = mode_starts
         self.batch = batch
         self.num_graphs = len(mode_starts) - 1
+
+    def convolve(self, table: Tensor, spectrum: Tensor) -> Tensor:
+        """Multiply by the kernel."""
+        return apply_kernels(table, spectrum, 0)
+
+    def transform(self, density: Tensor) -> Tensor:
+        """Return the density, which is its own spectrum."""
+        return density
+
+    def invert(self, spectrum: Tensor) -> Tensor:
+        """Return the spectrum, from which atoms interpolate directly."""
+        return spectrum
+
+    def correlate(self, first: Tensor, second: Tensor, table: Tensor) -> Tensor:
+        """Re(S* R) on the modes, for each kernel."""
+        return correlate_channels(first, second, table.shape[0], 0)
 
     def per_table(self, per_graph: Tensor) -> Tensor:
         """One number per structure, repeated over its modes."""
@@ -180,7 +159,7 @@ def _lattices(part: Structures) -> tuple[Tensor, Tensor]:
     if layout is None or not _is_constant(cell):
         return reciprocal_cell(cell), cell_volume(cell).reciprocal()
     key = ("lattices", cell.dtype, cell.device, torch.is_inference_mode_enabled())
-    return layout.once(key, lambda: _known_lattices(layout, cell))
+    return layout.memory.once(key, lambda: _known_lattices(layout, cell))
 
 
 def _is_constant(cell: Tensor) -> bool:

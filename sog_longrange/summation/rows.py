@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sog_longrange.errors import SizeError
 from sog_longrange.geometry import MAX_NODES
+from sog_longrange.memory import Memory
 
 from .blocks import running_sum
 from .grids import Grids
@@ -23,10 +23,8 @@ from .windows import influence
 
 Integers = NDArray[np.int64]
 Numbers = NDArray[np.float64]
-_Made = TypeVar("_Made")
 
-MOST_MODES = {"cpu": 2**19, "cuda": 2**24}
-"""Modes that are summed at a time, so that spectra stay in a cache, or fit into memory."""
+_MOST_MODES = {"cpu": 2**19, "cuda": 2**24}
 
 _KEPT = 64
 _MOST_KEPT = 2**17
@@ -69,6 +67,8 @@ class ModeRows:
         Where each row begins in a flat table, and where the last one ends.
     row_starts : array of int, shape (num_graphs + 1,)
         Where the rows of each structure begin.
+    memory : Memory
+        What is made for these rows.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ModeRows:
         self.along = along
         self.places = places
         self.row_starts = np.searchsorted(graphs, np.arange(num_graphs + 1))
-        self._made: dict[Hashable, Any] = {}
+        self.memory = Memory()
 
     @property
     def total(self) -> int:
@@ -112,20 +112,6 @@ class ModeRows:
         reach[present] = np.maximum.reduceat(ends[:, :3], self.row_starts[:-1][present])
         return reach
 
-    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
-        """Return what was made for these rows before, or make it.
-
-        Parameters
-        ----------
-        key : hashable
-            What is made, and all else that it depends on.
-        make : callable
-        """
-        if key not in self._made:
-            self._made[key] = make()
-        made: _Made = self._made[key]
-        return made
-
     def parts(self, most: int) -> list[ModeRows]:
         """Cut the rows into parts, which are kept with them.
 
@@ -140,7 +126,7 @@ class ModeRows:
         """
         if self.total <= most:
             return [self]
-        return self.once(("parts", most), lambda: self._cut(most))
+        return self.memory.once(("parts", most), lambda: self._cut(most))
 
     def _cut(self, most: int) -> list[ModeRows]:
         cuts = [0]
@@ -168,7 +154,7 @@ class ModeRows:
         -------
         RowTensors
         """
-        return self.once((dtype, device), lambda: self._copy_to(dtype, device))
+        return self.memory.once((dtype, device), lambda: self._copy_to(dtype, device))
 
     def _copy_to(self, dtype: torch.dtype, device: torch.device) -> RowTensors:
         arrays = (self.graphs, self.first, self.starts, self.factors, self.along, self.places)
@@ -287,6 +273,21 @@ def centred_rows(shapes: tuple[tuple[int, int, int], ...]) -> ModeRows:
     """
     boxes = [[Axis(np.arange(-(n // 2), n // 2 + 1), np.ones(n)) for n in own] for own in shapes]
     return box_rows([(x, y, z) for x, y, z in boxes])
+
+
+def most_modes(device: str) -> int:
+    """Modes that are summed at a time, so that spectra stay in a cache, or fit into memory.
+
+    Parameters
+    ----------
+    device : str
+        Type of the device.
+
+    Returns
+    -------
+    int
+    """
+    return _MOST_MODES.get(device, _MOST_MODES["cuda"])
 
 
 def sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:

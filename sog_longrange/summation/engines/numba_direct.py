@@ -80,7 +80,7 @@ class NumbaDirect:
         """Work of each thread, which is kept with the rows."""
         rows, starts = self.rows, self.atom_starts
         key = ("shares", starts.tobytes(), channels, torch.get_num_threads())
-        return rows.once(key, lambda: _share_out(rows, starts, channels))
+        return rows.memory.once(key, lambda: _share_out(rows, starts, channels))
 
 
 class _Shares(NamedTuple):

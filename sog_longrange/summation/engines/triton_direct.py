@@ -60,7 +60,7 @@ class TritonDirect:
         self.batch = batch.contiguous()
         self.num_graphs = len(rows.row_starts) - 1
         # Factors along each axis are there for the modes from zero.
-        self.counts = rows.once("counts", lambda: (rows.reach.max(0) + 1).tolist())
+        self.counts = rows.memory.once("counts", lambda: (rows.reach.max(0) + 1).tolist())
         self.columns = sum(self.counts)
         # Twice, in the order of the axes' modes and in the order of atoms.
         self.by_axis, self.by_atom = phases.new_empty(2, 2 * self.columns * len(phases))
@@ -102,7 +102,7 @@ class TritonDirect:
         blocks, most = -(-n_atoms // height), int(np.diff(self.rows.row_starts).max())
         span = min(max(blocks * most // _ENOUGH, _SPANS[0]), _SPANS[1])
         own = self.rows.tensors(out.dtype, out.device)
-        starts = self.rows.once(
+        starts = self.rows.memory.once(
             ("row_starts", out.device),
             lambda: on_device(self.rows.row_starts, out.device),
         )
@@ -140,7 +140,7 @@ class TritonDirect:
     def _tasks(self) -> Tensor:
         """Tiles of rows, each with a window along the third axis."""
         device = self.phases.device
-        tasks: Tensor = self.rows.once(
+        tasks: Tensor = self.rows.memory.once(
             ("windows", device),
             lambda: on_device(_windows(self.rows, _ROWS, _TILE // _ROWS), device),
         )

@@ -83,7 +83,9 @@ class TritonSampler:
         """Launch a kernel for all modes."""
         own, device, rows = self.intervals, u.device, self.rows
         height = _TILE // self.lanes
-        tiles = rows.once((height, device), lambda: on_device(row_tiles(rows, height), device))
+        tiles = rows.memory.once(
+            (height, device), lambda: on_device(row_tiles(rows, height), device)
+        )
         numbers = rows.tensors(u.dtype, device)
         c, direction = (u if c is None else c), (reciprocal if direction is None else direction)
         launch(
