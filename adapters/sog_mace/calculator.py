@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,28 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         for key in ("latent_charges", "dipole", "latent_dipoles"):
             if all(key in part for part in parts):
                 self.results[f"{key}_comm"] = np.stack([part[key] for part in parts])
+
+
+def open_calculator(paths: Sequence[Path], device: str) -> SOGMACECalculator:
+    """Open files of SOGMACE models.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Several are a committee.
+    device : str
+
+    Returns
+    -------
+    SOGMACECalculator
+        In the dtype of the models.
+
+    Raises
+    ------
+    HostError, InputError
+        As `SOGMACECalculator`.
+    """
+    return SOGMACECalculator(model_paths=[str(path) for path in paths], device=device)
 
 
 def _embeds_charge(mace: nn.Module) -> bool:

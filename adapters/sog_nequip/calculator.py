@@ -253,6 +253,34 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         self.results |= charge_results(found[LATENT_CHARGES_KEY], self.atoms, dipoles)
 
 
+def open_calculator(paths: Sequence[Path], device: str) -> SOGNequIPCalculator:
+    """Open a compiled model, a package or a checkpoint.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Of one model.
+    device : str
+
+    Returns
+    -------
+    SOGNequIPCalculator
+
+    Raises
+    ------
+    HostError
+        If there are several: NequIP has no committees.
+    InputError
+        If an older version of this package wrote the file.
+    """
+    if len(paths) != 1:
+        got = ", ".join(map(str, paths))
+        raise HostError(explain("paths", "one file of a NequIP model", got, "Run them in turn."))
+    if paths[0].suffix == ".pt2":
+        return SOGNequIPCalculator.from_compiled_model(paths[0], device=device)
+    return SOGNequIPCalculator.from_saved_model(paths[0], device=device)
+
+
 def _dipoles_of(out: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """Latent dipoles (n_atoms, 3, n_channels), if there are any: NequIP's are flat."""
     flat = out.get(LATENT_DIPOLES_KEY)

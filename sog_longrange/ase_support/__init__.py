@@ -4,6 +4,7 @@
 """
 
 from .calculator import RESULTS, ChargesInASE, explain_no_stress, explain_no_volume
+from .files import open_calculator
 from .results import (
     AtomicBornCharges,
     add_periodic_field,
@@ -48,6 +49,7 @@ __all__ = [
     "ignored_charge",
     "is_info_changed",
     "keep_info",
+    "open_calculator",
     "periodic_field",
     "total_charge",
 ]

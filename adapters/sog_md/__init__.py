@@ -1,0 +1,1 @@
+"""Molecular dynamics engines that run models with a long range."""
