@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .energy import LongRangeEnergy, LongRangeOutput
 from .errors import ConfigError, explain
-from .geometry import cell_volume, reciprocal_cell, wrapped_phases
+from .geometry import box_wave_numbers, cell_volume, reciprocal_cell, wrapped_phases
 from .kernels.kernel import check_channels
 from .source_checks import check_dipoles
 from .summation.engines.engine import Engine
@@ -186,9 +186,7 @@ class FixedMeshEnergy(nn.Module):
         sizes = list(self.grids.half_shapes[0])
         x, y, z = self.modes.to(reciprocal).split(sizes)
         a, b, c = self.factors.to(reciprocal).split(sizes)
-        b_1, b_2, b_3 = reciprocal[0, :, :, None, None, None].unbind(0)
-        # Components first: the metric's cross terms cancel badly in skewed cells.
-        k2 = (x[:, None, None] * b_1 + y[:, None] * b_2 + z * b_3).square().sum(0)
+        k2 = box_wave_numbers(x, y, z, reciprocal[0])
         factors = a[:, None, None] * b[:, None] * c
         table: Tensor = tapered_fourier(self.kernel, k2, self.taper_start) * factors
         return table.flatten(1)
@@ -200,7 +198,8 @@ class FixedMeshEnergy(nn.Module):
 
 
 def _where(fits: Tensor, values: Tensor) -> Tensor:
-    return torch.where(fits, values, torch.full_like(values, math.nan))
+    # A factor, so that derivatives are NaN too, and not those of the rest of a model.
+    return values * torch.where(fits, 1.0, math.nan).to(values)
 
 
 class _TracedSpreader(TorchSpreader):

@@ -32,7 +32,6 @@ MAX_ELEMENTS: int = 2**26
 _MAX_REDUCTIONS = 64
 _LARGEST_OVERLAP = 0.5 + 1e-3
 """Of a vector with another, over its square; lattices at the border stay as they are."""
-_ABSURD = 1e15
 
 MAX_NODES: int = 8 * MAX_ELEMENTS
 """Largest number of modes or points of all grids that is attempted."""
@@ -142,22 +141,40 @@ def cell_reduction(
         return None
     changes = np.tile(np.eye(3), (len(cells), 1, 1))
     for graph in graphs:
-        changes[graph] = _reduction(cells[graph].tolist())
+        changes[graph] = shorten(cells[graph].tolist())
     return changes
 
 
-def _reduction(rows: list[list[float]]) -> list[list[float]]:
-    """Integer matrix that shortens three vectors."""
-    steps = [[float(i == j) for j in range(3)] for i in range(3)]
-    for _ in range(_MAX_REDUCTIONS):
+def shorten(
+    rows: list[list[float]], largest: float = _LARGEST_OVERLAP, most: int = _MAX_REDUCTIONS
+) -> list[list[float]]:
+    """Integer matrix that shortens three vectors, in Python or in TorchScript.
+
+    Parameters
+    ----------
+    rows : list of 3 lists of 3 floats, in Å
+        Changed in place.
+    largest : float
+        Overlap of a vector with another, over its square, that is left as it is.
+    most : int
+        Rounds at most.
+
+    Returns
+    -------
+    list of 3 lists of 3 floats
+        What the vectors are multiplied by from the left.
+    """
+    steps = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    for _ in range(most):
         shorter = False
-        for i, j in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)):
-            overlap = sum(x * y for x, y in zip(rows[i], rows[j], strict=True))
-            ratio = overlap / sum(x * x for x in rows[j])
-            if math.isfinite(ratio) and abs(ratio) > _LARGEST_OVERLAP:
+        for i, j in [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]:
+            u, v, step, other = rows[i], rows[j], steps[i], steps[j]
+            square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2]
+            ratio = (u[0] * v[0] + u[1] * v[1] + u[2] * v[2]) / square
+            if math.isfinite(ratio) and abs(ratio) > largest:
                 n = float(round(ratio))
-                for table in (rows, steps):
-                    table[i] = [x - n * y for x, y in zip(table[i], table[j], strict=True)]
+                rows[i] = [u[k] - n * v[k] for k in range(3)]
+                steps[i] = [step[k] - n * other[k] for k in range(3)]
                 shorter = True
         if not shorter:
             break
@@ -276,6 +293,7 @@ def sum_over_atoms(per_atom: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
     Tensor, shape (n_graphs, ...)
     """
     if num_graphs == 1:
+        # With several threads, Inductor cannot add to a place that it knows.
         return per_atom.sum(0, keepdim=True)
     zeros = per_atom.new_zeros(num_graphs, *per_atom.shape[1:])
     return zeros.index_add(0, batch, per_atom)
@@ -327,6 +345,25 @@ def apply_strain(
     return positions + torch.einsum("na,nab->nb", positions, own), cell + cell @ change
 
 
+def box_wave_numbers(x: Tensor, y: Tensor, z: Tensor, reciprocal: Tensor) -> Tensor:
+    """Squared wave numbers of all modes of a box, in Python or in TorchScript.
+
+    Parameters
+    ----------
+    x, y, z : Tensor, shape (n_x,), (n_y,) and (n_z,)
+        Mode numbers along the three axes.
+    reciprocal : Tensor, shape (3, 3), in 1/Å
+
+    Returns
+    -------
+    Tensor, shape (n_x, n_y, n_z), in 1/Å^2
+    """
+    b_1, b_2, b_3 = reciprocal[:, :, None, None, None].unbind(0)
+    # Components first: the metric's cross terms cancel badly in skewed cells.
+    k = x[:, None, None] * b_1 + y[:, None] * b_2 + z * b_3
+    return k.square().sum(0)
+
+
 def largest_mode(length: float, cutoff: float) -> int:
     """Largest mode number along an axis with |k| <= cutoff.
 
@@ -340,8 +377,9 @@ def largest_mode(length: float, cutoff: float) -> int:
     Returns
     -------
     int
+        Also in TorchScript, which knows no numbers of modules.
     """
-    return math.floor(min(length * cutoff / (2.0 * math.pi), _ABSURD))
+    return math.floor(min(length * cutoff / (2.0 * math.pi), 1e15))
 
 
 def box_shapes(lengths: list[list[float]], cutoff: float) -> list[tuple[int, int, int]]:

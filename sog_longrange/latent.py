@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from .charges.constraint import project_known_atoms, project_total_charge
 from .coincidence import explain_not_finite
@@ -145,7 +146,10 @@ def wanted_charge(given: Tensor | None, structures: Structures, config: SOGConfi
 
 
 def constrain(
-    latent: Latent, structures: Structures, config: SOGConfig
+    latent: Latent,
+    structures: Structures,
+    config: SOGConfig,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Structures]:
     """Charges as the constraint wants them, in structures that have a bound of these.
 
@@ -154,6 +158,8 @@ def constrain(
     latent : Latent
     structures : Structures
     config : SOGConfig
+    group : ProcessGroup, optional
+        Ranks over which the atoms are spread.
 
     Returns
     -------
@@ -164,10 +170,12 @@ def constrain(
     if not channels:
         return charges, structures
     total = latent.total_charge if config.takes_total_charge else None
-    if structures.layout is None:
+    if structures.layout is None or group is not None:
         if total is None:
             total = structures.positions.new_zeros(structures.num_graphs)
-        return project_total_charge(charges, total, batch, channels), structures
+        charges = project_total_charge(charges, total, batch, channels, group)
+        # What is added to the charges here, and with it a bound, depends on those of all ranks.
+        return charges, _forget_charges(structures)
     charges = project_known_atoms(charges, total, batch, structures.layout.counts, channels)
     return charges, _bound_projected(structures)
 
@@ -211,20 +219,29 @@ def is_zero(field: Tensor, layout: Layout | None) -> bool:
     return numbers is not None and not numbers.any()
 
 
-def check_one_rank(energy: LongRangeEnergy | FixedMeshEnergy, config: SOGConfig) -> None:
-    """Raise `ConfigError` where sums over all atoms of a structure would be those of one rank.
+def group_of(energy: LongRangeEnergy | FixedMeshEnergy) -> ProcessGroup | None:
+    """Ranks over which the atoms of structures are spread.
 
     Parameters
     ----------
     energy : LongRangeEnergy or FixedMeshEnergy
-    config : SOGConfig
     """
-    if isinstance(energy, FixedMeshEnergy) or energy.process_group is None:
-        return
-    if config.constrained_channels or config.charge_embedding > 0:
-        expected = 'None unless charge_constraint="none" and charge_embedding=0'
-        remedy = "Total charges of structures whose atoms are spread over ranks are not known here."
-        raise ConfigError(explain("process_group", expected, "a process group", remedy))
+    return None if isinstance(energy, FixedMeshEnergy) else energy.process_group
+
+
+def check_one_rank(field: Tensor, group: ProcessGroup | None) -> None:
+    """Raise `ConfigError` where a dipole of a structure would be that of the atoms of one rank.
+
+    Parameters
+    ----------
+    field : Tensor
+        External field.
+    group : ProcessGroup, optional
+    """
+    if group is not None:
+        expected = "None for structures whose atoms are spread over a process group"
+        remedy = "Evaluate all atoms on one rank."
+        raise ConfigError(explain("external_field", expected, str(field.tolist()), remedy))
 
 
 def check_numbers(latent: Latent, structures: Structures, config: SOGConfig) -> None:
@@ -284,8 +301,17 @@ def _bound_projected(structures: Structures) -> Structures:
     before = layout.largest.get("charges", math.nan)
     total = max([0.0, *(abs(x) for x in layout.numbers.get("total_charge", np.zeros(0)).ravel())])
     bound = 2.0 * before + total
+    structures = _forget_charges(structures)
+    if bound * max([1, *layout.counts]) < 0.1 * torch.finfo(structures.positions.dtype).max:
+        layout_of(structures).largest["charges"] = bound
+    return structures
+
+
+def _forget_charges(structures: Structures) -> Structures:
+    """Have the charges looked at again, if anything was looked at."""
+    layout = structures.layout
+    if layout is None:
+        return structures
     largest = {name: x for name, x in layout.largest.items() if name != "charges"}
     seen = {name: x for name, x in layout.seen.items() if name != "charges"}
-    if bound * max([1, *layout.counts]) < 0.1 * torch.finfo(structures.positions.dtype).max:
-        largest["charges"] = bound
     return structures._replace(layout=layout._replace(largest=largest, seen=seen))

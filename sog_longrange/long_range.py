@@ -25,6 +25,7 @@ from .latent import (
     check_one_rank,
     constrain,
     gated,
+    group_of,
     is_zero,
     look_again,
     wanted_charge,
@@ -321,14 +322,15 @@ class SOGLongRange(nn.Module):
         except NotFiniteError as error:
             raise explain_not_finite(error, structures) from error
         total, batch = latent.total_charge, structures.batch
-        state = None if self.states is None else self.states(latent.embedded, total, batch)
-        layout = structures.layout
+        layout, group = structures.layout, group_of(self.energy)
+        state = None if self.states is None else self.states(latent.embedded, total, batch, group)
         # A factor of one changes no gradient either.
         if layout is None or layout.numbers.get("gate", 0.0) != 1.0:
             out = gated(out, self.gate)
         output = ModelOutput.add_up(out, state)
         if latent.field is None or (skips_zero_field and is_zero(latent.field, layout)):
             return output
+        check_one_rank(latent.field, group)
         fields = vector_by_graph("external_field", latent.field, structures)
         charges, dipoles = output.electric_charges, output.electric_dipoles
         in_field = field_term(charges, structures, fields, dipoles=dipoles)
@@ -394,7 +396,6 @@ class SOGLongRange(nn.Module):
         dipoles: bool = True,
     ) -> Latent:
         """Charges and dipoles of features, of numbers that nobody has looked at."""
-        check_one_rank(self.energy, self.config)
         total = wanted_charge(total_charge, structures, self.config)
         # Of a tensor in a graph, len() would fix the number of atoms.
         n_atoms, width = structures.positions.shape[0], sum(self.readout.layer_sizes)
@@ -404,7 +405,7 @@ class SOGLongRange(nn.Module):
         if self.states is not None:
             # Indices of structures may be wrong still.
             batch = structures.batch.clamp(0, structures.num_graphs - 1)
-            embedded = self.states.embedding(features, total, batch)
+            embedded = self.states.embedding(features, total, batch, group_of(self.energy))
         charges: Tensor = self.readout(embedded).to(dtype)
         if not (self.config.latent_dipoles and dipoles):
             return Latent(features, embedded, charges, total, None, None)
@@ -421,7 +422,7 @@ class SOGLongRange(nn.Module):
             check_numbers(latent, structures, self.config)
         else:
             structures = latent.look(look, self.config, self.gate, sources=sources)
-        return constrain(latent, structures, self.config)
+        return constrain(latent, structures, self.config, group_of(self.energy))
 
 
 def read_config(state: dict[str, Any]) -> SOGConfig:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
+from sog_longrange.geometry import at_atoms, sum_over_atoms
+from sog_longrange.summation.distributed import accumulate, replicate
 from sog_longrange.validation import check_float, check_like, check_shape, check_tensor
 
 
@@ -80,7 +83,13 @@ class ChargeStates(nn.Module):
         nn.init.zeros_(self.perceptron[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.perceptron[2].bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor, total_charge: Tensor, batch: Tensor) -> ChargeStateOutput:
+    def forward(
+        self,
+        features: Tensor,
+        total_charge: Tensor,
+        batch: Tensor,
+        group: dist.ProcessGroup | None = None,
+    ) -> ChargeStateOutput:
         """Evaluate the energy of the charge states of a batch.
 
         Parameters
@@ -91,6 +100,8 @@ class ChargeStates(nn.Module):
             Its dtype is that of the energies; see
             :func:`~sog_longrange.source_checks.check_total_charge`.
         batch : Tensor, shape (n_atoms,)
+        group : ProcessGroup, optional
+            Ranks over which the atoms of each structure are spread.
 
         Returns
         -------
@@ -107,10 +118,13 @@ class ChargeStates(nn.Module):
         check_like("features", features, self.embedding.output.weight, "the weights")
         check_tensor("total_charge", total_charge)
         check_shape("total_charge", total_charge, (None,), "(n_graphs,)")
-        weight, electronegativity, hardness = self.perceptron(features).to(total_charge).unbind(1)
-        share = total_charge[batch] * _softmax(weight, batch, total_charge.shape[0])
+        columns = self.perceptron(features).type_as(total_charge)
+        weight, electronegativity, hardness = columns.unbind(1)
+        num_graphs = total_charge.shape[0]
+        weights = _softmax(weight, batch, num_graphs, group)
+        share = at_atoms(replicate(total_charge, group), batch) * weights
         energies = electronegativity * share + hardness * share**2
-        total = torch.zeros_like(total_charge).index_add(0, batch, energies)
+        total = accumulate(sum_over_atoms(energies, batch, num_graphs), group)
         return ChargeStateOutput(total, energies)
 
 
@@ -127,14 +141,18 @@ def check_charge_embedding(charge_embedding: int, least: int = 0) -> None:
         raise ConfigError(explain("charge_embedding", f"at least {least}", str(charge_embedding)))
 
 
-def _softmax(values: Tensor, batch: Tensor, num_graphs: int) -> Tensor:
+def _softmax(
+    values: Tensor, batch: Tensor, num_graphs: int, group: dist.ProcessGroup | None
+) -> Tensor:
     """Positive weights of atoms that sum to one in each structure."""
     # Any constant per structure cancels; the largest value keeps the exponentials finite.
-    highest = values.new_zeros(num_graphs)
-    highest = highest.scatter_reduce(0, batch, values.detach(), "amax", include_self=False)
-    weights = (values - highest[batch]).exp()
-    sums = torch.zeros_like(highest).index_add(0, batch, weights)
-    return weights / sums[batch]
+    highest = values.new_full((num_graphs,), torch.finfo(values.dtype).min)
+    highest = highest.scatter_reduce(0, batch, values.detach(), "amax")
+    if group is not None:
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=group)
+    weights = (values - at_atoms(highest, batch)).exp()
+    sums = accumulate(sum_over_atoms(weights, batch, num_graphs), group)
+    return weights / at_atoms(replicate(sums, group), batch)
 
 
 class ChargeEmbedding(nn.Module):
@@ -176,7 +194,13 @@ class ChargeEmbedding(nn.Module):
         self.hidden.reset_parameters()
         nn.init.zeros_(self.output.weight)
 
-    def forward(self, features: Tensor, total_charge: Tensor, batch: Tensor) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        total_charge: Tensor,
+        batch: Tensor,
+        group: dist.ProcessGroup | None = None,
+    ) -> Tensor:
         """Features with the charge of each atom's structure in them.
 
         Parameters
@@ -185,6 +209,8 @@ class ChargeEmbedding(nn.Module):
         total_charge : Tensor, shape (n_graphs,), in e
             See :func:`~sog_longrange.source_checks.check_total_charge`.
         batch : Tensor, shape (n_atoms,)
+        group : ProcessGroup, optional
+            Ranks over which the atoms of each structure are spread.
 
         Returns
         -------
@@ -201,7 +227,7 @@ class ChargeEmbedding(nn.Module):
         check_like("features", features, self.output.weight, "the embedding's weights")
         check_tensor("total_charge", total_charge)
         check_shape("total_charge", total_charge, (None,), "(n_graphs,)")
-        charge = total_charge.to(features)
+        charge = replicate(total_charge, group).type_as(features)
         hidden = torch.tanh(self.hidden(torch.stack([charge, charge**2], 1)))
         shifts: Tensor = self.output(hidden)
-        return features + shifts[batch]
+        return features + at_atoms(shifts, batch)

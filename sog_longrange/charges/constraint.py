@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional
 
 from sog_longrange.geometry import at_atoms, sum_over_atoms, to_device
+from sog_longrange.summation.distributed import accumulate, replicate
 
 
 def project_total_charge(
@@ -17,6 +19,7 @@ def project_total_charge(
     total_charge: Tensor,
     batch: Tensor,
     channels: Sequence[int] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Shift the charges of each structure evenly so that they have a given sum.
 
@@ -28,6 +31,9 @@ def project_total_charge(
     batch : Tensor, shape (n_atoms,)
     channels : sequence of int, optional
         Channels that are changed, of which the first has the wanted sum; by default all.
+    group : ProcessGroup, optional
+        Ranks over which the atoms of each structure are spread; all take part, also those
+        without atoms.
 
     Returns
     -------
@@ -38,7 +44,7 @@ def project_total_charge(
     num_graphs = total_charge.shape[0]
     # One sum over atoms: compilers fail at that of a constant.
     counted = torch.cat([charges, torch.ones_like(charges[:, :1])], 1)
-    added = charges.new_zeros(num_graphs, counted.shape[1]).index_add(0, batch, counted)
+    added = accumulate(sum_over_atoms(counted, batch, num_graphs), group)
     excess, counts = added[:, :-1], added[:, -1].clamp_min(1.0)
     sums = list(excess.unbind(1))
     first, *others = range(len(sums)) if channels is None else channels
@@ -46,7 +52,7 @@ def project_total_charge(
     for channel in others:
         sums[channel] = torch.zeros_like(total_charge)
     wanted = torch.stack(sums, 1)
-    return charges - ((excess - wanted) / counts[:, None])[batch]
+    return charges - at_atoms(replicate((excess - wanted) / counts[:, None], group), batch)
 
 
 def project_known_atoms(

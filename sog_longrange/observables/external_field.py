@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from sog_longrange.geometry import at_atoms
 from sog_longrange.validation import Structures, is_traced
 
 from .images import (
@@ -171,7 +172,7 @@ def field_term(
     else:
         vectors = arms(structures, origin)
     moments = dipole_moments(charges, dipoles, vectors)
-    energies = -root * (moments * fields[structures.batch]).sum(-1)
+    energies = -root * (moments * at_atoms(fields, structures.batch)).sum(-1)
     return FieldOutput(
         sum_by_graph(energies, structures), energies, sum_by_graph(moments, structures)
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
-from sog_longrange.geometry import reduced_cell
+from sog_longrange.geometry import at_atoms, reduced_cell, sum_over_atoms
 from sog_longrange.validation import (
     Structures,
     check_finite,
@@ -89,7 +89,7 @@ def displacements(structures: Structures, origin: Tensor | None) -> Tensor:
     if origin is None:
         return structures.positions
     origins = vector_by_graph("origin", origin, structures)
-    return structures.positions - origins[structures.batch]
+    return structures.positions - at_atoms(origins, structures.batch)
 
 
 def arms(structures: Structures, origin: Tensor | None) -> Tensor:
@@ -142,7 +142,7 @@ def check_one_dipole(dipoles: Tensor, charges: Tensor) -> None:
     InputError, InputTypeError
         If they do not fit.
     """
-    n = len(charges)
+    n = charges.shape[0]
     check_float("dipoles", dipoles)
     expected = f"(n_atoms={n}, 3), one channel such as `dipoles[:, :, 0]`"
     check_shape("dipoles", dipoles, (n, 3), expected)
@@ -162,9 +162,7 @@ def sum_by_graph(values: Tensor, structures: Structures) -> Tensor:
     -------
     Tensor, shape (n_graphs, ...)
     """
-    # The same operations for any number of structures, as tracers want.
-    zeros = values.new_zeros(structures.num_graphs, *values.shape[1:])
-    return zeros.index_add(0, structures.batch, values)
+    return sum_over_atoms(values, structures.batch, structures.num_graphs)
 
 
 def count_atoms(structures: Structures) -> Tensor:
@@ -223,7 +221,7 @@ def check_one_channel(
         If an argument is malformed.
     """
     structures = check_structures(positions, cell, pbc, batch, num_graphs)
-    n = len(positions)
+    n = positions.shape[0]
     check_float(name, values)
     check_shape(name, values, (n,), f"(n_atoms={n},), one channel such as `charges[:, 0]`")
     check_like(name, values, positions)

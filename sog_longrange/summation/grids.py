@@ -83,8 +83,23 @@ def grid_points(length: float, cutoff: float, width: int) -> int:
     -------
     int
     """
+    return fast_length(points_needed(length, cutoff, width))
+
+
+def points_needed(length: float, cutoff: float, width: int) -> int:
+    """Smallest number of points along an axis that holds |k| <= cutoff, also in TorchScript.
+
+    Parameters
+    ----------
+    length, cutoff, width
+        As in :func:`grid_points`.
+
+    Returns
+    -------
+    int
+    """
     modes = 2 * largest_mode(length, cutoff) + 1
-    return fast_length(max(modes, math.ceil(length * cutoff / math.pi), width + 1))
+    return max(max(modes, math.ceil(length * cutoff / math.pi)), width + 1)
 
 
 @lru_cache(maxsize=4096)

@@ -34,6 +34,7 @@ from sog_longrange import (
     yukawa,
 )
 from sog_longrange.kernels.ewald import boys_zero
+from sog_longrange.kernels.long_waves import coulomb_strength
 from sog_longrange.testing import assert_twice_differentiable, join
 from sog_longrange.units import COULOMB_CONSTANT
 
@@ -448,3 +449,16 @@ BAD_KERNELS = [
 def test_an_option_out_of_range_is_named(build, message):
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        (SumOfGaussians(), 1.0),
+        (SumOfGaussians(min_width=0.6, num_gaussians=16), 1.0),
+        (Ewald(smearing=1.0), 1.0),
+        (SumOfGaussians(power_law(6.0)), 0.0),
+    ],
+)
+def test_long_waves_tell_kernels_of_charges_from_others(kernel, expected):
+    assert coulomb_strength(kernel) == pytest.approx(expected, abs=2e-3)

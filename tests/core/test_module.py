@@ -470,6 +470,24 @@ def test_a_traced_field_is_that_of_structures_without_periodic_axes_along_it():
         assert bool(expected.isfinite().all())
 
 
+def test_a_traced_field_on_charges_and_dipoles_serves_any_number_of_atoms():
+    def in_field(charges, positions, field, dipoles):
+        cell, pbc = torch.zeros(1, 3, 3), torch.zeros(1, 3, dtype=torch.bool)
+        batch = torch.zeros_like(charges, dtype=torch.int64)
+        structures = Structures(positions, cell.to(positions), pbc, batch, 1)
+        out = field_term(charges, structures, field, dipoles=dipoles)
+        return *out, *torch.autograd.grad(out.energy, (charges, positions))
+
+    def inputs(n):
+        numbers = torch.arange(7.0 * n, dtype=DOUBLE).view(n, 7).sin()
+        charges, positions = numbers[:, 0].requires_grad_(), numbers[:, 1:4].requires_grad_()
+        return charges, positions, tensor([[0.1, 0.2, -0.3]]), numbers[:, 4:]
+
+    traced = make_fx(in_field, tracing_mode="symbolic")(*inputs(4))
+    for found, expected in zip(traced(*inputs(6)), in_field(*inputs(6)), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_kernel_and_charges_are_all_parameters_and_get_rates_of_their_own():
     modules = [make_module(charge_embedding=2), make_module(learn_widths=False)]
     charges, kernel = parameter_groups(modules, charges=1e-2, kernel=1e-3)

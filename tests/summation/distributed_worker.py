@@ -9,7 +9,13 @@ import torch.distributed as dist
 from references import dipoles_of, perturbed, random_structure, sum_of_gaussians
 from torch.autograd import grad
 
-from sog_longrange import LongRangeEnergy, coulomb, potential_and_field
+from sog_longrange import (
+    LongRangeEnergy,
+    SOGConfig,
+    SOGLongRange,
+    coulomb,
+    potential_and_field,
+)
 from sog_longrange.summation.distributed import accumulate, replicate
 from sog_longrange.testing import join
 
@@ -64,9 +70,69 @@ def evaluate(model, atoms, order):
     return {name: value.detach() for name, value in found.items()}
 
 
+SIZES = (3, 2)
+STEP = 1e-3
+
+
+def make_module(constraint, embedding, group):
+    """A model in which nothing is zero, or equal for all atoms, because it has just been made."""
+    torch.manual_seed(0)
+    options = {"charge_constraint": constraint, "charge_embedding": embedding}
+    options |= {"num_gaussians": 2, "max_width": 2.5, "tolerance": 1e-3}
+    config = SOGConfig(num_channels=2, backend="mesh", engine="none", **options)
+    module = SOGLongRange(SIZES, config).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    module.energy.process_group = group
+    return module
+
+
+def evaluate_module(module, atoms):
+    """What charges of features, with constraints over the atoms of all ranks, lead to."""
+    _, positions, cell, pbc, batch, num_graphs = make_batch()
+    features = torch.randn(len(positions), sum(SIZES), generator=torch.Generator().manual_seed(5))
+    own = {"features": features.to(cell)[atoms], "positions": positions[atoms], "cell": cell}
+    leaves = own | {"total_charge": torch.tensor([1.0, -2.0]).to(cell)}
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+
+    def call(features, positions, cell, total):
+        return module(features, positions, cell, pbc, batch[atoms], num_graphs, total)
+
+    out = call(*leaves.values())
+    group = module.energy.process_group
+    per_graph = cell.new_zeros(num_graphs, 3)
+    columns = torch.cat([out.charges, out.atomic_energies[:, None]], 1)
+    per_graph = accumulate(per_graph.index_add(0, batch[atoms], columns), group)
+    weights = torch.tensor([1.0, -0.7]).to(cell)
+    found = {"energy": out.energy, "charges": out.charges, "sums": per_graph}
+    scalar = (out.energy * weights).sum()
+    found |= gradients("energy", scalar, leaves, create_graph=True, allow_unused=True)
+    loss = (found["energy/positions"] + 0.1).square().sum()
+    loss = loss + (found["energy/features"] - 0.2).square().sum() + out.energy.square().sum()
+    found |= gradients("module_loss", loss, leaves, allow_unused=True)
+    found |= steps(lambda *x: (call(*x).energy * weights).sum(), leaves, atoms)
+    return {name: value.detach() for name, value in found.items()}
+
+
+def steps(energy, leaves, atoms):
+    """Derivatives in a number of the first atom, which one rank has, by differences."""
+    has_it, found = bool(atoms[0]), {}
+    for name in ("features", "positions"):
+        ends = []
+        for sign in (1.0, -1.0):
+            changed = {key: leaf.detach().clone() for key, leaf in leaves.items()}
+            if has_it:
+                changed[name][0, 0] += sign * STEP
+            ends.append(energy(*changed.values()))
+        found[f"step/{name}"] = (ends[0] - ends[1]) / (2.0 * STEP)
+    return found
+
+
 def gradients(name, scalar, leaves, **options):
     values = grad(scalar, tuple(leaves.values()), **options)
-    return {f"{name}/{leaf}": value for leaf, value in zip(leaves, values, strict=True)}
+    named = zip(leaves, values, strict=True)
+    return {f"{name}/{leaf}": value for leaf, value in named if value is not None}
 
 
 def losses(found):
@@ -93,16 +159,21 @@ def run(cases, rank, groups):
     """Results of a rank by case; without owners, the last rank has all atoms to itself."""
     results = {}
     for case, owners in cases.items():
-        _, *options, order = case
         if owners is None and rank == LAST:
             every_atom = torch.ones(len(make_batch()[0]), dtype=torch.bool)
-            results[case] = evaluate(make_model(*options, None), every_atom, order)
+            results[case] = evaluate_case(case[1:], every_atom, None)
         elif owners is not None and rank <= max(owners):
-            group = groups[max(owners)]
-            results[case] = evaluate(
-                make_model(*options, group), torch.tensor(owners) == rank, order
-            )
+            atoms = torch.tensor(owners) == rank
+            results[case] = evaluate_case(case[1:], atoms, groups[max(owners)])
     return results
+
+
+def evaluate_case(options, atoms, group):
+    kind, *options = options
+    if kind == "module":
+        return evaluate_module(make_module(*options, group), atoms)
+    *options, order = options
+    return evaluate(make_model(kind, *options, group), atoms, order)
 
 
 def main(folder, rank):

@@ -33,8 +33,12 @@ OWNERS = {
 OPTIONS = (("none", True, 0), ("none", False, 1), ("numba", False, 0), ("numba", True, 1))
 OPTIONS = OPTIONS if importlib.util.find_spec("numba") else OPTIONS[:2]
 
+# Charge constraint and charge embedding of whole models.
+MODULES = (("module", "neutral", 0), ("module", "total", 0), ("module", "none", 3))
+MODULES = (*MODULES, ("module", "total", 3))
+
 LOCAL = (
-    *("potential", "field", "atomic_energies", "charges", "dipoles", "positions"),
+    *("potential", "field", "atomic_energies", "charges", "dipoles", "positions", "features"),
     *("inner_potential", "inner_field"),
 )
 """Results of which each rank has the rows of its own atoms; all others are equal on all."""
@@ -44,8 +48,8 @@ LOCAL = (
 def results(tmp_path_factory):
     """What the first, second and third rank found in every case."""
     folder = tmp_path_factory.mktemp("ranks")
-    cases = {(None, *options): None for options in OPTIONS}
-    for name, options in itertools.product(OWNERS, OPTIONS):
+    cases = {(None, *options): None for options in (*OPTIONS, *MODULES)}
+    for name, options in itertools.product(OWNERS, (*OPTIONS, *MODULES)):
         cases[(name, *options)] = OWNERS[name]
     torch.save(cases, folder / "cases.pt")
     with contextlib.ExitStack() as stack:
@@ -128,6 +132,38 @@ def test_gradients_of_losses_equal_those_of_one_process(results, owners, options
     assert find_errors(results, owners, options, lambda name: "_loss/" in name) == {}
 
 
+each_module = pytest.mark.parametrize("options", MODULES, ids=lambda o: f"{o[1]}-embedding{o[2]}")
+
+
+@each_distribution
+@each_module
+def test_charges_with_sums_over_all_ranks_equal_those_of_one_process(results, owners, options):
+    assert find_errors(results, owners, options, lambda name: not name.startswith("step/")) == {}
+
+
+@each_distribution
+@each_module
+def test_sums_of_charges_and_atomic_energies_are_those_wanted(results, owners, options):
+    _, constraint, _ = options
+    found = results[0][(owners, *options)]
+    torch.testing.assert_close(found["sums"][:, 2], found["energy"])
+    if constraint != "none":
+        wanted = torch.tensor(
+            [[1.0, 0.0], [-2.0, 0.0]] if constraint == "total" else [[0.0] * 2] * 2
+        )
+        torch.testing.assert_close(found["sums"][:, :2], wanted.double())
+
+
+@each_distribution
+@each_module
+def test_derivatives_over_ranks_are_those_of_finite_differences(results, owners, options):
+    ranks = [found[(owners, *options)] for found in results[: max(OWNERS[owners]) + 1]]
+    for name in ("features", "positions"):
+        exact = ranks[OWNERS[owners][0]][f"energy/{name}"][0, 0]
+        for found in ranks:
+            torch.testing.assert_close(found[f"step/{name}"], exact, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("backend", ["dense", "finufft"])
 def test_only_the_mesh_takes_a_process_group(backend):
     if backend == "finufft":
@@ -137,27 +173,18 @@ def test_only_the_mesh_takes_a_process_group(backend):
         LongRangeEnergy(Ewald(1.0), backend=backend, process_group=group)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"charge_constraint": "neutral"},
-        {"charge_constraint": "total"},
-        {"charge_constraint": "none", "charge_embedding": 2},
-    ],
-)
-def test_sums_over_the_atoms_of_one_rank_are_refused(options):
-    module = SOGLongRange([2], SOGConfig(**options))
+def test_external_fields_on_the_atoms_of_one_rank_are_refused():
+    module = SOGLongRange([2], SOGConfig())
     inputs = torch.randn(3, 2), torch.rand(3, 3), 5.0 * torch.eye(3), torch.tensor([True] * 3)
-    module(*inputs, total_charge=torch.zeros(1))
     module.energy.process_group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1)
-    with pytest.raises(ConfigError, match="`process_group` must be None unless"):
-        module(*inputs, total_charge=torch.zeros(1))
-    with pytest.raises(ConfigError, match="`process_group` must be None unless"):
-        module(*inputs, total_charge=torch.zeros(1))
+    field = torch.tensor([0.0, 0.0, 0.1])
+    module(*inputs, external_field=0.0 * field, skips_zero_field=True)
+    with pytest.raises(ConfigError, match="`external_field` must be None"):
+        module(*inputs, external_field=field)
 
 
-def test_charges_without_a_constraint_may_be_spread_over_ranks():
-    module = SOGLongRange([2], SOGConfig(charge_constraint="none"))
+def test_a_single_rank_is_the_same_as_no_ranks():
+    module = SOGLongRange([2], SOGConfig(charge_constraint="neutral"))
     inputs = torch.randn(3, 2), torch.rand(3, 3), 5.0 * torch.eye(3), torch.tensor([True] * 3)
     alone = module(*inputs).energy
     module.energy.process_group = dist.ProcessGroupGloo(dist.HashStore(), 0, 1)
