@@ -22,13 +22,15 @@ from sog_longrange.ase_support import (
     ChargesInASE,
     charge_results,
     external_field,
+    given_charge,
     has_volume,
     periodic_field,
     total_charge,
 )
 from sog_longrange.charges.electric import electric
 from sog_longrange.errors import explain
-from sog_longrange.hosts import explain_old_models, unflatten_vectors
+from sog_longrange.hosts import explain_old_models
+from sog_longrange.kernels.kernel import Kernel
 from sog_longrange.source_checks import check_whole
 
 from .keys import (
@@ -36,11 +38,12 @@ from .keys import (
     EXTERNAL_FIELD_KEY,
     FIELD_ENERGY_KEY,
     LATENT_CHARGES_KEY,
-    LATENT_DIPOLES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
 )
+from .outputs import check_long_range, dipoles_of
+from .parts import long_range_parts
 from .registry import ASE_TARGET, find_target
 
 _TARGET: ContextVar[dict[str, Any] | None] = ContextVar("target", default=None)
@@ -128,6 +131,17 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
             calculator: SOGNequIPCalculator = cls._from_saved_model(*args, **kwargs)
         return calculator
 
+    def known_elements(self) -> list[int]:
+        """Atomic numbers that the model knows.
+
+        Returns
+        -------
+        list of int
+            All, if nothing maps them to types.
+        """
+        tables = [t.lookup_table for t in self.transforms if hasattr(t, "lookup_table")]
+        return torch.nonzero(tables[0] >= 0).flatten().tolist() if tables else list(range(1, 119))
+
     def _prepare(self, atoms: Atoms) -> None:
         """Refuse cells that NequIP cannot invert."""
         _check_rows(atoms)
@@ -140,6 +154,18 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         self, atoms: Atoms
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Charges and dipoles of the atoms in the graph of their positions."""
+        network = self._network()
+        given = self.atoms_to_data(atoms)
+        data = {key: given[key] for key in self.model.model_input_fields if key in given}
+        positions = data[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_()
+        out = network(data | {AtomicDataDict.POSITIONS_KEY: positions})
+        check_long_range(out)
+        own = dipoles_of(out)
+        dipoles = None if own is None else electric(own)
+        return electric(out[LATENT_CHARGES_KEY]), dipoles, positions
+
+    def _network(self) -> Any:
+        """Return the network, whose charges can be differentiated."""
         # Behind the network stands what takes forces, and with them the graph.
         network = getattr(getattr(self.model, "model", None), "func", None)
         if network is None or getattr(self.model, "is_compile_graph_model", False):
@@ -148,14 +174,12 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
                 "periodic axes: their charges cannot be differentiated. Open a checkpoint or "
                 "package by SOGNequIPCalculator.from_saved_model."
             )
-        given = self.atoms_to_data(atoms)
-        data = {key: given[key] for key in self.model.model_input_fields if key in given}
-        positions = data[AtomicDataDict.POSITIONS_KEY].detach().clone().requires_grad_()
-        out = network(data | {AtomicDataDict.POSITIONS_KEY: positions})
-        _check_long_range(out)
-        own = _dipoles_of(out)
-        dipoles = None if own is None else electric(own)
-        return electric(out[LATENT_CHARGES_KEY]), dipoles, positions
+        return network
+
+    def _kernel(self) -> Kernel:
+        """Kernel of the charges."""
+        kernel: Kernel = long_range_parts(self._network())[0].long_range.energy.kernel
+        return kernel
 
     def atoms_to_data(self, atoms: Atoms) -> dict[str, torch.Tensor]:
         """Make the input of the model from a structure.
@@ -190,10 +214,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         if is_ignored or AtomicDataDict.TOTAL_CHARGE_KEY not in taken:
             self._ignore_charge(atoms, [config.charge_constraint for config in configs])
             return {}
-        number = total_charge(atoms)
-        if number is None and needed:
-            expected = "with 'charge', the total charge in e"
-            raise InputError(explain("atoms.info", expected, str(atoms.info)))
+        number = given_charge(atoms) if needed else total_charge(atoms)
         if number is None:
             return {}
         charge = torch.tensor([[number]], dtype=torch.float64)
@@ -231,7 +252,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         HostError
             If the model has no long-range part.
         """
-        _check_long_range(out)
+        check_long_range(out)
         found = {
             key: out[key].detach().cpu().numpy()
             for key in (LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY, LONG_RANGE_ATOMIC_ENERGY_KEY)
@@ -248,7 +269,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         self.results["long_range_energy"] = unit * long_range
         self.results["short_range_energy"] = unit * short_range
         self.results["long_range_energies"] = unit * found[LONG_RANGE_ATOMIC_ENERGY_KEY].ravel()
-        own = _dipoles_of(out)
+        own = dipoles_of(out)
         dipoles = None if own is None else own.detach().cpu().numpy()
         self.results |= charge_results(found[LATENT_CHARGES_KEY], self.atoms, dipoles)
 
@@ -279,19 +300,6 @@ def open_calculator(paths: Sequence[Path], device: str) -> SOGNequIPCalculator:
     if paths[0].suffix == ".pt2":
         return SOGNequIPCalculator.from_compiled_model(paths[0], device=device)
     return SOGNequIPCalculator.from_saved_model(paths[0], device=device)
-
-
-def _dipoles_of(out: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """Latent dipoles (n_atoms, 3, n_channels), if there are any: NequIP's are flat."""
-    flat = out.get(LATENT_DIPOLES_KEY)
-    # Compiled models without dipoles have zeros.
-    return None if flat is None or not flat.any() else unflatten_vectors(flat)
-
-
-def _check_long_range(out: dict[str, torch.Tensor]) -> None:
-    if LATENT_CHARGES_KEY not in out:
-        remedy = "Use NequIP's own calculator for models without a long-range part."
-        raise HostError(explain("model", "with a long-range part", "none", remedy))
 
 
 def _check_rows(atoms: Atoms) -> None:

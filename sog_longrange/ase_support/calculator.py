@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from sog_longrange.errors import InputError, explain
+from sog_longrange.kernels.kernel import Kernel
+from sog_longrange.kernels.long_waves import coulomb_strength
 
 from .results import (
     AtomicBornCharges,
@@ -21,6 +23,7 @@ from .structures import (
     EXTERNAL_FIELD,
     AtomsLike,
     check_atoms,
+    check_elements,
     has_volume,
     ignored_charge,
     is_info_changed,
@@ -68,9 +71,10 @@ class ChargesInASE:
 
     Notes
     -----
-    A class of an adapter sets `_not_implemented` and defines `_linked_charges`; it may extend
-    `_prepare`, `_evaluate`, `_add_results` and `_explain_not_finite`. The class of its host
-    has `energy_units_to_eV` and `length_units_to_A`.
+    A class of an adapter sets `_not_implemented` and defines `known_elements`, `_kernel` and
+    `_linked_charges`; it may extend `_prepare`, `_evaluate`, `_add_results`,
+    `_explain_not_finite` and `calculate_batch`. The class of its host has `energy_units_to_eV`
+    and `length_units_to_A`.
     """
 
     atoms: Any  # None before the first calculation
@@ -93,7 +97,7 @@ class ChargesInASE:
         given = self.atoms if atoms is None else atoms
         self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
         check_atoms(given)
-        self._prepare(given)
+        self.check_species(given)
         field = periodic_field(given)
         if "stress" in (properties or ()):
             self._check_stress(given, field is not None)
@@ -109,6 +113,70 @@ class ChargesInASE:
         if field is not None and born is not None:
             units = (self.energy_units_to_eV, self.length_units_to_A)
             add_periodic_field(self.results, born.values, given, field, *units)
+
+    def known_elements(self) -> list[int]:
+        """Atomic numbers that the model knows.
+
+        Returns
+        -------
+        list of int
+            In rising order.
+        """
+        raise NotImplementedError
+
+    def check_species(self, atoms: AtomsLike) -> None:
+        """Refuse atoms that the model cannot take, wherever they are.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms
+
+        Raises
+        ------
+        InputError
+            If the model does not know an element, or what it needs besides, as the total charge,
+            is missing or malformed.
+        HostError
+            If the model cannot take an external field that there is.
+        """
+        check_elements(atoms, self.known_elements())
+        self._prepare(atoms)
+
+    def calculate_batch(
+        self, frames: Sequence[AtomsLike], properties: Sequence[str] = ("energy", "forces")
+    ) -> list[dict[str, Any]]:
+        """Calculate properties of several structures, in one evaluation where that is possible.
+
+        For programs that ask for what they need and no more, as engines of molecular dynamics.
+        Here structures are evaluated in turn; :attr:`atoms` and :attr:`results` may change.
+
+        Parameters
+        ----------
+        frames : sequence of ase.Atoms
+        properties : sequence of str
+            Names of results.
+
+        Returns
+        -------
+        list of dict
+            Results of each structure, as :meth:`calculate` has them: `properties`, and any others.
+
+        Raises
+        ------
+        PropertyNotImplementedError
+            If one of the properties is not among the results.
+        SOGError
+            As :meth:`calculate`.
+        """
+        batch = []
+        for atoms in frames:
+            self.calculate(atoms, list(properties))
+            for name in properties:
+                if name not in self.results:
+                    expected = f"among {', '.join(sorted(self.results))}"
+                    raise self._not_implemented(explain("properties", expected, name))
+            batch.append(dict(self.results))
+        return batch
 
     def _prepare(self, atoms: AtomsLike) -> None:
         """Check what only models of this host take of a structure."""
@@ -190,6 +258,27 @@ class ChargesInASE:
             enforce_sum_rule=enforce_sum_rule,
             dipoles=dipoles,
         )
+
+    def get_coulomb_strength(self) -> float:
+        """Strength of the interaction of charges far apart, relative to that in vacuum.
+
+        Returns
+        -------
+        float
+            1 where their kernel is 1/r, also one that training left so. Another value means
+            that charges are not in e: forces of long waves are those of charges that are scaled
+            by its square root.
+
+        Raises
+        ------
+        HostError
+            For committees.
+        """
+        return coulomb_strength(self._kernel())
+
+    def _kernel(self) -> Kernel:
+        """Kernel of the charges of the one model."""
+        raise NotImplementedError
 
     def _linked_charges(self, atoms: AtomsLike) -> tuple[Tensor, Tensor | None, Tensor]:
         """Charges (n_atoms,) and dipoles (n_atoms, 3) of atoms in the graph of the positions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +50,10 @@ def as_double(values: np.ndarray) -> Tensor:
 
 
 def charge_results(
-    charges: np.ndarray, atoms: AtomsLike, dipoles: np.ndarray | None = None
+    charges: np.ndarray,
+    atoms: AtomsLike,
+    dipoles: np.ndarray | None = None,
+    moment: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Collect the results of a calculator that say what the latent charges are.
 
@@ -58,6 +62,8 @@ def charge_results(
     charges : ndarray, shape (n_atoms, n_channels), in e
     atoms : ase.Atoms
     dipoles : ndarray, shape (n_atoms, 3, n_channels), in e Å, optional
+    moment : ndarray, shape (3,), in e Å, optional
+        Dipole of the structure, if it is known.
 
     Returns
     -------
@@ -67,7 +73,8 @@ def charge_results(
     """
     own = None if dipoles is None else electric(dipoles)
     results = {"latent_charges": charges, "charges": electric(charges).copy()}
-    results["dipole"] = dipole_of_atoms(results["charges"], atoms, own)
+    known = dipole_of_atoms(results["charges"], atoms, own) if moment is None else moment
+    results["dipole"] = known
     return results if dipoles is None else results | {"latent_dipoles": dipoles}
 
 
@@ -87,12 +94,35 @@ def dipole_of_atoms(
     ndarray, shape (3,), in e Å
         See :func:`~sog_longrange.dipole` for the branch of periodic structures.
     """
-    arrays = (charges, atoms.positions, atoms.cell.array)
-    values, positions, cell = (as_double(x) for x in arrays)
+    moment: np.ndarray = dipoles_of_frames(charges, [atoms], dipoles)[0]
+    return moment
+
+
+def dipoles_of_frames(
+    charges: np.ndarray, frames: Sequence[AtomsLike], dipoles: np.ndarray | None = None
+) -> np.ndarray:
+    """Dipoles of the charges of several structures, and of the dipoles of their atoms.
+
+    Parameters
+    ----------
+    charges : ndarray, shape (n_atoms,), in e
+        Of the atoms of all structures, one after another.
+    frames : sequence of ase.Atoms
+    dipoles : ndarray, shape (n_atoms, 3), in e Å, optional
+
+    Returns
+    -------
+    ndarray, shape (n_frames, 3), in e Å
+        See :func:`~sog_longrange.dipole` for the branch of periodic structures.
+    """
+    positions = as_double(np.concatenate([atoms.positions for atoms in frames]))
+    cell = as_double(np.stack([atoms.cell.array for atoms in frames]))
+    pbc = torch.tensor(np.stack([np.asarray(atoms.pbc) for atoms in frames]))
+    sizes = torch.tensor([atoms.positions.shape[0] for atoms in frames])
+    batch = torch.arange(sizes.shape[0]).repeat_interleave(sizes)
     own = None if dipoles is None else as_double(dipoles)
-    pbc = torch.tensor(np.asarray(atoms.pbc))
-    moments: np.ndarray = dipole(values, positions, cell, pbc, dipoles=own)[0].numpy()
-    return moments
+    moments = dipole(as_double(charges), positions, cell, pbc, batch, len(frames), dipoles=own)
+    return np.asarray(moments)
 
 
 def born_charges_of_atoms(

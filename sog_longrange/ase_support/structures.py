@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -34,9 +34,35 @@ class AtomsLike(Protocol):
     """What is read of an `ase.Atoms`."""
 
     info: dict[str, Any]
+    numbers: np.ndarray
+    symbols: Any
     positions: np.ndarray
     cell: Any
     pbc: np.ndarray
+
+
+def given_charge(atoms: AtomsLike) -> float:
+    """Return the total charge of a structure for a model that needs one.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    float, in e
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is not one finite number.
+    """
+    charge = total_charge(atoms)
+    if charge is None:
+        expected = f"with {TOTAL_CHARGE[0]!r}, the total charge in e, which this model needs"
+        remedy = "In engines of molecular dynamics it is an option, as `pair_style sog charge 0`."
+        raise InputError(explain("atoms.info", expected, str(atoms.info), remedy))
+    return charge
 
 
 def external_field(atoms: AtomsLike) -> Tensor | None:
@@ -206,6 +232,28 @@ def check_atoms(atoms: AtomsLike) -> None:
     """
     check_positions(atoms.positions, "the structure")
     check_cell(atoms.cell.array, atoms.pbc.tolist(), "the structure")
+
+
+def check_elements(atoms: AtomsLike, known: Collection[int]) -> None:
+    """Refuse a structure with elements that a model does not know.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+    known : collection of int
+        Atomic numbers.
+
+    Raises
+    ------
+    InputError
+        Naming these elements.
+    """
+    lacking = [z not in known for z in atoms.numbers.tolist()]
+    if any(lacking):
+        names = ", ".join(sorted(set(atoms.symbols[lacking])))
+        numbers = ", ".join(str(z) for z in sorted(known))
+        expected = f"of elements that the model knows, with the atomic numbers {numbers}"
+        raise InputError(explain("atoms", expected, names))
 
 
 def has_volume(atoms: AtomsLike) -> bool:

@@ -20,6 +20,7 @@ from sog_longrange.ase_support import (
     add_periodic_field,
     born_charges_of_atoms,
     check_atoms,
+    check_elements,
     external_field,
     has_volume,
     ignored_charge,
@@ -58,12 +59,8 @@ class Evaluator:
 
     def check(self, atoms: Atoms) -> None:
         """Raise `InputError` if a structure cannot be evaluated, before it takes any time."""
-        known = {int(z) for z in self.model.atomic_numbers}
-        lacking = sorted(set(atoms.symbols[[z not in known for z in atoms.numbers]]))
-        if len(atoms) == 0 or lacking:
-            expected = "one or more, of elements that the model was trained on"
-            raise InputError(explain("atoms", expected, ", ".join(lacking) or "none"))
         check_atoms(atoms)
+        check_elements(atoms, {int(z) for z in self.model.atomic_numbers})
         external_field(atoms)
         if self._total_charge(atoms) is None and self.model.long_range.config.needs_total_charge:
             raise InputError(

@@ -1,0 +1,39 @@
+"""What a kernel is to waves that are long beside its narrowest Gaussians."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+
+from sog_longrange.units import COULOMB_CONSTANT
+
+from .kernel import Kernel
+
+LONG_WAVE: Final = 0.1
+"""Wave number in 1/Å of a wave of 63 Å, which kernels of Gaussians up to 100 Å reach."""
+
+
+def coulomb_strength(kernel: Kernel) -> float:
+    """Strength of the kernel of the first channel relative to that of charges in vacuum.
+
+    The spectrum is that of 1/r times 1 - c k^2 where it is smooth at short range, as a sum of
+    Gaussians is; two wave numbers give its limit.
+
+    Parameters
+    ----------
+    kernel : Kernel
+
+    Returns
+    -------
+    float
+        1 for 1/r, and for a sum of Gaussians that begins as it; training may change that.
+    """
+    twin = kernel.in_double()
+    device = next((x.device for x in kernel.gaussians or ()), None)
+    k2 = torch.tensor([LONG_WAVE, 2.0 * LONG_WAVE], dtype=torch.float64, device=device) ** 2
+    with torch.no_grad():
+        spectrum = twin.fourier(k2)[0]
+    short, long = (float(x) for x in spectrum * k2 / (4.0 * math.pi * COULOMB_CONSTANT))
+    return (4.0 * short - long) / 3.0
