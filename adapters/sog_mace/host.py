@@ -17,8 +17,8 @@ from sog_longrange.hosts import SupportedVersions
 SUPPORTED = SupportedVersions("mace-torch", oldest="0.3.15", limit="0.4")
 
 _LAMMPS: Final = (
-    "MACE's LAMMPS interfaces have no place for a long-range energy. Run the model through ASE, "
-    "by sog_mace.SOGMACECalculator."
+    "MACE's LAMMPS interfaces have no place for a long-range energy. Run the model file as it is: "
+    "`sog_lammps -in FILE`, with `pair_style sog` and `pair_coeff * * my.model H O` in the input."
 )
 _ACCELERATED: Final = (
     "The conversion rebuilds the model by class, without its long-range part. Have the model "

@@ -136,8 +136,8 @@ class SOGMACE(nn.Module):
             Always.
         """
         raise HostError(
-            "A model with a long-range part cannot be saved as TorchScript yet. "
-            "Save it with torch.save(model, path)."
+            "A model with a long-range part cannot be saved as TorchScript in this way. "
+            "Save it with torch.save(model, path), and export the file by sog_mace_export."
         )
 
     save_to_buffer = save
@@ -295,7 +295,8 @@ def _refuse(edges: bool, lammps_mliap: bool) -> None:
     if lammps_mliap:
         raise HostError(
             "LAMMPS ML-IAP passes edge vectors but neither positions nor cell, so the long-range "
-            "energy cannot be computed there. Run the model through ASE instead."
+            "energy cannot be computed there. Run `sog_lammps -in FILE` instead, with "
+            "`pair_style sog` and `pair_coeff * * my.model H O` in the input."
         )
 
 
