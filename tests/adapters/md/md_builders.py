@@ -1,5 +1,7 @@
 """Files of small models, and structures, that the tests of MD engines share."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from ase import Atoms
@@ -8,6 +10,7 @@ from mace_builders import make_sogmace
 
 from sog_longrange import SOGConfig
 
+ROOT = Path(__file__).parents[3]
 PRECISE = SOGConfig(tolerance=1e-8)
 
 
@@ -16,7 +19,11 @@ def save_model(path, config=PRECISE, **options):
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        torch.save(make_sogmace(config, **options), path)
+        model = make_sogmace(config, **options)
+        if model.long_range.states is not None:  # Their energy starts at zero.
+            for weights in model.long_range.states.parameters():
+                torch.nn.init.normal_(weights, std=0.3)
+        torch.save(model, path)
     finally:
         torch.set_default_dtype(before)
     return path
@@ -33,3 +40,9 @@ def water(repeats, spacing=3.1, seed=1):
         box += one
     box.positions += rng.normal(scale=0.02, size=box.positions.shape)
     return box
+
+
+def blocks_of(page, language):
+    """Blocks of code in one language on a page about engines."""
+    text = (ROOT / "docs" / "engines" / page).read_text(encoding="utf-8")
+    return [part.split("```")[0] for part in text.split(f"```{language}\n")[1:]]

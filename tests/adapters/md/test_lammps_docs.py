@@ -1,0 +1,38 @@
+"""The page on LAMMPS works as written."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.io import read, write
+from lammps_cases import QUIET
+from mace_builders import water_box
+from md_builders import save_model
+
+from sog_md.lammps import run_input
+
+PAGE = (Path(__file__).parents[3] / "docs/engines/lammps.md").read_text("utf-8")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model("my_model.model")
+    write("water.data", water_box(), format="lammps-data", specorder=["H", "O"], masses=True)
+
+
+def test_the_input_runs():
+    (text,) = re.findall(r"```lammps\n(.*?)```", PAGE, re.DOTALL)
+    Path("in.water").write_text(text)
+    lmp = run_input("in.water", QUIET)
+    assert lmp.extract_global("ntimestep") == 20
+    charges = read("charges.dump", format="lammps-dump-text", index=-1).arrays["d_sog_charge"]
+    assert np.abs(charges).max() > 1e-3
+    assert Path("water.restart").exists()
+
+
+def test_the_program_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(code.replace("start_lammps()", f"start_lammps({QUIET})"), "lammps.md", "exec"), {})  # noqa: S102
+    assert float(capsys.readouterr().out.split()[-1]) == pytest.approx(-17.1, abs=0.5)
