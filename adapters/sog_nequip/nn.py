@@ -353,11 +353,12 @@ def _for_each(cls: type, model: nn.Module, change: Any) -> nn.Module:
 
 def _without_energies(out: ModelOutput, contradicted: Tensor) -> ModelOutput:
     """NaN where the data contradict the boundary, because no graph can raise."""
-    lost = torch.where(contradicted, torch.nan, 0.0).to(out.energy)
+    # Factors, so that forces are NaN too.
+    lost = torch.where(contradicted, torch.nan, 1.0).to(out.energy)
     own = out.parts.long_range
-    nan = Energies(own.energy + lost, own.atomic_energies + lost.sum())
+    nan = Energies(own.energy * lost, own.atomic_energies * lost.prod())
     parts = out.parts._replace(long_range=nan)
-    energies = out.energy + lost, out.atomic_energies + lost.sum()
+    energies = out.energy * lost, out.atomic_energies * lost.prod()
     return out._replace(energy=energies[0], atomic_energies=energies[1], parts=parts)
 
 

@@ -187,6 +187,18 @@ def test_compiled_models_equal_eager_ones(tmp_path):
         assert found(to_data(make()))["latent_dipoles"].abs().max() > 0.0
 
 
+@pytest.mark.full
+def test_compiled_models_take_dipoles_to_a_field(tmp_path):
+    model = build("nequip", sog=SOG, num_layers=2)
+    _, found = export(model, "sog_ase_field", tmp_path)
+    for make, sign in ((acetaldehyde, 1.0), (in_vacuum, -1.0)):
+        data = to_data(make()) | {"external_field": sign * torch.tensor([[0.1, -0.2, 0.3]])}
+        expected, out = model.eval()(dict(data)), found(dict(data))
+        for key in ("total_energy", "forces", "field_energy"):
+            torch.testing.assert_close(out[key], expected[key], atol=1e-8, rtol=1e-8)
+        assert expected["field_energy"].abs() > 1e-4
+
+
 @pytest.mark.slow
 def test_the_target_of_cpp_equals_the_fixed_mesh(tmp_path):
     fixed = build("nequip", sog=SOG, num_layers=2, largest_cell=LARGEST)

@@ -216,6 +216,7 @@ def test_born_charges_are_the_changes_of_the_dipole_with_each_atom(neutral, make
         assert np.abs(expected - atoms.get_charges()[j] * np.eye(3)).max() > 1e-4
     if make in (acetaldehyde, cluster):
         assert np.abs(born.sum_rule).max() < 1e-10
+    assert calculator.get_coulomb_strength() == pytest.approx(1.0, abs=1e-3)
     screened = calculator.get_born_charges(atoms, eps_inf=4.0, enforce_sum_rule=True)
     assert np.abs(screened.values.sum(0)).max() < 1e-10
     assert screened.sum_rule == pytest.approx(2.0 * born.sum_rule)
@@ -280,8 +281,9 @@ def test_the_calculator_refuses_malformed_fields_and_models_without_them(model):
     atoms.calc = calculator_of(compiled)
     with pytest.raises(HostError, match=r"target sog_ase_field.*from_saved_model"):
         atoms.get_potential_energy()
-    with pytest.raises(HostError, match="Compiled models give no Born charges"):
-        atoms.calc.get_born_charges(atoms)
+    for ask in (atoms.calc.get_coulomb_strength, lambda: atoms.calc.get_born_charges(atoms)):
+        with pytest.raises(HostError, match="Compiled models give no Born charges"):
+            ask()
     atoms = crystal()
     atoms.calc = calculator_of(compiled)
     atoms.info["external_field"] = [0.1, 0.0, 0.0]
