@@ -1,9 +1,9 @@
 """Potential of mean force of an ion pair in OpenMM, with and without a long-range energy.
 
-Ammonium and perchlorate at 300 K, by the models of the first example: MACE by openmm-ml's own
-potential and SOG-MACE by that of this package. A restraint leads the centres of mass from far
-beyond the trained separations to contact; the mean force between the ions is averaged at each
-distance, and its integral is the potential of mean force.
+Ammonium and perchlorate at 150 K: MACE by openmm-ml's own potential and SOG-MACE by that of this
+package. A restraint leads the centres of mass from far beyond the trained separations to near
+contact; the mean force between the ions is averaged at each distance, and its integral is the
+potential of mean force.
 
     python examples/06_openmm_ion_pair.py     # minutes; first trains the models if they are missing
 
@@ -13,7 +13,6 @@ Needs the extras mace, openmm and demo.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
-from ase.io import read
 from tqdm import tqdm
-from workbench import demo
+from workbench import demo, dimers, engine_models
 
 from sog_longrange.plots import COLOURS, FAINT, INK, SHADE, house_style, save_figure
 from sog_longrange.units import COULOMB_CONSTANT
@@ -35,9 +33,10 @@ if TYPE_CHECKING:
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 
 POTENTIALS = {"MACE": "mace", "SOG-MACE": "sog-mace"}  # names in openmm-ml
-TEMPERATURE = 300.0  # K
+TEMPERATURE = 150.0  # K
 TIME_STEP = 0.5  # fs
 STIFFNESS = 20_000.0  # of the restraint, kJ/mol/nm^2
 EV = 96.48533212331002  # kJ/mol
@@ -49,34 +48,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", type=Path, default=Path("demo_output"), help="folder of the first example")
+    add("--models", type=Path, default=Path("demo_engines"), help="folder (default: %(default)s)")
     add("--output", type=Path, default=Path("demo_openmm"), help="folder (default: %(default)s)")
-    add("--nearest", type=float, default=4.0, help="separation in Å (default: %(default)s)")
-    add("--farthest", type=float, default=20.0, help="separation in Å (default: %(default)s)")
-    add("--points", type=int, default=21, help="separations (default: %(default)s)")
-    add("--steps", type=int, default=400, help="at each separation (default: %(default)s)")
-    add("--trained", type=float, default=8.0, help="largest trained separation in Å")
+    add("--nearest", type=float, default=5.0, help="separation in Å (default: %(default)s)")
+    add("--farthest", type=float, default=25.0, help="separation in Å (default: %(default)s)")
+    add("--points", type=int, default=17, help="separations (default: %(default)s)")
+    add("--steps", type=int, default=300, help="at each separation (default: %(default)s)")
+    engine_models.add_arguments(parser)
     return parser.parse_args(argv)
 
 
-def find_models(folder: Path) -> dict[str, Path]:
-    """The two models of the first example, which is run if they are not there."""
-    files = {label: folder / label / f"{label}.model" for label in POTENTIALS}
-    if not all(path.exists() for path in files.values()):
-        script = Path(__file__).with_name("01_binding_curves.py")
-        print(f"  no models in {folder}: running {script.name}")
-        subprocess.run([sys.executable, script, f"--output={folder}"], check=True)  # noqa: S603
-    return files
-
-
-def ion_pair(folder: Path, separation: float) -> Atoms:
-    """The farthest pair of the scan of the first example, moved to a separation in Å."""
-    frames = read(folder / "data" / "curve.xyz", index=":")
-    pairs = [frame for frame in frames if frame.info["dimer"] == "charged-charged"]
-    pair = max(pairs, key=lambda frame: frame.info["separation"])
-    first = pair.info["first_atoms"]
-    pair.positions[first:, 0] += separation - pair.info["separation"]
-    return pair
+def ion_pair(separation: float) -> Atoms:
+    """Relaxed ions at a separation in Å."""
+    return dimers.join(*dimers.attractive("charged-charged"), separation, "charged-charged")
 
 
 def topology_of(atoms: Atoms) -> app.Topology:
@@ -166,7 +150,7 @@ def potential(distances: np.ndarray, forces: np.ndarray) -> np.ndarray:
 def draw(found: dict[str, np.ndarray], args: argparse.Namespace, path: Path) -> None:
     """Potential of mean force at the left, mean force over that of point charges at the right."""
     with house_style():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(13.0, 5.6))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(13.0, 5.6), layout="constrained")
         grid = np.geomspace(args.nearest, args.farthest, 200)
         law = COULOMB_CONSTANT * (1 / args.farthest - 1 / grid)
         left.plot(grid, law, "--", color=INK, lw=1.6, label=r"$-e^2/4\pi\epsilon_0 r$", zorder=4)
@@ -176,15 +160,16 @@ def draw(found: dict[str, np.ndarray], args: argparse.Namespace, path: Path) -> 
             left.plot(distances, potential(distances, forces), label=label, **style)
             right.plot(distances, -forces * distances**2 / COULOMB_CONSTANT, **style)
         for ax in (left, right):
-            ax.axvspan(0, args.trained, color=SHADE, lw=0, zorder=-2)
+            ax.axvspan(0, engine_models.FARTHEST, color=SHADE, lw=0, zorder=-2)
             ax.set(xlim=(args.nearest - 0.4, args.farthest + 0.4))
+            ax.xaxis.set_major_locator(mpl.ticker.MultipleLocator(5))
             ax.set_xlabel("distance of the ions (Å)")
         right.set_ylim(-0.25, 1.6)
         left.set_ylabel(f"potential of mean force (eV)\nrelative to {args.farthest:g} Å")
         right.set_ylabel("mean force over that of\ntwo elementary charges")
         left.legend(loc="lower right", labelcolor="linecolor")
         place = {"transform": left.get_xaxis_transform(), "ha": "right", "color": FAINT}
-        left.text(args.trained - 0.1, 0.02, "trained", **place)
+        left.text(engine_models.FARTHEST - 0.1, 0.02, "trained", **place)
         save_figure(figure, path)
 
 
@@ -192,21 +177,21 @@ def run(args: argparse.Namespace) -> None:
     """All steps, one after another."""
     start = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
-    print("1/3 Models of the first example")
-    files = find_models(args.models)
-    pair = ion_pair(args.models, args.farthest)
-    pair.info["separation"] = args.farthest
+    print("1/3 Data and training of MACE and SOG-MACE")
+    files = engine_models.prepare(args)
+    pair = ion_pair(args.farthest)
     steps = args.points * args.steps
     print(f"2/3 {steps} steps of {TIME_STEP} fs with each model at {TEMPERATURE:g} K, in OpenMM")
     found = {label: mean_forces(path, label, pair, args) for label, path in files.items()}
     print("3/3 Figure")
     draw(found, args, args.output / "openmm_ion_pair.png")
     beyond = {
-        label: float(np.mean((-f * r**2 / COULOMB_CONSTANT)[r > args.trained]))
+        label: float(np.mean((-f * r**2 / COULOMB_CONSTANT)[r > engine_models.FARTHEST]))
         for label, (r, f) in found.items()
     }
     for label, ratio in beyond.items():
-        print(f"  {label}: {ratio:.3f} of the force of point charges beyond {args.trained:g} Å")
+        where = f"beyond {engine_models.FARTHEST:g} Å"
+        print(f"  {label}: {ratio:.3f} of the force of point charges {where}")
     results = {label: values.tolist() for label, values in found.items()}
     demo.finish({"mean_forces": results, "beyond": beyond}, args.output, start)
 

@@ -1,12 +1,11 @@
 """Infrared spectrum of hydrogen cyanide from i-PI, with classical and with quantum nuclei.
 
-Trains one SOG-MACE on hydrogen cyanide, alone and in pairs (GFN2-xTB); it learns
-charges from energies and forces alone, and they give the dipole. Then i-PI runs the molecule at
-300 K, classically and as a thermostatted ring polymer (TRPMD) whose beads are one batch. The
-spectra are those of the dipoles that the driver reports of each bead.
+The model is SOG-MACE trained on molecules and pairs of molecules: from energies and forces alone
+it learns charges, and these give the dipole. i-PI runs the molecule at 300 K, classically and
+as a thermostatted ring polymer (TRPMD) whose beads are one batch. The spectra are those of
+the dipoles that the driver reports of each bead.
 
-    python examples/07_ipi_infrared.py                   # all of it, minutes
-    python examples/07_ipi_infrared.py --reuse-models    # with the model that is there
+    python examples/07_ipi_infrared.py     # minutes; first trains the models if they are missing
 
 Needs the extras mace, ipi, spectra and demo.
 """
@@ -25,7 +24,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import write
 from tqdm import tqdm
-from workbench import demo, dimers, mace_runs, training
+from workbench import demo, dimers, engine_models, training
 
 from sog_longrange import infrared_spectrum
 from sog_longrange.plots import COLOURS, FAINT, house_style, save_figure
@@ -34,11 +33,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 LABEL = "SOG-MACE"
-MOLECULE, PAIR = "HCN", "polar-polar"
-DISTORTIONS = (0.03, 0.06, 0.1)  # Å, as wide as quantum hydrogen moves
-COUNTS = {"train": (200, 160), "valid": (20, 16)}  # molecules alone and in pairs
+MOLECULE = "HCN"
 TEMPERATURE, TIME_STEP, STRIDE = 300.0, 0.5, 2  # K, fs, steps between dipoles
-FORMAT = 1  # of the data
 INPUT = """<simulation verbosity='quiet' safe_stride='1000000'>
   <output prefix='{name}'>
     <properties filename='out' stride='{stride}'> [time{{femtosecond}}, conserved{{electronvolt}},
@@ -81,40 +77,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--output", type=Path, default=Path("demo_ipi"), help="folder (default: %(default)s)")
-    add("--epochs", type=int, default=60, help="of training (default: %(default)s)")
-    add("--batch-size", type=int, default=16, help="(default: %(default)s)")
-    add("--r-max", type=float, default=4.5, help="cutoff in Å (default: %(default)s)")
-    add("--features", type=int, default=16, help="scalars and vectors (default: %(default)s)")
-    add("--seed", type=int, default=1, help="of training (default: %(default)s)")
-    add("--workers", type=int, default=2, help="processes that label (default: %(default)s)")
+    add("--models", type=Path, default=Path("demo_engines"), help="folder (default: %(default)s)")
     add("--beads", type=int, default=16, help="of the ring polymer (default: %(default)s)")
-    add("--picoseconds", type=float, default=4.0, help="of each run (default: %(default)s)")
+    add("--picoseconds", type=float, default=3.0, help="of each run (default: %(default)s)")
     add("--resolution", type=float, default=40.0, help="of the spectra, 1/cm")
-    add("--reuse-models", action="store_true", help="run the model that is there")
+    engine_models.add_arguments(parser)
     return parser.parse_args(argv)
-
-
-def frames_of() -> dict[str, list[Atoms]]:
-    """Unlabelled molecules, alone and in pairs, by split."""
-    rng = np.random.default_rng(7)
-    return {
-        split: [dimers.isolated(MOLECULE, rng.choice(DISTORTIONS), rng) for _ in range(alone)]
-        + [dimers.random_pair(PAIR, 0.0, 8.0, rng.choice(DISTORTIONS), rng) for _ in range(pairs)]
-        for split, (alone, pairs) in COUNTS.items()
-    }
-
-
-def train(args: argparse.Namespace) -> dict[str, float]:
-    """Label the data and train the model; seconds that it took."""
-    wanted = {"format": FORMAT, "counts": str(COUNTS), "distortions": str(DISTORTIONS)}
-    data = dimers.keep(
-        args.output / "data",
-        wanted,
-        tuple(COUNTS),
-        lambda: dimers.label_splits(frames_of(), args.workers),
-    )
-    job = mace_runs.demo_job(LABEL, args, data["train"])
-    return demo.train([job], mace_runs, args.reuse_models)
 
 
 def relaxed(model: Path) -> Atoms:
@@ -230,7 +198,7 @@ def draw(spectra: dict[str, np.ndarray], modes: np.ndarray, path: Path) -> None:
         ax.set(xlim=(200, 4000), xlabel="wave number (1/cm)")
         ax.set_ylim(bottom=0)
         ax.set_ylabel("absorption cross-section ($10^{-3}$ Å$^2$)")
-        ax.legend(loc="upper center", labelcolor="linecolor")
+        ax.legend(loc="upper center", labelcolor="linecolor", handlelength=0)
         save_figure(figure, path)
 
 
@@ -238,9 +206,8 @@ def run(args: argparse.Namespace) -> None:
     """All steps, one after another."""
     start = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
-    print(f"1/4 Data and training of {LABEL}, {args.epochs} epochs")
-    seconds = train(args)
-    model = mace_runs.model_file(args.output / LABEL)
+    print("1/4 Data and training of MACE and SOG-MACE")
+    model = engine_models.prepare(args)[LABEL]
     molecule = relaxed(model)
     dipole = float(np.linalg.norm(molecule.get_dipole_moment()))
     modes = harmonic(molecule)
@@ -259,7 +226,7 @@ def run(args: argparse.Namespace) -> None:
     titles = {"classical": "classical nuclei", "quantum": f"quantum nuclei, {args.beads} beads"}
     named = {titles[name]: spectrum for name, spectrum in found.items()}
     draw(named, modes, args.output / "ipi_infrared.png")
-    results = {"training_seconds": seconds, "dipole": dipole, "harmonic": modes.tolist()}
+    results = {"dipole": dipole, "harmonic": modes.tolist()}
     demo.finish(results | {"stretch": stretch}, args.output, start)
 
 

@@ -10,6 +10,8 @@ demo
     What the demos of two models do alike: train them, end with results, report errors.
 dimers
     Data: dimers at many separations, labelled with GFN2-xTB.
+engine_models
+    The models of the examples of simulation engines.
 evaluation
     Errors of predicted energies and forces.
 figures
