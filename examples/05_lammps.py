@@ -1,7 +1,7 @@
 """Ions in LAMMPS: conservation of the energy, and speed against the number of ranks.
 
 Writes an ordinary input file for `sog_lammps`, with ammonium and perchlorate on an expanded lattice
-of rock salt and the SOG-MACE of the first example, and runs it on one rank and on several, gathered
+of rock salt and a SOG-MACE trained on these ions, and runs it on one rank and on several, gathered
 and decomposed into domains. The figure shows the total energy over time and the steps in a second.
 
     python examples/05_lammps.py     # minutes; first trains the models if they are missing
@@ -22,10 +22,9 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from ase.io import read, write
+from ase.io import write
 from tqdm import tqdm
-from workbench import demo
-from workbench.demo_models import find_models
+from workbench import demo, dimers, engine_models
 
 from sog_longrange.plots import COLOURS, INK, house_style, save_figure
 
@@ -46,6 +45,7 @@ fix move all nve
 timestep {timestep}
 thermo {every}
 thermo_style custom step temp pe etotal f_sog[1]
+thermo_modify format float %.10g
 run {steps}
 """
 
@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", type=Path, default=Path("demo_output"), help="folder of the first example")
+    add("--models", type=Path, default=Path("demo_engines"), help="folder (default: %(default)s)")
     add("--output", type=Path, default=Path("demo_lammps"), help="folder (default: %(default)s)")
     add("--ranks", type=int, nargs="+", default=[1, 2], help="(default: %(default)s)")
     add("--steps", type=int, default=1000, help="for the energy (default: %(default)s)")
@@ -78,26 +78,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--small", type=int, default=2, help="ions along each edge there (default: %(default)s)")
     add("--large", type=int, default=4, help="and for the speed (default: %(default)s)")
     add("--temperature", type=float, default=100.0, help="at the start, K (default: %(default)s)")
+    engine_models.add_arguments(parser)
     return parser.parse_args(argv)
 
 
-def ions(data: Path, edge: int, spacing: float) -> Atoms:
+def ions(edge: int, spacing: float) -> Atoms:
     """Ammonium and perchlorate in turn on a cubic grid, as in rock salt, turned at random."""
-    frames = [frame for frame in read(data, index=":") if frame.info["dimer"] == "charged-charged"]
-    pair = max(frames, key=lambda frame: frame.info["separation"])
-    cut, rng = pair.info["first_atoms"], np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     box = Atoms(cell=[edge * spacing] * 3, pbc=True)
     for place in np.ndindex(edge, edge, edge):
-        ion = pair[:cut] if sum(place) % 2 else pair[cut:]
-        one = Atoms(ion.numbers, ion.positions - ion.positions.mean(axis=0))
+        one = dimers.isolated("NH4+" if sum(place) % 2 else "ClO4-", 0.0, rng)
         one.rotate(rng.uniform(0, 360), rng.normal(size=3))
-        one.translate((np.array(place) + 0.5) * spacing)
+        one.translate((np.array(place) + 0.5) * spacing - one.positions.mean(axis=0))
         box += one
     return box
 
 
 def simulate(
-    run: Run, args: argparse.Namespace, atoms: Atoms, steps: int, every: int
+    run: Run, args: argparse.Namespace, model: Path, atoms: Atoms, steps: int
 ) -> tuple[np.ndarray, float]:
     """Rows of the log (step, temperature, potential, total, long range) and steps in a second."""
     folder = args.output / run.name
@@ -106,11 +104,11 @@ def simulate(
     text = INPUT.format(
         data="data",
         decompose=run.decompose,
-        model=find_models(args.models)["SOG-MACE"].resolve(),
+        model=model.resolve(),
         elements=" ".join(ELEMENTS),
         temperature=args.temperature,
         timestep=TIMESTEP,
-        every=every,
+        every=max(1, steps // 100),
         steps=steps,
     )
     (folder / "in.ions").write_text(text)
@@ -165,20 +163,16 @@ def run_all(args: argparse.Namespace) -> None:
     """All simulations, one after another."""
     start = time.monotonic()
     args.output.mkdir(parents=True, exist_ok=True)
-    find_models(args.models)
-    small, large = (
-        ions(args.models / "data" / "curve.xyz", edge, args.spacing)
-        for edge in (args.small, args.large)
-    )
+    model = engine_models.prepare(args)["SOG-MACE"]
+    small, large = (ions(edge, args.spacing) for edge in (args.small, args.large))
     runs = [Run(f"domains{ranks}", ranks, "yes" if ranks > 1 else "no") for ranks in args.ranks]
     energies, speeds = {}, {}
-    every = max(1, args.steps // 100)
     for run in tqdm(runs, desc="  energy", unit="run", ncols=100):
-        energies[run.title], _ = simulate(run, args, small, args.steps, every)
+        energies[run.title], _ = simulate(run, args, model, small, args.steps)
     runs += [Run(f"gathered{ranks}", ranks, "no") for ranks in args.ranks if ranks > 1]
     for run in tqdm(runs, desc="  speed ", unit="run", ncols=100):
         named = run._replace(name=f"speed_{run.name}")
-        _, speeds[run.title] = simulate(named, args, large, 20, 10)
+        _, speeds[run.title] = simulate(named, args, model, large, 20)
     draw(energies, speeds, [len(small), len(large)], args.output / "lammps.png")
     results = {
         "atoms": [len(small), len(large)],
