@@ -180,7 +180,7 @@ def spectrum_of(args: argparse.Namespace, name: str, beads: int) -> np.ndarray:
 def peak(spectrum: np.ndarray, near: float) -> float:
     """Mean wave number of the line near a harmonic one, in 1/cm."""
     waves, section = spectrum
-    window = (waves > near - 500) & (waves < near + 300)
+    window = abs(waves - near) < 250
     weights = section[window] ** 2
     return float(np.average(waves[window], weights=weights))
 
@@ -198,7 +198,9 @@ def draw(spectra: dict[str, np.ndarray], modes: np.ndarray, path: Path) -> None:
         ax.set(xlim=(200, 4000), xlabel="wave number (1/cm)")
         ax.set_ylim(bottom=0)
         ax.set_ylabel("absorption cross-section ($10^{-3}$ Å$^2$)")
-        ax.legend(loc="upper center", labelcolor="linecolor", handlelength=0)
+        ax.legend(
+            loc="upper left", bbox_to_anchor=(0.12, 1.0), labelcolor="linecolor", handlelength=0
+        )
         save_figure(figure, path)
 
 

@@ -30,7 +30,7 @@ COUNTS = {"train": (80, 150), "valid": (8, 12)}  # of each molecule, and of each
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line that training takes."""
     add = parser.add_argument
-    add("--epochs", type=int, default=60, help="of training (default: %(default)s)")
+    add("--epochs", type=int, default=30, help="of training (default: %(default)s)")
     add("--batch-size", type=int, default=8, help="(default: %(default)s)")
     add("--r-max", type=float, default=3.5, help="cutoff in Å (default: %(default)s)")
     add("--features", type=int, default=16, help="scalars and vectors (default: %(default)s)")
