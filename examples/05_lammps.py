@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=1000, help="for the energy (default: %(default)s)")
     add("--spacing", type=float, default=7.0, help="of the ions in Å (default: %(default)s)")
     add("--small", type=int, default=2, help="ions along each edge there (default: %(default)s)")
-    add("--large", type=int, default=4, help="and for the speed (default: %(default)s)")
+    add("--large", type=int, default=6, help="and for the speed (default: %(default)s)")
     add("--temperature", type=float, default=100.0, help="at the start, K (default: %(default)s)")
     engine_models.add_arguments(parser)
     return parser.parse_args(argv)
