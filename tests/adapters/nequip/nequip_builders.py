@@ -7,8 +7,9 @@ import torch
 from ase.build import bulk, molecule
 from hydra.utils import get_method
 from nequip.data import compute_neighborlist_, from_ase
-from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
+from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 
+from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.parts import long_range_parts
 
 TYPES = ["H", "C", "O"]
@@ -50,11 +51,14 @@ def build(base="nequip", **changes):
     return get_method("sog_nequip.model.SOGModel")(**config)
 
 
-def to_data(atoms):
-    mapper = ChemicalSpeciesToAtomTypeMapper(
+def type_mapper():
+    return ChemicalSpeciesToAtomTypeMapper(
         model_type_names=TYPES, chemical_species_to_atom_type_map={t: t for t in TYPES}
     )
-    return compute_neighborlist_(mapper(from_ase(atoms)), r_max=R_MAX)
+
+
+def to_data(atoms):
+    return compute_neighborlist_(type_mapper()(from_ase(atoms)), r_max=R_MAX)
 
 
 def evaluate(model, atoms):
@@ -118,3 +122,9 @@ def charged(base="nequip", seed=2, **sog):
             for parameter in part.long_range.states.parameters():
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def calculator_of(model):
+    """ASE calculator of a model that is not compiled."""
+    transforms = [type_mapper(), NeighborListTransform(r_max=R_MAX)]
+    return SOGNequIPCalculator(model.eval(), "cpu", transforms=transforms)

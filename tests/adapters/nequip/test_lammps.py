@@ -15,11 +15,8 @@ import pytest
 from ase import units
 from ase.io.lammpsdata import write_lammps_data
 from ase.md.verlet import VelocityVerlet
-from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
-from nequip_builders import BASES, R_MAX, TYPES, crystal
+from nequip_builders import BASES, TYPES, calculator_of, crystal
 from test_compile import export, fixed, full, slow, without_checks_that_tracers_cannot_follow  # noqa: F401
-
-from sog_nequip.calculator import SOGNequIPCalculator
 
 SOURCE = os.environ.get("SOG_PAIR_NEQUIP")
 PAGE = Path(__file__).parents[3] / "docs/engines/lammps_nequip.md"
@@ -87,15 +84,6 @@ def thermo(output):
     return np.array([[float(word) for word in row.split()] for row in table if row.strip()])
 
 
-def calculator(model):
-    types = {t: t for t in TYPES}
-    mapper = ChemicalSpeciesToAtomTypeMapper(
-        model_type_names=TYPES, chemical_species_to_atom_type_map=types
-    )
-    transforms = [mapper, NeighborListTransform(r_max=R_MAX)]
-    return SOGNequIPCalculator(model, "cpu", transforms=transforms)
-
-
 @pytest.mark.parametrize("factor", [1.0, 0.9])
 def test_lammps_gives_the_numbers_of_ase(model, folder, factor):
     atoms = upright(factor)
@@ -103,7 +91,7 @@ def test_lammps_gives_the_numbers_of_ase(model, folder, factor):
     assert status == 0, output
     rows = thermo(output)
     first, last = ase.io.read(folder / "out.dump", ":", format="lammps-dump-text")
-    atoms.calc = calculator(model[0])
+    atoms.calc = calculator_of(model[0])
     assert rows[0, 2] == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
     assert first.get_forces() == pytest.approx(atoms.get_forces(), abs=1e-6)
     stress = -rows[0, 3:] * BAR

@@ -9,16 +9,14 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
-from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper, NeighborListTransform
 from nequip.nn.compile import DictInputOutputWrapper
 from nequip.utils.test import assert_AtomicData_equivariant
 from nequip_builders import (
     BASES,
-    R_MAX,
     STRUCTURES,
-    TYPES,
     acetaldehyde,
     build,
+    calculator_of,
     charged,
     crystal,
     evaluate,
@@ -153,15 +151,6 @@ def test_malformed_fields_are_refused(model):
         in_field(model, crystal(), torch.ones(2, 3))
     with pytest.raises(InputError, match="`external_field` must be finite"):
         in_field(model, crystal(), FIELD * torch.nan)
-
-
-def calculator_of(model):
-    types = {t: t for t in TYPES}
-    mapper = ChemicalSpeciesToAtomTypeMapper(
-        model_type_names=TYPES, chemical_species_to_atom_type_map=types
-    )
-    transforms = [mapper, NeighborListTransform(r_max=R_MAX)]
-    return SOGNequIPCalculator(model, "cpu", transforms=transforms)
 
 
 @pytest.mark.parametrize("make", [acetaldehyde, slab])
