@@ -54,6 +54,7 @@ def _run(path: str, arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001
         _explain(error, comm.rank)
         if not all_arrive(comm):
+            print(f"ERROR on rank {comm.rank}: {error}", file=sys.stderr, flush=True)
             comm.Abort(1)
         return 1
     return 0
@@ -75,4 +76,12 @@ def _share_cores(comm: Any) -> None:
     if "OMP_NUM_THREADS" in os.environ:
         return
     local = comm.Split_type(load_mpi().COMM_TYPE_SHARED)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // local.size))
+    cores = set().union(*local.allgather(_own_cores()))
+    torch.set_num_threads(max(1, len(cores) // local.size))
+
+
+def _own_cores() -> set[int]:
+    """Cores that this process may use, which a launcher may have bound it to."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -18,7 +20,7 @@ from .decomposed import Decomposed, reason_to_gather
 from .elements import atomic_numbers_of
 from .gathered import Gathered
 from .library import all_arrive, world_of
-from .snapshot import OUTPUTS, Array, Evaluated, Snapshot, box_of, unit_of_energy
+from .snapshot import OUTPUTS, Array, Evaluated, Snapshot, box_of, images_of, unit_of_energy
 
 CHARGE: Final = "d_sog_charge"
 """Property of atoms in which LAMMPS keeps their charges."""
@@ -28,6 +30,10 @@ FAILED: Final = "sog_failed"
 
 _VOIGT: Final = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])
 """Order of the virial in LAMMPS: xx yy zz xy xz yz."""
+
+_PAIR_STYLE: Final = re.compile(r"^\s*pair_style\b", re.MULTILINE)
+_ATTACHED: Final = "sog_couple"
+"""Attribute of LAMMPS with the model that was attached last."""
 
 _COMMANDS: Final = ("command", "commands_list", "commands_string", "file")
 
@@ -48,6 +54,8 @@ class Couple:
     fix : str
         Name of the fix.
     wants_virial : bool
+    unwraps : bool
+        Whether the model gets atoms where they went, not their images in the box.
 
     Attributes
     ----------
@@ -58,18 +66,24 @@ class Couple:
     """
 
     def __init__(
-        self, lmp: Any, method: _Method, numbers: Sequence[int], fix: str, *, wants_virial: bool
+        self,
+        lmp: Any,
+        method: _Method,
+        numbers: Sequence[int],
+        fix: str,
+        *,
+        wants_virial: bool,
+        unwraps: bool = False,
     ) -> None:
-        self.lmp, self.method, self.fix = lmp, method, fix
+        self.lmp, self.method, self.fix, self.unwraps = lmp, method, fix, unwraps
         self.numbers = np.array([0, *numbers])
         self.unit = unit_of_energy(lmp)
         self.calls = 0
         self.failure: BaseException | None = None
-        self._command = lmp.command
         lmp.command(f"variable {FAILED} internal 0")
+        lmp.command(f"fix {fix}_charge all property/atom {CHARGE} writedata no")
         lmp.command(f"fix {fix} all external pf/callback 1 1")
         lmp.command(f"fix_modify {fix} energy yes virial {'yes' if wants_virial else 'no'}")
-        lmp.command(f"fix {fix}_charge all property/atom {CHARGE}")
         lmp.fix_external_set_vector_length(fix, len(OUTPUTS))
         lmp.set_fix_external_callback(fix, self._call, self)
 
@@ -84,11 +98,29 @@ class Couple:
         if self.failure is not None:
             raise self.failure
 
+    def allow(self, commands: str | Sequence[str] = "", *_: object) -> None:
+        """Refuse commands after which ghosts may not reach as far as domains need them.
+
+        Parameters
+        ----------
+        commands : str or sequence of str
+
+        Raises
+        ------
+        HostError
+            If a pair style is set while this model is evaluated on domains.
+        """
+        text = commands if isinstance(commands, str) else "\n".join(commands)
+        is_here = self.fix in self.lmp.available_ids("fix")
+        if isinstance(self.method, Decomposed) and is_here and _PAIR_STYLE.search(text):
+            remedy = f"Add styles to a model with decompose=False, or `unfix {self.fix}` first."
+            raise HostError(explain("pair_style", "zero for domains", text.strip(), remedy))
+
     def recover(self) -> None:
         """Forget an error, so that LAMMPS runs again."""
         if self.failure is not None:
             self.failure = None
-            self._command("timer timeout off")
+            self.lmp.command("timer timeout off")
             self.lmp.set_internal_variable(FAILED, 0.0)
             self.lmp.set_show_error(1)
 
@@ -110,7 +142,10 @@ class Couple:
         """Atoms of this rank, copied out of LAMMPS."""
         types = self.lmp.numpy.extract_atom("type", nelem=num_own) if num_own else []
         origin, cell, pbc = box_of(self.lmp)
-        own = np.array(positions, dtype=float).reshape(-1, 3)[:num_own] - origin
+        # Along open axes the box may move with the atoms, and fields act on where these are.
+        own = np.array(positions, dtype=float).reshape(-1, 3)[:num_own] - np.where(pbc, origin, 0)
+        if self.unwraps and num_own:
+            own += images_of(self.lmp, num_own) @ cell
         numbers = self.numbers[np.asarray(types, dtype=int).ravel()]
         return Snapshot(np.array(tags).ravel()[:num_own], numbers, own, cell, pbc)
 
@@ -205,14 +240,28 @@ def attach(
     if unknown:
         expected = f"with {', '.join((*TOTAL_CHARGE, EXTERNAL_FIELD))} only"
         raise InputError(explain("info", expected, ", ".join(sorted(unknown))))
+    _check_fixes(lmp)
     method = _choose(lmp, calculator, decompose, dict(info or {}), virial)
     cutoff = method.cutoff if isinstance(method, Decomposed) else 0.5
     lmp.command(f"pair_style zero {cutoff:.16g} nocoeff")
     lmp.command("pair_coeff * *")
-    couple = Couple(lmp, method, numbers, fix, wants_virial=virial)
-    for name in _COMMANDS:
-        setattr(lmp, name, _guarded(getattr(lmp, name), couple))
+    unwraps = EXTERNAL_FIELD in (info or {})
+    couple = Couple(lmp, method, numbers, fix, wants_virial=virial, unwraps=unwraps)
+    _guard(lmp, couple)
     return couple
+
+
+def _check_fixes(lmp: Any) -> None:
+    """Refuse a second model, and warn of fixes that would act before the forces are there."""
+    fixes = lmp.available_ids("fix")
+    old = getattr(lmp, _ATTACHED, None)
+    if old is not None and old.fix in fixes:
+        remedy = f"`unfix {old.fix}` and `unfix {old.fix}_charge`, or `clear`, come first."
+        raise InputError(explain("lmp", "without a model", "one that has a model", remedy))
+    if fixes and world_of(lmp).rank == 0:
+        text = f"Fixes defined before the model see no forces of it: {', '.join(fixes)}. "
+        remedy = "Those that set or constrain forces, as setforce or shake, must come after it."
+        warnings.warn(text + remedy, stacklevel=3)
 
 
 def _choose(
@@ -235,15 +284,25 @@ def _choose(
     return Gathered(calculator, comm, info, wants_virial=virial)
 
 
-def _guarded(call: Callable[..., Any], couple: Couple) -> Callable[..., Any]:
+def _guard(lmp: Any, couple: Couple) -> None:
+    """Have the commands of LAMMPS raise what goes wrong in the model that is attached."""
+    if not hasattr(lmp, _ATTACHED):
+        for name in _COMMANDS:
+            setattr(lmp, name, _guarded(getattr(lmp, name), lmp))
+    setattr(lmp, _ATTACHED, couple)
+
+
+def _guarded(call: Callable[..., Any], lmp: Any) -> Callable[..., Any]:
     """Have a function of LAMMPS raise what went wrong in a model meanwhile."""
 
     @functools.wraps(call)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        couple: Couple = getattr(lmp, _ATTACHED)
         couple.recover()
+        couple.allow(*args)
         try:
             return call(*args, **kwargs)
         finally:
-            couple.check()
+            getattr(lmp, _ATTACHED).check()
 
     return guarded

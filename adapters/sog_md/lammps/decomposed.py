@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.distributed as dist
+from ase import Atoms
 from scipy.spatial import cKDTree
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from sog_longrange.ase_support import EXTERNAL_FIELD, TOTAL_CHARGE
+from sog_longrange.ase_support import EXTERNAL_FIELD, total_charge
 from sog_longrange.domains import Domain
 from sog_longrange.errors import HostError
 
@@ -21,6 +22,9 @@ from .snapshot import Array, Evaluated, Snapshot, box_of
 
 _SKIN: Final = 0.5
 """Further reach of pairs in Å, so that they serve until an atom has moved half of it."""
+
+_NO_PAIRS: Final = np.zeros((2, 0), dtype=np.int64)
+_NOTHING_SEEN: Final = np.zeros((0, 3))
 
 
 class Decomposed:
@@ -44,13 +48,12 @@ class Decomposed:
 
     def __init__(self, lmp: Any, calculator: Any, comm: Any, info: dict[str, Any]) -> None:
         self.lmp, self.comm = lmp, comm
-        self.total_charge = next((info[key] for key in TOTAL_CHARGE if key in info), None)
+        self.total_charge = total_charge(Atoms(info=info))
         self.model = calculator.domain_model(process_group(comm))
         self.cutoff: float = self.model.cutoff
         self.tags = np.zeros(0, dtype=np.int64)
         self.halo: TagHalo | None = None
-        self.seen = np.zeros((0, 3))
-        self.pairs = np.zeros((2, 0), dtype=np.int64)
+        self.seen, self.pairs = _NOTHING_SEEN, _NO_PAIRS
 
     def evaluate(self, own: Snapshot) -> Evaluated:
         """Evaluate the domain of this rank; to be called by all ranks.
@@ -104,7 +107,7 @@ class Decomposed:
         changed = changed or not np.array_equal(tags, self.tags)
         if self.halo is None or self.comm.allreduce(int(changed)):
             self.halo = TagHalo(self.comm, tags, num_own)
-            self.tags, self.seen = tags, np.zeros((0, 3))
+            self.tags, self.seen, self.pairs = tags, _NOTHING_SEEN, _NO_PAIRS
         return self.halo
 
     def _find_pairs(self, positions: Array, num_own: int) -> Array:
@@ -113,8 +116,7 @@ class Decomposed:
             moved = ((positions - self.seen) ** 2).sum(axis=1)
             if not len(moved) or moved.max() < (_SKIN / 2) ** 2:
                 return self.pairs
-        self.seen = positions
-        self.pairs = np.zeros((2, 0), dtype=np.int64)
+        self.seen, self.pairs = positions, _NO_PAIRS
         # Trees want finite positions; of others the model says what is wrong.
         if num_own and np.isfinite(positions).all():
             centres, all_atoms = cKDTree(positions[:num_own]), cKDTree(positions)

@@ -17,6 +17,8 @@ from .library import start_lammps, world_of
 
 _ANSWERS: Final = {"yes": True, "no": False}
 _RUNS: Final = ("run", "minimize", "rerun")
+_QUOTED_RUN: Final = re.compile(rf"[\"']\s*({'|'.join(_RUNS)})\b")
+_OURS: Final = re.compile(rf"^\s*(pair_style|{'|'.join(_RUNS)})\b", re.MULTILINE)
 _CHECK: Final = f'if "${{{FAILED}}} > 0.5" then "sog_stops_here"\n'
 """Line behind a run, so that LAMMPS does not go on with the input after an error."""
 
@@ -84,10 +86,12 @@ class _Runner:
         self.style: Style | None = None
         self.piece: list[str] = []
         self.couple: Couple | None = None
+        self.lacks_style = False
 
     def run(self, lines: Sequence[_Line]) -> None:
         for line in lines:
             if line.words[:2] == ["pair_style", "sog"]:
+                self._forget(unfixes=True)
                 self._flush()
                 self.style = read_style(self._expand(line.text)[2:])
             elif self.style is not None and line.words[:1] == ["pair_coeff"]:
@@ -100,13 +104,34 @@ class _Runner:
     def _keep(self, line: _Line) -> None:
         """Leave a command to LAMMPS."""
         first = line.words[0] if line.words else ""
+        self.lacks_style |= first == "read_restart"
         if first in ("pair_style", "clear"):
-            self.style = self.couple = None
-        # An input that jumps within itself stands in another file now.
-        text = re.sub(rf"\bjump\s+{re.escape(self.name)}(?=\s|\"|$)", "jump SELF", line.text)
-        self.piece.append(text)
-        if first in _RUNS and self.couple is not None:
+            self._forget(unfixes=first == "pair_style")
+        runs = first in _RUNS or (first == "if" and bool(_QUOTED_RUN.search(line.text)))
+        if runs and self.lacks_style:
+            expected = "with a pair_style between read_restart and the next run"
+            remedy = "Write `pair_style sog` and `pair_coeff` again: restart files have no models."
+            raise InputError(explain("input", expected, line.text.strip(), remedy))
+        self.piece.append(self._rewrite(first, line.text))
+        if runs and self.couple is not None:
             self.piece.append(_CHECK)
+
+    def _forget(self, *, unfixes: bool) -> None:
+        """Take the model out of what follows."""
+        if unfixes and self.couple is not None:
+            self.piece.append(f"unfix {self.couple.fix}\nunfix {self.couple.fix}_charge\n")
+        self.style, self.couple, self.lacks_style = None, None, False
+
+    def _rewrite(self, first: str, text: str) -> str:
+        """Name the file that a command stands in now, and leave pair coefficients out of data."""
+
+        def to_self(match: re.Match[str]) -> str:
+            is_own = Path(match[1]).name == self.name
+            return "jump SELF" if is_own else match[0]
+
+        if first == "write_data" and self.couple is not None and "nocoeff" not in text:
+            return f"{_joined(text).split('#')[0].rstrip()} nocoeff\n"
+        return re.sub(r"\bjump\s+([^\s\"']+)", to_self, text)
 
     def _flush(self) -> None:
         """Run the commands so far, from a file, as jumps need."""
@@ -201,11 +226,11 @@ def _read(path: Path) -> Iterator[_Line]:
 
 
 def _place(line: _Line, path: Path) -> Iterator[_Line]:
-    """Yield a command, or those of the file that it includes, if one of them is ours."""
+    """Yield a command, or those of the file that it includes, if we act on one of them."""
     if line.words[:1] == ["include"] and len(line.words) == 2 and "$" not in line.words[1]:
         named = Path(line.words[1])
         included = named if named.exists() else path.parent / named
-        if included.is_file() and "pair_style" in included.read_text(encoding="utf-8"):
+        if included.is_file() and _OURS.search(included.read_text(encoding="utf-8")):
             yield from _read(included)
             return
     yield line

