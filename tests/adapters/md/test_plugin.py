@@ -187,6 +187,17 @@ def test_what_is_wrong_stops_the_run_with_its_message(plugin, exported, changes,
     assert message in " ".join(done.stdout.split())
 
 
+def test_neighbours_that_bonds_would_exclude_are_asked_for(plugin, exported):
+    own = prepare(water_box())
+    options = {"format": "lammps-data", "atom_style": "full", "masses": True}
+    ase.io.write("d.data", own, specorder=["H", "O"], **options)
+    commands = script(plugin, model=exported).replace("atom_style atomic", "atom_style full")
+    done = run(commands + "run 0\n")
+    assert "special_bonds lj/coul 1 1 1" in " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert run(f"{commands}special_bonds lj/coul 1 1 1\nrun 0\n").returncode == 0
+
+
 def test_several_ranks_are_refused(plugin, exported):
     if MPIEXEC is None:
         pytest.skip("no mpiexec in this environment")
@@ -210,6 +221,9 @@ def test_a_model_that_takes_a_total_charge_is_given_it(plugin, tmp_path):
         assert energies[-1] == pytest.approx(calc.get_potential_energy(own), abs=1e-6)
     assert energies[0] != pytest.approx(energies[1], abs=1e-3)
     assert "needs `pair_style sog total_charge Q`" in run(script(plugin) + RUN).stdout
+    again = script(plugin, "pair_style sog total_charge 1") + "pair_style sog\n"
+    done = run(again + "pair_coeff * * model.pt H O\nrun 0\n")
+    assert "needs `pair_style sog total_charge Q`" in done.stdout
 
 
 def test_building_says_what_is_missing(tmp_path, monkeypatch):
