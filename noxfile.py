@@ -16,8 +16,11 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "quick"]
 
-FLOORS = {"sog_longrange": 94, "sog_mace": 95, "sog_md": 85, "sog_pyg": 98}
-"""Least coverage of each package by its tests, branches included, in percent."""
+FLOORS = {"sog_longrange": 94, "sog_mace": 93, "sog_md": 85, "sog_pyg": 98}
+"""Least coverage of each package by its tests, branches included, in percent.
+
+What runs as TorchScript, or in other processes, counts as not covered.
+"""
 
 PACKAGES = ("sog_longrange", "sog_mace", "sog_md", "sog_nequip", "sog_pyg")
 
