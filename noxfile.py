@@ -16,7 +16,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["lint", "quick"]
 
-FLOORS = {"sog_longrange": 94, "sog_mace": 93, "sog_md": 85, "sog_pyg": 98}
+FLOORS = {"sog_longrange": 94, "sog_mace": 93, "sog_md": 80, "sog_pyg": 98}
 """Least coverage of each package by its tests, branches included, in percent.
 
 What runs as TorchScript, or in other processes, counts as not covered.
