@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from nequip.data import AtomicDataDict
 from nequip.integrations.ase import NequIPCalculator
 from nequip.nn.compile import DictInputOutputWrapper
-from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 
 from sog_longrange import HostError, InputError
 from sog_longrange.ase_support import (
@@ -40,15 +38,10 @@ from .keys import (
     LATENT_CHARGES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
-    WHOLE_CHARGE,
 )
 from .outputs import check_long_range, dipoles_of
 from .parts import long_range_parts
-from .registry import ASE_TARGET, find_target
-
-_TARGET: ContextVar[dict[str, Any] | None] = ContextVar("target", default=None)
-"""Target of the file that is being opened, which NequIP asks of the class."""
-
+from .registry import ASE_TARGET, is_charge_whole, opening, target_of
 
 _COMPILED = (
     " A compiled model also gives NaN for a boundary, cell or field that it was not compiled for."
@@ -82,7 +75,7 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
 
     @classmethod
     def _get_aoti_compile_target(cls) -> dict[str, Any]:
-        return _TARGET.get() or COMPILE_TARGET_DICT[ASE_TARGET]
+        return target_of(ASE_TARGET)
 
     @classmethod
     def from_compiled_model(
@@ -100,13 +93,9 @@ class SOGNequIPCalculator(ChargesInASE, NequIPCalculator):
         -------
         SOGNequIPCalculator
         """
-        token = _TARGET.set(find_target(compile_path, ASE_TARGET))
-        try:
+        with opening(compile_path, ASE_TARGET):
             calculator = super().from_compiled_model(compile_path, *args, **kwargs)
-        finally:
-            _TARGET.reset(token)
-        metadata = calculator.model.model.get_metadata()
-        calculator._is_charge_whole = metadata.get(WHOLE_CHARGE) == str(True)
+        calculator._is_charge_whole = is_charge_whole(calculator.model)
         return cast(SOGNequIPCalculator, calculator)
 
     @classmethod

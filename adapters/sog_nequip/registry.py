@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from nequip.data import AtomicDataDict
+from nequip.nn.compile import DictInputOutputWrapper
 from nequip.scripts._compile_utils import (
     ASE_OUTPUTS,
     BATCH_INPUTS,
@@ -30,6 +33,7 @@ from .keys import (
     LATENT_DIPOLES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
+    WHOLE_CHARGE,
 )
 
 ASE_TARGET: Final[str] = "sog_ase"
@@ -61,6 +65,9 @@ _FURTHER: Final[dict[str, list[str]]] = {
 
 Data = dict[str, torch.Tensor]
 
+_OPENED: ContextVar[dict[str, Any] | None] = ContextVar("opened", default=None)
+"""Target of the file that is being opened, which NequIP asks of a class."""
+
 
 def register() -> None:
     """Register compile targets and the libraries that packages do not contain.
@@ -81,21 +88,56 @@ def register() -> None:
     register_libraries_as_external_for_packaging(extern_modules=["sog_longrange"])
 
 
-def find_target(compile_path: str | Path, name: str) -> dict[str, Any]:
-    """Find for which of the targets that begin with a name a file was compiled.
+def target_of(name: str) -> dict[str, Any]:
+    """Return the target of the file that is being opened, or the one of a name.
 
     Parameters
     ----------
-    compile_path : str or Path
-        Compiled model, a .nequip.pt2 file.
     name : str
         `ASE_TARGET` or `BATCH_TARGET`.
 
     Returns
     -------
     dict
-        The target of that name itself, if the file does not say or was compiled for none.
     """
+    return _OPENED.get() or COMPILE_TARGET_DICT[name]
+
+
+@contextmanager
+def opening(compile_path: str | Path, name: str) -> Iterator[None]:
+    """Have :func:`target_of` return the target that a file was compiled for.
+
+    Parameters
+    ----------
+    compile_path : str or Path
+        Compiled model, a .nequip.pt2 file.
+    name : str
+        That of the targets which begin with it.
+    """
+    token = _OPENED.set(_find_target(compile_path, name))
+    try:
+        yield
+    finally:
+        _OPENED.reset(token)
+
+
+def is_charge_whole(compiled: DictInputOutputWrapper) -> bool:
+    """Tell whether a compiled model takes whole total charges only.
+
+    Parameters
+    ----------
+    compiled : DictInputOutputWrapper
+
+    Returns
+    -------
+    bool
+    """
+    whole: str | None = compiled.model.get_metadata().get(WHOLE_CHARGE)
+    return whole == str(True)
+
+
+def _find_target(compile_path: str | Path, name: str) -> dict[str, Any]:
+    """Target that a file was compiled for; that of the name if the file does not say."""
     import_custom_ops_libs(str(compile_path))
     metadata = torch._inductor.aoti_load_package(str(compile_path)).get_metadata()
     stored = parse_aoti_keys(metadata.get(NEQUIP_AOTI_INPUTS_KEY, ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,6 @@ import torch
 from nequip.data import AtomicDataDict
 from nequip.integrations.torchsim import NequIPTorchSimCalc
 from nequip.nn.compile import DictInputOutputWrapper
-from nequip.scripts._compile_utils import COMPILE_TARGET_DICT
 from torch import Tensor
 
 from sog_longrange import HostError
@@ -36,13 +34,9 @@ from .keys import (
     LATENT_CHARGES_KEY,
     LONG_RANGE_ATOMIC_ENERGY_KEY,
     LONG_RANGE_ENERGY_KEY,
-    WHOLE_CHARGE,
 )
 from .outputs import check_long_range, dipoles_of
-from .registry import BATCH_TARGET, find_target
-
-_TARGET: ContextVar[dict[str, Any] | None] = ContextVar("batch_target", default=None)
-"""Target of the file that is being opened, which NequIP asks of the class."""
+from .registry import BATCH_TARGET, is_charge_whole, opening, target_of
 
 
 class SOGNequIPTorchSimCalc(NequIPTorchSimCalc):
@@ -85,7 +79,7 @@ class SOGNequIPTorchSimCalc(NequIPTorchSimCalc):
 
     @classmethod
     def _get_aoti_compile_target(cls) -> dict[str, Any]:
-        return _TARGET.get() or COMPILE_TARGET_DICT[BATCH_TARGET]
+        return target_of(BATCH_TARGET)
 
     @classmethod
     def from_compiled_model(
@@ -103,12 +97,9 @@ class SOGNequIPTorchSimCalc(NequIPTorchSimCalc):
         -------
         SOGNequIPTorchSimCalc
         """
-        token = _TARGET.set(find_target(compile_path, BATCH_TARGET))
-        try:
+        with opening(compile_path, BATCH_TARGET):
             opened = super().from_compiled_model(compile_path, *args, **kwargs)
-        finally:
-            _TARGET.reset(token)
-        opened._is_charge_whole = opened.model.model.get_metadata().get(WHOLE_CHARGE) == str(True)
+        opened._is_charge_whole = is_charge_whole(opened.model)
         return cast(SOGNequIPTorchSimCalc, opened)
 
     @classmethod

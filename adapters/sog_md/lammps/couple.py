@@ -241,7 +241,7 @@ def attach(
         expected = f"with {', '.join((*TOTAL_CHARGE, EXTERNAL_FIELD))} only"
         raise InputError(explain("info", expected, ", ".join(sorted(unknown))))
     _check_fixes(lmp)
-    method = _choose(lmp, calculator, decompose, dict(info or {}), virial)
+    method = _choose(lmp, calculator, decompose, dict(info or {}), numbers, virial=virial)
     cutoff = method.cutoff if isinstance(method, Decomposed) else 0.5
     lmp.command(f"pair_style zero {cutoff:.16g} nocoeff")
     lmp.command("pair_coeff * *")
@@ -265,7 +265,13 @@ def _check_fixes(lmp: Any) -> None:
 
 
 def _choose(
-    lmp: Any, calculator: Any, decompose: bool | None, info: dict[str, Any], virial: bool
+    lmp: Any,
+    calculator: Any,
+    decompose: bool | None,
+    info: dict[str, Any],
+    numbers: Sequence[int],
+    *,
+    virial: bool,
 ) -> Gathered | Decomposed:
     """Choose how ranks share the work."""
     comm = world_of(lmp)
@@ -273,7 +279,7 @@ def _choose(
         reason = reason_to_gather(lmp, calculator, info)
         if reason is None:
             try:
-                return Decomposed(lmp, calculator, comm, info)
+                return Decomposed(lmp, calculator, comm, info, numbers)
             except HostError as error:
                 reason = str(error)
         if decompose:

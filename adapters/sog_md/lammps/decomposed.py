@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -39,6 +40,8 @@ class Decomposed:
         Of the ranks that hold the atoms.
     info : dict
         With the total charge, if the model takes one.
+    numbers : sequence of int
+        Atomic numbers of the types 1, 2, ...
 
     Raises
     ------
@@ -46,8 +49,11 @@ class Decomposed:
         If the model cannot be evaluated on domains.
     """
 
-    def __init__(self, lmp: Any, calculator: Any, comm: Any, info: dict[str, Any]) -> None:
+    def __init__(
+        self, lmp: Any, calculator: Any, comm: Any, info: dict[str, Any], numbers: Sequence[int]
+    ) -> None:
         self.lmp, self.comm = lmp, comm
+        self.numbers = torch.tensor([0, *numbers])
         self.total_charge = total_charge(Atoms(info=info))
         self.model = calculator.domain_model(process_group(comm))
         self.cutoff: float = self.model.cutoff
@@ -66,12 +72,11 @@ class Decomposed:
         -------
         Evaluated
         """
-        tags, positions = self._atoms_and_ghosts(len(own.tags))
+        tags, types, positions = self._atoms_and_ghosts(len(own.tags))
         halo = self._exchange(tags, len(own.tags))
         pairs = self._find_pairs(positions, len(own.tags))
-        numbers = halo.forward(torch.from_numpy(own.numbers.reshape(-1, 1))).ravel()
         domain = Domain(
-            numbers=numbers,
+            numbers=self.numbers[torch.from_numpy(types)],
             num_own=len(own.tags),
             positions=torch.from_numpy(own.positions),
             cell=torch.from_numpy(own.cell),
@@ -92,14 +97,17 @@ class Decomposed:
         )
         return Evaluated(found.energy, forces, virial, atomic, charges, energies)
 
-    def _atoms_and_ghosts(self, num_own: int) -> tuple[Array, Array]:
-        """Tags and positions of own atoms and, behind them, of ghosts."""
+    def _atoms_and_ghosts(self, num_own: int) -> tuple[Array, Array, Array]:
+        """Tags, types and positions of own atoms and, behind them, of ghosts."""
         count = num_own + int(self.lmp.extract_setting("nghost"))
         if not count:
-            return np.zeros(0, dtype=np.int64), np.zeros((0, 3))
-        tags = self.lmp.numpy.extract_atom("id", nelem=count)
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros((0, 3))
+        tags, types = (
+            np.array(self.lmp.numpy.extract_atom(name, nelem=count), dtype=np.int64).ravel()
+            for name in ("id", "type")
+        )
         positions = self.lmp.numpy.extract_atom("x", nelem=count, dim=3)
-        return np.array(tags, dtype=np.int64).ravel(), np.array(positions).reshape(-1, 3)
+        return tags, types, np.array(positions).reshape(-1, 3)
 
     def _exchange(self, tags: Array, num_own: int) -> TagHalo:
         """Return what exchanges numbers of ghosts, a new one where any rank has other atoms."""

@@ -96,7 +96,7 @@ class _Runner:
                 self.style = read_style(self._expand(line.text)[2:])
             elif self.style is not None and line.words[:1] == ["pair_coeff"]:
                 self._flush()
-                self._attach(self._expand(line.text)[1:])
+                self._attach(self.style, self._expand(line.text)[1:])
             else:
                 self._keep(line)
         self._flush()
@@ -150,9 +150,8 @@ class _Runner:
         expanded = self.lmp.expand(_joined(text)) if "$" in text else _joined(text)
         return shlex.split(expanded or "", comments=True)
 
-    def _attach(self, words: list[str]) -> None:
+    def _attach(self, style: Style, words: list[str]) -> None:
         """Act on the words of ``pair_coeff``."""
-        style = self.style or Style()
         if words[:2] != ["*", "*"]:
             remedy = "The elements of all atom types follow the files of the model."
             raise InputError(explain("pair_coeff", "* * FILE ... H O", " ".join(words), remedy))
