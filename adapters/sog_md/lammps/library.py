@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from sog_longrange.errors import InputError, explain
 from sog_longrange.hosts import load_library
 
 _GRACE: Final = 5.0
@@ -46,10 +47,16 @@ def start_lammps(arguments: Sequence[str] = (), comm: Any = None) -> Any:
     ------
     MissingLibraryError
         If LAMMPS or mpi4py is not installed.
+    InputError
+        If LAMMPS does not know an option.
     """
     load_mpi()
     lammps = load_library("lammps", "lammps")
-    return lammps.lammps(cmdargs=list(arguments), comm=comm)
+    try:
+        return lammps.lammps(cmdargs=list(arguments), comm=comm)
+    except RuntimeError as error:
+        expected = "options of LAMMPS's command line"
+        raise InputError(explain("arguments", expected, " ".join(arguments))) from error
 
 
 def world_of(lmp: Any) -> Any:

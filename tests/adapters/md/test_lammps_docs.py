@@ -40,6 +40,7 @@ def test_the_input_runs():
         ([], 2, "usage:"),
         (["-in", "no.lmp"], 1, "no.lmp: no such file"),
         (["-in", "in.wrong"], 1, "Unknown command: nonsense"),
+        (["-in", "in.wrong", "-foo"], 1, "must be options of LAMMPS's command line, got -foo"),
     ],
 )
 def test_the_command_says_what_is_wrong(capsys, arguments, code, said):
