@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sog_longrange import InputError, SOGError
+from sog_longrange import InputError
 from sog_longrange.errors import explain
 
-from .plugin_compiler import SOURCES, compile_plugin
+from .plugin_compiler import SOURCES, compile_plugin, run_builder
 
 PROGRAM: Final = "python -m sog_md.build_pair_nequip"
 DEFAULT: Final = "nequipplugin.so"
@@ -64,18 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Build pair_style nequip, allegro.")
     parser.add_argument("source", help="folder with a copy of pair_nequip_allegro")
-    parser.add_argument("--output", default=DEFAULT, help=f"file to be written, as {DEFAULT}")
-    parser.add_argument("--compiler", help="C++ compiler; by default $CXX or g++")
-    args = parser.parse_args(argv)
-    try:
-        path = build(args.source, args.output, args.compiler)
-    except SOGError as error:
-        raise SystemExit(f"{PROGRAM}: {error}") from error
-    print(f"{path} written. In the input of LAMMPS:")
-    print(f"plugin load {path}")
-    print("newton off")
-    print("pair_style nequip")
-    print("pair_coeff * * model.nequip.pt2 H O")
+    commands = ("newton off", "pair_style nequip", "pair_coeff * * model.nequip.pt2 H O")
+    run_builder(
+        parser, lambda args: build(args.source, args.output, args.compiler), DEFAULT, commands, argv
+    )
 
 
 if __name__ == "__main__":

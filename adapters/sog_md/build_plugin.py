@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sog_longrange import SOGError
-
-from .plugin_compiler import SOURCES, compile_plugin
+from .plugin_compiler import SOURCES, compile_plugin, run_builder
 
 PROGRAM: Final = "python -m sog_md.build_plugin"
 DEFAULT: Final = "sogplugin.so"
@@ -51,17 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         Arguments; those of the process by default.
     """
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Build pair_style sog for LAMMPS.")
-    parser.add_argument("--output", default=DEFAULT, help="file to be written, as sogplugin.so")
-    parser.add_argument("--compiler", help="C++ compiler; by default $CXX or g++")
-    args = parser.parse_args(argv)
-    try:
-        path = build(args.output, args.compiler)
-    except SOGError as error:
-        raise SystemExit(f"{PROGRAM}: {error}") from error
-    print(f"{path} written. In the input of LAMMPS:")
-    print(f"plugin load {path}")
-    print("pair_style sog")
-    print("pair_coeff * * model.pt H O")
+    commands = ("pair_style sog", "pair_coeff * * model.pt H O")
+    run_builder(parser, lambda args: build(args.output, args.compiler), DEFAULT, commands, argv)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 import torch
 from torch.utils import cpp_extension
 
-from sog_longrange import InputError, MissingLibraryError
+from sog_longrange import InputError, MissingLibraryError, SOGError
 from sog_longrange.errors import explain
 from sog_longrange.hosts import load_library
 
@@ -74,6 +75,39 @@ def compile_plugin(
     finally:
         draft.unlink(missing_ok=True)
     return target
+
+
+def run_builder(
+    parser: argparse.ArgumentParser,
+    build: Callable[[argparse.Namespace], Path],
+    default: str,
+    commands: Sequence[str],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Build a plugin from the command line, and print what the input of LAMMPS needs.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Gets the options that all plugins have, `output` and `compiler`.
+    build : callable
+        Takes the arguments and returns the file of the plugin.
+    default : str
+        Name of that file.
+    commands : sequence of str
+        Of LAMMPS, behind the one that loads the plugin.
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+    """
+    parser.add_argument("--output", default=default, help=f"file to be written, as {default}")
+    parser.add_argument("--compiler", help="C++ compiler; by default $CXX or g++")
+    args = parser.parse_args(argv)
+    try:
+        path = build(args)
+    except SOGError as error:
+        raise SystemExit(f"{parser.prog}: {error}") from error
+    print(f"{path} written. In the input of LAMMPS:")
+    print(f"plugin load {path}", *commands, sep="\n")
 
 
 def arguments() -> list[str]:
