@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, TypeVar, get_type_hints
 
 from .charges.charge_states import check_charge_embedding
+from .charges.elements import format_element_charges, parse_element_charges
 from .charges.readout import check_readout
 from .energy import LongRangeEnergy
 from .errors import ConfigError, explain
@@ -26,6 +27,7 @@ OF_SUMS = (
 
 HOW = ("backend", "engine")
 CHARGE_CONSTRAINTS = ("auto", "none", "neutral", "total")
+READOUTS = ("atoms", "flows", "ions")
 
 Value = TypeVar("Value")
 
@@ -86,6 +88,16 @@ class SOGConfig:
         See :class:`~sog_longrange.SumOfGaussians`; widths in Å.
     hidden_size : int
         Width of the perceptron of the charge readout; 0 leaves it out.
+    readout : {"atoms", "flows", "ions"}
+        What electric charges are made from. "atoms": of each atom's features. "flows": charges
+        flow between neighbours in the host's graph, so that a fragment beyond the cutoff of
+        all others is exactly neutral, see :class:`~sog_longrange.charges.flows.FlowingCharges`.
+        "ions": flows, and a learned charge that each element brings with it, so that such a
+        fragment has the sum of these. Flows need the cutoff and the edges of the host; channels
+        that are not conserved have none.
+    element_charges : str
+        Charges of elements that "ions" begins with, in e, such as "Na=1,Cl=-1"; zero for elements
+        that are left out.
     charge_constraint : {"auto", "none", "neutral", "total"}
         Whether latent charges are free, sum to zero, or sum to a given total charge, which is
         that of the first channel; then the other channels are neutral. "auto" is "total" where
@@ -133,6 +145,15 @@ class SOGConfig:
     learn_amplitudes: bool = option(True, "train the amplitudes of the Gaussians")
     learn_widths: bool = option(True, "train the widths of the Gaussians")
     hidden_size: int = option(32, "width of the perceptron of the charge readout; 0 for none")
+    readout: str = option(
+        "atoms",
+        "what electric charges are made from: atoms (of each atom's features), flows (charges "
+        "flow between neighbours; fragments beyond the cutoff are neutral), ions (flows, and a "
+        "learned charge of each element)",
+    )
+    element_charges: str = option(
+        "", "charges that readout=ions begins with, such as Na=1,Cl=-1; zero for other elements"
+    )
     charge_constraint: str = option(
         "auto",
         "auto, none, neutral, or total: latent charges are free, sum to zero, or to the "
@@ -163,6 +184,7 @@ class SOGConfig:
         text = "+".join(str(spec) for spec in parse_kernels(_check_text(self.kernel)))
         object.__setattr__(self, "kernel", text)
         check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
+        self._check_readout()
         self._check_used()
         self._check_combined()
         self._check_coupling()
@@ -258,6 +280,24 @@ class SOGConfig:
     def _meant(self) -> SOGConfig:
         """What these options mean for a model that is built before any data are seen."""
         return self.resolve(self.charge_embedding > 0)
+
+    @property
+    def has_flows(self) -> bool:
+        """Whether charges flow along the edges of the host."""
+        return self.readout != "atoms"
+
+    def _check_readout(self) -> None:
+        """Refuse readouts that the channels have no use for."""
+        check_choice("readout", self.readout, READOUTS)
+        charges = parse_element_charges(self.element_charges)
+        text = format_element_charges(charges)
+        object.__setattr__(self, "element_charges", text)
+        if charges and self.readout != "ions":
+            expected = f"left out with readout={self.readout!r}"
+            raise ConfigError(explain("element_charges", expected, repr(text)))
+        if self.has_flows and not self.conserved_channels:
+            expected = "'atoms' where no channel has electric charges, which alone are conserved"
+            raise ConfigError(explain("readout", expected, repr(self.readout)))
 
     def _check_combined(self) -> None:
         """Refuse kernels that cannot be combined as asked."""

@@ -24,6 +24,7 @@ from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE
 
 from .backbone import is_plain
+from .domain_flows import DomainFlows
 from .model import SOGMACE
 from .readout import (
     has_component_order,
@@ -53,11 +54,15 @@ class _Graph(NamedTuple):
 
 
 class _Slopes(NamedTuple):
-    """Derivatives of what is added to the energy of MACE."""
+    """Derivatives of what is added to the energy of MACE.
+
+    Those in vectors of pairs are None where no charge flows along them.
+    """
 
     features: Tensor
     positions: Tensor
     cell: Tensor
+    vectors: Tensor | None = None
 
 
 class _Exchange:
@@ -146,12 +151,14 @@ class SOGMACEDomainModel:
             lammps_mliap=True,
         )
         energies, features = out["node_energy"], out["node_feats"]
-        added, slopes = self._add(features.detach()[: domain.num_own], domain)
+        added, slopes = self._add(features.detach()[: domain.num_own], domain, graph, halo)
         # Two passes, so that all ranks enter collectives in one order, whatever atoms they have.
         weights = torch.ones_like(energies), torch.zeros_like(features)
         weights[0][domain.num_own :] = 0.0
         weights[1][: domain.num_own] = slopes.features
         (by_vectors,) = torch.autograd.grad((energies, features), graph.vectors, weights)
+        if slopes.vectors is not None:
+            by_vectors[: slopes.vectors.shape[0]] += slopes.vectors
         energies = energies.detach()[: domain.num_own].double()
         return self._collect(domain, halo, graph, by_vectors, energies, added, slopes)
 
@@ -185,7 +192,9 @@ class SOGMACEDomainModel:
         }
         return _Graph(batch, leaf, own_pairs)
 
-    def _add(self, features: Tensor, domain: Domain) -> tuple[ModelOutput, _Slopes]:
+    def _add(
+        self, features: Tensor, domain: Domain, graph: _Graph, halo: Halo
+    ) -> tuple[ModelOutput, _Slopes]:
         """Evaluate the long-range part and its derivatives."""
         geometry = (x.to(features) for x in (domain.positions, domain.cell))
         leaves = [x.clone().requires_grad_() for x in (features, *geometry)]
@@ -194,6 +203,7 @@ class SOGMACEDomainModel:
         if self._long_range.config.latent_dipoles:
             order = has_component_order(self._model.mace)
             vectors = vector_features(own, self._model.vectors, order)
+        flows = self._flows(domain, graph, halo)
         added: ModelOutput = self._long_range(
             invariant_features(own, self._model.invariants),
             positions,
@@ -201,8 +211,21 @@ class SOGMACEDomainModel:
             torch.ones(3, dtype=torch.bool, device=self._device),
             total_charge=self._total_charge(domain, positions),
             vectors=vectors,
+            sites=None if flows is None else flows.sites(),
         )
-        return added, _Slopes(*torch.autograd.grad(added.energy.sum(), leaves))
+        energy = added.energy.sum()
+        if flows is None:
+            return added, _Slopes(*torch.autograd.grad(energy, leaves))
+        return added, _Slopes(*flows.differentiate(energy, own, positions, cell))
+
+    def _flows(self, domain: Domain, graph: _Graph, halo: Halo) -> DomainFlows | None:
+        """Edges that charges flow along; None where they do not."""
+        if not self._long_range.config.has_flows:
+            return None
+        species = self._places[domain.numbers[: domain.num_own]]
+        vectors = graph.vectors[: graph.pairs.shape[1]]
+        pairs = graph.pairs.to(self._device)
+        return DomainFlows(halo, pairs, vectors, species.to(self._device))
 
     def _total_charge(self, domain: Domain, like: Tensor) -> Tensor | None:
         """Total charge for models that take one; others warn where it contradicts them."""

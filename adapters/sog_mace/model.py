@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from mace.modules.utils import get_outputs
@@ -17,6 +17,7 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
+from sog_longrange.charges.sites import Edges, Sites
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
 from sog_longrange.hosts import count_columns
@@ -87,8 +88,14 @@ class SOGMACE(nn.Module):
                 "leave latent_dipoles out."
             )
         num_vectors = count_columns(self.vectors) // 3
-        sizes = layer_sizes(self.invariants)
-        self.long_range = SOGLongRange(sizes, config, num_vectors=num_vectors)
+        sizes, host = layer_sizes(self.invariants), cast(Any, mace)
+        self.long_range = SOGLongRange(
+            sizes,
+            config,
+            num_vectors=num_vectors,
+            cutoff=float(host.r_max),
+            atomic_numbers=[int(z) for z in host.atomic_numbers],
+        )
         self.long_range.to(next(mace.parameters()))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -242,6 +249,7 @@ class SOGMACE(nn.Module):
             geometry.data.get("total_charge"),
             self._vectors(out["node_feats"]),
             _external_field(geometry.data),
+            sites=self._sites(geometry.data),
             skips_zero_field=True,
         )
         energy = out["energy"]
@@ -255,6 +263,16 @@ class SOGMACE(nn.Module):
             displacement=geometry.displacement,
         )
         return out | _names(added)
+
+    def _sites(self, data: dict[str, Tensor]) -> Sites | None:
+        """Edges and species, for readouts that look at them."""
+        if not self.long_range.config.has_flows:
+            return None
+        centres, neighbours = data["edge_index"][1], data["edge_index"][0]
+        positions = data["positions"]
+        vectors = positions[centres] - positions[neighbours] + data["shifts"]
+        edges = Edges(centres, neighbours, torch.linalg.vector_norm(vectors, dim=1))
+        return Sites(edges, data["node_attrs"].argmax(-1))
 
     def _vectors(self, node_feats: Tensor) -> Tensor | None:
         """Vectors that latent dipoles are made from; None without latent dipoles."""

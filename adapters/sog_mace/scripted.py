@@ -149,8 +149,19 @@ class ScriptedSOGMACE(nn.Module):
         if node_energy is None or node_feats is None:
             raise ValueError("The MACE model gives no energies or features of its atoms.")
         features, vectors = self.features(node_feats)
+        pairs = positions[edge_index[1]] - positions[edge_index[0]] + data["shifts"]
+        distances = torch.linalg.vector_norm(pairs, dim=1)
         energy, shares, charges, dipoles = self.long_range(
-            features, vectors, positions, cell, pbc, total_charge, per_atom
+            features,
+            vectors,
+            positions,
+            cell,
+            pbc,
+            total_charge,
+            per_atom,
+            edge_index,
+            distances,
+            types,
         )
         return {
             "energy": node_energy.sum() + energy,

@@ -49,8 +49,9 @@ class ScriptedLongRange(nn.Module):
             raise ConfigError(explain("energy", "one of a single rank, not fixed", repr(energy)))
         if not energy.remove_self:
             raise ConfigError(explain("remove_self", "True in an exported model", "False"))
-        like = long_range.readout.linear.weight.detach()
+        like = long_range.readout.weight.detach()
         self.takes_total_charge: bool = config.needs_total_charge
+        self.has_flows: bool = config.has_flows
         self.whole: float = 2.0 if config.fractional_charge else WHOLE
         order = 1 if config.latent_dipoles else 0
         kernel = energy.kernel.snapshot()
@@ -71,6 +72,9 @@ class ScriptedLongRange(nn.Module):
         pbc: Tensor,
         total_charge: float,
         per_atom: bool,
+        edge_index: Tensor | None = None,
+        distances: Tensor | None = None,
+        species: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Evaluate one structure.
 
@@ -88,6 +92,12 @@ class ScriptedLongRange(nn.Module):
             In e.
         per_atom : bool
             Whether energies of the atoms are wanted, for which the sum is done once more.
+        edge_index : Tensor, shape (2, n_edges), int64, optional
+            Pairs of neighbours, each in both orders. Needed, as what follows, where the readout is
+            one of :class:`~sog_longrange.charges.flows.FlowingCharges`.
+        distances : Tensor, shape (n_edges,), in Å, optional
+        species : Tensor, shape (n_atoms,), int64, optional
+            As of :class:`~sog_longrange.charges.sites.Sites`.
 
         Returns
         -------
@@ -106,7 +116,15 @@ class ScriptedLongRange(nn.Module):
             )
         charge = torch.tensor([total_charge], dtype=positions.dtype, device=positions.device)
         self.check_charge(total_charge)
-        charges, dipoles, states = self.latent(features, vectors, charge)
+        if edge_index is None or distances is None or species is None:
+            if self.has_flows:
+                raise ValueError("`edge_index`, `distances` and `species` must be given.")
+            edge_index = torch.zeros([2, 0], dtype=torch.int64, device=positions.device)
+            distances = positions.new_zeros([0])
+            species = torch.zeros([positions.shape[0]], dtype=torch.int64, device=positions.device)
+        charges, dipoles, states = self.latent(
+            features, vectors, charge, edge_index, distances, species
+        )
         energy = self.interact(charges, dipoles, positions, cell, periodic).to(positions)
         shares = torch.zeros_like(states)
         if per_atom:

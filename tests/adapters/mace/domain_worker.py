@@ -58,6 +58,8 @@ CONFIGS = {
     "total": SOGConfig(**HOW, charge_constraint="total"),
     "embedding": SOGConfig(**HOW, charge_constraint="total", charge_embedding=3),
     "dipoles": SOGConfig(**HOW, latent_dipoles=True),
+    "flows": SOGConfig(**HOW, readout="flows", charge_constraint="none"),
+    "ions": SOGConfig(**HOW, readout="ions", charge_constraint="total"),
     "ewald": SOGConfig(**HOW, kernel="ewald(smearing=1.0)"),
 }
 CASES = [

@@ -1,6 +1,7 @@
 """MACE keeps the contract for hosts."""
 
 import functools
+from typing import ClassVar
 
 import torch
 from ase import Atoms
@@ -10,15 +11,16 @@ from sog_longrange import SOGConfig
 from sog_longrange.errors import SOGError
 from sog_longrange.testing import Evaluation, LongRangeContract
 
-CONFIG = SOGConfig(num_channels=2, charge_constraint="total", tolerance=1e-9, engine="none")
+HOW = {"charge_constraint": "total", "tolerance": 1e-9, "engine": "none"}
 
 
 @functools.cache
-def make_model():
-    return make_sogmace(CONFIG)
+def make_model(**options):
+    return make_sogmace(SOGConfig(**options, **HOW))
 
 
 class TestMACE(LongRangeContract):
+    options: ClassVar[dict] = {"num_channels": 2}
     errors = (SOGError, RuntimeError)  # A singular cell has no neighbours in MACE.
 
     def _batch(self, structures, total_charge):
@@ -34,12 +36,16 @@ class TestMACE(LongRangeContract):
         return make_batch(frames) | {"positions": torch.cat([s.positions for s in structures])}
 
     def evaluate(self, structures, total_charge=None):
-        out = make_model()(self._batch(structures, total_charge), compute_stress=True)
+        out = make_model(**self.options)(self._batch(structures, total_charge), compute_stress=True)
         return Evaluation(out["energy"], out["forces"], out["stress"], out["latent_charges"])
 
     def force_loss(self, structures, total_charge=None):
-        out = make_model()(self._batch(structures, total_charge), training=True)
+        out = make_model(**self.options)(self._batch(structures, total_charge), training=True)
         return out["forces"].square().sum()
 
     def parameters(self):
-        return list(make_model().parameters())
+        return list(make_model(**self.options).parameters())
+
+
+class TestMACEWithFlows(TestMACE):
+    options: ClassVar[dict] = {"readout": "ions", "element_charges": "H=0.4,O=-0.8"}

@@ -81,6 +81,14 @@ def test_ghosts_of_any_number_of_layers_are_images_of_own_atoms(layers):
     assert kinds == ["forward"] * (layers - 1) + ["reverse"] * layers
 
 
+@pytest.mark.parametrize("readout", ["flows", "ions"])
+def test_charges_that_flow_between_domains(readout):
+    config = SOGConfig(readout=readout, backend="mesh", engine="none", latent_dipoles=True)
+    halo = compare_one_rank(make_calculator(SOGMACE(make_mace(**FEW), config)), water_box())
+    kinds = [kind for kind, *_ in halo.calls]
+    assert kinds == ["forward", "forward", "reverse", "reverse", "reverse"]
+
+
 BLOCKS = sorted(set(modules.interaction_classes) - {"RealAgnosticResidualInteractionBlock"})
 
 

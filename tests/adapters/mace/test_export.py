@@ -28,6 +28,7 @@ OPTIONS = {
     "ewald": {"kernel": "ewald", "charge_constraint": "none"},
     "charged": {"num_channels": 2, "charge_constraint": "total", "charge_embedding": 3},
     "dipoles": {"kernel": "yukawa", "latent_dipoles": True},
+    "ions": {"readout": "ions", "element_charges": "H=0.4,O=-0.8", "charge_constraint": "total"},
 }
 
 
@@ -98,7 +99,7 @@ def test_models_of_all_kinds(name):
         exported = torch.jit.script(ScriptedSOGMACE(model).eval())
     calc = calculator(model)
     for atoms in (water_box(), open_molecule(), water(3)):
-        if "charge_embedding" in OPTIONS[name]:
+        if model.long_range.config.needs_total_charge:
             atoms.info["charge"] = 1.0
         check(evaluate(exported, atoms, 4.0), atoms, calc)
 

@@ -1,0 +1,177 @@
+"""Charges that flow along edges: conservation, derivatives, options and errors."""
+
+import pytest
+import torch
+from references import DOUBLE
+from torch.autograd import gradcheck, gradgradcheck
+
+from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
+from sog_longrange.charges.elements import initial_charges, parse_element_charges
+from sog_longrange.charges.flows import SHORTEST, FlowingCharges
+from sog_longrange.charges.sites import Edges, Sites
+
+SIZES, CUTOFF = (3, 2), 4.0
+
+
+def make_readout(**options):
+    torch.manual_seed(0)
+    return FlowingCharges(SIZES, 2, 5, cutoff=CUTOFF, **options).double()
+
+
+def all_pairs(positions, reach=CUTOFF):
+    """Edges of all pairs within a reach, each in both orders."""
+    r = torch.cdist(positions, positions)
+    centres, neighbours = ((r < reach) & (r > 0.0)).nonzero().T
+    vectors = positions[centres] - positions[neighbours]
+    return Edges(centres, neighbours, vectors.norm(dim=1))
+
+
+def two_fragments(distance):
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.randn(7, 3, generator=generator, dtype=DOUBLE)
+    positions[4:, 0] += distance
+    features = torch.randn(7, sum(SIZES), generator=generator, dtype=DOUBLE)
+    return features, positions
+
+
+def test_fragments_keep_their_charge_at_any_distance():
+    readout = make_readout(element_charges=[1.0, -0.5, 0.25])
+    species = torch.tensor([0, 1, 1, 2, 2, 2, 0])
+    features, positions = two_fragments(50.0)
+    charges = readout(features, Sites(all_pairs(positions), species)).detach()
+    kept = torch.tensor([0.25, 1.5], dtype=DOUBLE)
+    found = torch.stack([charges[:4, 0].sum(), charges[4:, 0].sum()])
+    torch.testing.assert_close(found, kept, atol=1e-14, rtol=0.0)
+    assert float(charges[:, 1].sum().detach()) == pytest.approx(0.0, abs=1e-14)
+    # Charge flows inside of them, and across where they touch.
+    assert (
+        float((charges[:4, 0] - readout.element_charges.detach()[species[:4], 0]).abs().min())
+        > 1e-3
+    )
+    features, positions = two_fragments(1.0)
+    touching = readout(features, Sites(all_pairs(positions), species)).detach()
+    assert abs(float(touching[:4, 0].sum() - kept[0])) > 1e-3
+    torch.testing.assert_close(touching[:, 0].sum(), kept.sum())
+
+
+def test_flows_end_smoothly_at_the_cutoff_and_do_not_ask_for_an_order():
+    readout = make_readout()
+    features, positions = two_fragments(2.0)
+    charges = readout(features, Sites(all_pairs(positions)))
+    beyond = readout(features, Sites(all_pairs(positions, 3.0 * CUTOFF)))
+    torch.testing.assert_close(charges, beyond)
+    order = torch.randperm(7, generator=torch.Generator().manual_seed(1))
+    turned = readout(features[order], Sites(all_pairs(positions[order])))
+    torch.testing.assert_close(turned, charges[order])
+    single = make_readout()
+    pair = torch.randn(2, sum(SIZES), dtype=DOUBLE)
+
+    def at(r):
+        distances = torch.as_tensor(r, dtype=DOUBLE).expand(2)
+        return single(pair, Sites(Edges(torch.tensor([0, 1]), torch.tensor([1, 0]), distances)))
+
+    for reach in torch.linspace(SHORTEST, 1.0, 4).double() * CUTOFF:
+        for order in (1, 2):
+            slopes = []
+            for shift in (-1e-7, 1e-7):
+                r = (reach + shift).requires_grad_()
+                value = at(r)[0, 0]
+                for _ in range(order):
+                    (value,) = torch.autograd.grad(value, r, create_graph=True)
+                slopes.append(value.detach())
+            assert float((slopes[0] - slopes[1]).abs()) < 1e-5
+    assert float(at(CUTOFF).detach().abs().max()) == 0.0
+
+
+def test_derivatives():
+    readout = make_readout(element_charges=[0.5, -0.5])
+    features, positions = two_fragments(1.0)
+    pairs, species = all_pairs(positions), torch.tensor([0, 1] * 3 + [0])
+
+    def charges(features, positions, elements):
+        vectors = positions[pairs.centres] - positions[pairs.neighbours]
+        edges = pairs._replace(distances=vectors.norm(dim=1))
+        swapped = {"element_charges": elements}
+        given = (features, Sites(edges, species))
+        return torch.func.functional_call(readout, swapped, given)
+
+    elements = readout.element_charges.detach().clone()
+    inputs = [x.requires_grad_() for x in (features, positions, elements)]
+    assert gradcheck(charges, inputs)
+    assert gradgradcheck(charges, inputs)
+
+
+def test_options():
+    assert parse_element_charges("Cl=-1, Na=1") == {"Cl": -1.0, "Na": 1.0}
+    config = SOGConfig(readout="ions", element_charges="Cl=-1, Na=1.0")
+    assert config.element_charges == "Na=1,Cl=-1"
+    assert SOGConfig.from_dict(config.to_dict()) == config
+    assert initial_charges(config.element_charges, (11, 17, 8)) == [1.0, -1.0, 0.0]
+    part = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(17, 11))
+    assert part.readout.element_charges.squeeze(1).tolist() == [-1.0, 1.0]
+    free = SOGLongRange(SIZES, SOGConfig(readout="ions"), cutoff=3.0, atomic_numbers=(17, 11))
+    assert 0.0 < float(free.readout.element_charges.detach().abs().max()) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"readout": "flow"}, "Did you mean 'flows'"),
+        ({"element_charges": "Na=1"}, "`element_charges` must be left out with readout='atoms'"),
+        ({"readout": "ions", "element_charges": "Na=1,Na=2"}, "each once"),
+        ({"readout": "ions", "element_charges": "Qq=1"}, "chemical symbols"),
+        ({"readout": "ions", "element_charges": "Na"}, "chemical symbols"),
+        ({"readout": "flows", "kernel": "power_law(exponent=6)"}, "alone are conserved"),
+    ],
+)
+def test_options_that_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        SOGConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("readout", "given", "message"),
+    [
+        ("flows", {}, "'atoms' for a model without edges"),
+        ("ions", {"cutoff": 3.0}, "does not tell its elements"),
+        ("flows", {"cutoff": 0.0}, "`cutoff` must be positive"),
+    ],
+)
+def test_hosts_that_cannot_have_flows(readout, given, message):
+    with pytest.raises(ConfigError, match=message):
+        SOGLongRange(SIZES, SOGConfig(readout=readout), **given)
+
+
+def test_elements_that_the_model_does_not_have():
+    config = SOGConfig(readout="ions", element_charges="Na=1")
+    with pytest.raises(ConfigError, match=r"elements of the model, H, O, got Na"):
+        SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(1, 8))
+
+
+def test_edges_and_species_that_are_missing():
+    config = SOGConfig(readout="ions", tolerance=1e-3)
+    part = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(1, 8)).double()
+    features, positions = two_fragments(1.0)
+    edges = all_pairs(positions)
+    short = edges._replace(centres=edges.centres[:-1])
+    for sites, message in (
+        (None, "`edges` must be given"),
+        (Sites(), "`edges` must be given"),
+        (Sites(edges), "`species` must be given"),
+        (Sites(edges, torch.zeros(3, dtype=torch.int64)), "n_atoms=7"),
+        (Sites(short), "n_edges"),
+    ):
+        with pytest.raises(InputError, match=message):
+            part(features, positions, sites=sites)
+
+
+def test_total_charges_are_shared_where_none_flows_in():
+    config = SOGConfig(readout="flows", charge_constraint="total", tolerance=1e-3)
+    torch.manual_seed(0)
+    part = SOGLongRange(SIZES, config, cutoff=CUTOFF).double()
+    features, positions = two_fragments(50.0)
+    total = torch.tensor([1.0], dtype=DOUBLE)
+    sites = Sites(all_pairs(positions))
+    charges = part(features, positions, total_charge=total, sites=sites).charges[:, 0]
+    assert float(charges.sum().detach()) == pytest.approx(1.0)
+    assert float(charges[:4].sum().detach()) == pytest.approx(4.0 / 7.0)
