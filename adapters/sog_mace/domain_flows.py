@@ -60,9 +60,9 @@ class DomainFlows:
         if self._own is None or self._all is None:
             raise RuntimeError("The energy has not been evaluated along these edges.")
         wanted = [features, positions, cell, self._vectors, self._all]
-        by_features, *geometry, by_vectors, by_ends = torch.autograd.grad(
+        by_features, by_positions, by_cell, by_vectors, by_ends = torch.autograd.grad(
             energy, wanted, allow_unused=True, materialize_grads=True
         )
         back = self._halo.reverse(by_ends.cpu().contiguous()).to(by_ends)
         (through_ends,) = torch.autograd.grad(self._own, features, back)
-        return by_features + through_ends, *geometry, by_vectors
+        return by_features + through_ends, by_positions, by_cell, by_vectors

@@ -61,7 +61,7 @@ class LatentCharges(nn.Module):
     @property
     def weight(self) -> Tensor:
         """A parameter, whose dtype and device are those of the features."""
-        return cast(Tensor, self.linear.weight)
+        return self.linear.weight
 
     def forward(self, features: Tensor, sites: Sites | None = None) -> Tensor:
         """Latent charges of each atom.
