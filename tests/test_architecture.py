@@ -32,6 +32,9 @@ ENGINES = {
 """Modules that are imported only where the libraries they may need are installed."""
 
 OPTIONAL = {
+    "ase.data": "ase",
+    "ase.io": "ase",
+    "ase.neighborlist": "ase",
     "cufinufft": "cuda",
     "finufft": "finufft",
     "matplotlib": "plot",
@@ -56,6 +59,7 @@ LAYERS = {
     "coincidence": 4,
     "kernels": 4,
     "plots": 5,
+    "presets": 5,
     "summation": 5,
     "domains": 5,
     "observables": 5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,10 @@ from nequip.nn import SequentialGraphNetwork, graph_model
 from nequip.utils import dtype_to_name
 from torch import nn
 
-from sog_longrange import HostError, SOGConfig
+from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import explain
 from sog_longrange.hosts import VECTORS, explain_old_models, feature_slices
+from sog_longrange.presets import NONE, apply_preset, describe_options
 
 from .nn import LongRange
 from .vectors import LatentVectors
@@ -30,6 +32,8 @@ COMPARED = (
     graph_model.R_MAX_KEY,
     graph_model.PER_EDGE_TYPE_CUTOFF_KEY,
 )
+logger = logging.getLogger(__name__)
+
 HostModule = Any  # A module of NequIP's, whose fields have irreps.
 
 
@@ -41,6 +45,7 @@ def SOGModel(  # noqa: N802
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
     per_type_charges: bool = False,
+    preset: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a NequIP or Allegro model with a long-range energy.
@@ -51,7 +56,8 @@ def SOGModel(  # noqa: N802
         Builder of the short-range model, such as "nequip.model.NequIPGNNModel" or
         "allegro.model.AllegroModel".
     sog : dict, optional
-        Options of :class:`~sog_longrange.SOGConfig`.
+        Options of :class:`~sog_longrange.SOGConfig`, which win over those of the preset, and
+        perhaps `preset`.
     boundary, largest_cell
         See :class:`~sog_nequip.nn.LongRange`.
     warm_up : bool
@@ -60,6 +66,10 @@ def SOGModel(  # noqa: N802
     per_type_charges : bool
         Let the type of an atom alone give it a charge, too. Needed where isolated ions must
         carry one; the energy of isolated atoms is then not that of their type alone.
+    preset : str, optional
+        Options by the kind of matter, by the name of one of
+        :data:`~sog_longrange.presets.PRESETS`. The command ``sog_preset`` finds the one that fits
+        a file of structures: when a model is built there are no data yet.
     **kwargs
         Arguments of the builder of the short-range model.
 
@@ -80,7 +90,7 @@ def SOGModel(  # noqa: N802
     """
     n_types = len(kwargs["type_names"]) if per_type_charges else 0
     model = get_method(base)(**kwargs)
-    options = SOGConfig.from_dict(sog or {})
+    options = _read_options(sog, preset, model)
     return attach(model, options, boundary, largest_cell, warm_up, n_types)
 
 
@@ -95,6 +105,7 @@ def SOGModelFromSaved(  # noqa: N802
     warm_up: bool = True,
     per_type_charges: bool = False,
     per_edge_type_cutoff: Mapping[str, Any] | None = None,
+    preset: str | None = None,
 ) -> nn.Module:
     """Give a trained short-range model a long range, for fine-tuning.
 
@@ -107,7 +118,7 @@ def SOGModelFromSaved(  # noqa: N802
         "nequip.model.ModelFromPackage".
     r_max, type_names, per_edge_type_cutoff
         As the model was trained with.
-    sog, boundary, largest_cell, warm_up, per_type_charges
+    sog, boundary, largest_cell, warm_up, per_type_charges, preset
         As for :func:`SOGModel`.
 
     Returns
@@ -132,7 +143,7 @@ def SOGModelFromSaved(  # noqa: N802
     _check_same(saved, own)
     saved.requires_grad_(True).train()
     n_types = len(type_names) if per_type_charges else 0
-    options = SOGConfig.from_dict(sog or {})
+    options = _read_options(sog, preset, saved)
     return attach(saved, options, boundary, largest_cell, warm_up, n_types)
 
 
@@ -213,12 +224,7 @@ def _find_sum(outer: HostModule) -> tuple[HostModule, str]:
 
 def _insert_vectors(network: HostModule) -> None:
     """Let the last layer with vectors hand them on, for latent dipoles."""
-    features = AtomicDataDict.NODE_FEATURES_KEY
-    layers = [
-        (name, module)
-        for name, module in network.named_children()
-        if feature_slices(Irreps(str(module.irreps_out.get(features) or "")), *VECTORS)
-    ]
+    layers = _layers_with_vectors(network)
     if not layers:
         raise HostError(
             "Latent dipoles are made from vectors (features of l = 1), and no layer of this model "
@@ -227,6 +233,33 @@ def _insert_vectors(network: HostModule) -> None:
         )
     name, layer = layers[-1]
     network.insert("latent_vectors", LatentVectors(layer.irreps_out), after=name)
+
+
+def _layers_with_vectors(network: HostModule) -> list[tuple[str, HostModule]]:
+    """Layers that give atoms vectors (1o), by name."""
+    features = AtomicDataDict.NODE_FEATURES_KEY
+    return [
+        (name, module)
+        for name, module in network.named_children()
+        if feature_slices(Irreps(str(module.irreps_out.get(features) or "")), *VECTORS)
+    ]
+
+
+def _read_options(
+    sog: Mapping[str, Any] | None, preset: str | None, model: HostModule
+) -> SOGConfig:
+    """Options of a long-range part, by a preset where there is one."""
+    given = dict(sog or {})
+    name = given.pop("preset", preset or NONE)
+    if preset not in (None, name):
+        expected = f"{preset!r}, as the argument of this name, or left out"
+        raise ConfigError(explain("sog.preset", expected, repr(name)))
+    outer: HostModule = model.model if getattr(model, "is_graph_model", False) else model
+    has_vectors = bool(_layers_with_vectors(_find_sum(outer)[0]))
+    options = apply_preset(name, given, has_vectors=has_vectors)
+    if name != NONE:
+        logger.info("Preset %s: %s", name, describe_options(options, given))
+    return SOGConfig.from_dict(options)
 
 
 def _edge_norm(network: HostModule) -> nn.Module | None:

@@ -14,12 +14,16 @@ from sog_longrange import (
     SOGLongRange,
 )
 from sog_longrange.errors import explain
+from sog_longrange.presets import NONE, apply_preset
 from sog_longrange.validation import Structures, check_shape, check_shapes, check_tensor
 
 from .batching import Boundary, fit_boundary
 from .readout import LazyCharges
 
 OUTPUTS = ("energy", "features")
+NUM_CHARGES = 4
+SIZES = {"num_channels": "num_charges", "hidden_size": "hidden_channels"}
+"""Options that have a name of PyG's manner."""
 
 
 class LongRangeLayer(nn.Module):
@@ -45,13 +49,17 @@ class LongRangeLayer(nn.Module):
     ----------
     in_channels : int
         Number of features of each node; -1 takes that of the first input.
-    num_charges : int
-        Number of latent charges of each node.
+    num_charges : int, optional
+        Number of latent charges of each node; 4, or as many as the preset says.
     hidden_channels : int
         Width of the perceptron that is added to the linear map from features to charges;
         0 leaves it out.
     output : {"energy", "features"}
         What is returned.
+    preset : str
+        Options by the kind of matter, by the name of one of
+        :data:`~sog_longrange.presets.PRESETS`; options that are given win. The command
+        ``sog_preset`` finds the one that fits a file of structures.
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law(exponent=6)", ...; :func:`sog_longrange.list_kernels` has all),
@@ -96,23 +104,27 @@ class LongRangeLayer(nn.Module):
     def __init__(
         self,
         in_channels: int = -1,
-        num_charges: int = 4,
+        num_charges: int | None = None,
         hidden_channels: int = 32,
         output: str = "energy",
+        preset: str = NONE,
         **options: Any,
     ) -> None:
         super().__init__()
         if output not in OUTPUTS:
             raise ConfigError(explain("output", "one of " + ", ".join(OUTPUTS), repr(output)))
-        sizes = {"num_channels": num_charges, "hidden_size": hidden_channels}
-        for twice, name in zip(sizes, ("num_charges", "hidden_channels"), strict=True):
+        sizes = {"hidden_size": hidden_channels}
+        if num_charges is not None:
+            sizes["num_channels"] = num_charges
+        for twice, name in SIZES.items():
             if twice in options:
                 raise ConfigError(explain(twice, f"given as `{name}`", repr(options[twice])))
-        config = SOGConfig.from_dict(sizes | options)
+        chosen = apply_preset(preset, sizes | options)
+        config = SOGConfig.from_dict({"num_channels": NUM_CHARGES} | chosen)
         if config.charge_embedding > 0:
             _check_charge_states(output, in_channels)
         self.output = output
-        readout = LazyCharges(in_channels, num_charges, hidden_channels)
+        readout = LazyCharges(in_channels, config.num_channels, hidden_channels)
         self.part = SOGLongRange(readout.layer_sizes, config, readout)
 
     @property

@@ -4,7 +4,11 @@
 """
 
 from .calculator import RESULTS, ChargesInASE, explain_no_stress, explain_no_volume
+from .data_summary import DataSummary
 from .files import open_calculator
+from .formal_charges import formal_charges, spread
+from .fragments import find_fragments
+from .presets import choose_preset, explain_choice
 from .results import (
     AtomicBornCharges,
     add_periodic_field,
@@ -39,17 +43,22 @@ __all__ = [
     "AtomicBornCharges",
     "AtomsLike",
     "ChargesInASE",
+    "DataSummary",
     "add_periodic_field",
     "born_charges_of_atoms",
     "charge_results",
     "check_atoms",
     "check_elements",
     "check_results",
+    "choose_preset",
     "dipole_of_atoms",
     "dipoles_of_frames",
+    "explain_choice",
     "explain_no_stress",
     "explain_no_volume",
     "external_field",
+    "find_fragments",
+    "formal_charges",
     "given_charge",
     "has_volume",
     "ignored_charge",
@@ -57,5 +66,6 @@ __all__ = [
     "keep_info",
     "open_calculator",
     "periodic_field",
+    "spread",
     "total_charge",
 ]

@@ -6,7 +6,7 @@ replaced for the duration of the run.
 
 from __future__ import annotations
 
-import glob
+import dataclasses
 import importlib
 import logging
 import math
@@ -22,14 +22,15 @@ from mace import tools
 from mace.cli import run_train
 from torch import nn
 
-from sog_longrange import ConfigError, HostError, InputError, SOGConfig
+from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.config import option
 from sog_longrange.errors import NotFiniteError, explain
-from sog_longrange.long_range import read_config
+from sog_longrange.presets import NONE
 from sog_longrange.training import parameter_groups
 from sog_mace.backbone import convert, restored
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
+from sog_mace.cli.checkpoints import check_checkpoints
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
 from sog_mace.cli.frames import (
     check_frame,
@@ -37,6 +38,7 @@ from sog_mace.cli.frames import (
     resolve_constraint,
     warn_of_ignored_charges,
 )
+from sog_mace.cli.presets import PresetOptions
 from sog_mace.cli.sources import Source
 from sog_mace.cli.streams import StreamedCharges, checked_frames
 from sog_mace.heads import select_head
@@ -61,9 +63,6 @@ PATCHED_ELSEWHERE: list[tuple[Any, str]] = [
     # Where `mace.tools` has the function of this name.
     (importlib.import_module("mace.tools.train"), "train_one_epoch"),
 ]
-
-CUEQ_WEIGHT = "symmetric_contractions.weight"
-"""End of the name of a parameter that only models converted to cuEquivariance have."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,10 @@ class Schedule:
 
 @contextmanager
 def patched_run_train(
-    config: SOGConfig, schedule: Schedule, backend: str | None = None
+    config: SOGConfig,
+    schedule: Schedule,
+    backend: str | None = None,
+    preset: PresetOptions | None = None,
 ) -> Iterator[Patches]:
     """Let `mace.cli.run_train.run` build and train SOGMACE models.
 
@@ -114,6 +116,8 @@ def patched_run_train(
         How the long-range part is trained.
     backend : str, optional
         What the inner model is converted to; a key of :data:`sog_mace.backbone.BACK`.
+    preset : PresetOptions, optional
+        What data and model add to the options; nothing by default.
 
     Yields
     ------
@@ -125,7 +129,7 @@ def patched_run_train(
     HostError
         If the installed MACE lacks a name that has to be replaced.
     """
-    patches = Patches(config, schedule, backend)
+    patches = Patches(config, schedule, backend, preset)
     try:
         for name in PATCHED:
             setattr(run_train, name, getattr(patches, name))
@@ -151,7 +155,7 @@ class Patches:
     ----------
     config : SOGConfig
     schedule : Schedule
-    backend : str, optional
+    backend, preset
         As for :func:`patched_run_train`.
     """
 
@@ -159,13 +163,20 @@ class Patches:
     dataset: Any
     training: Training
 
-    def __init__(self, config: SOGConfig, schedule: Schedule, backend: str | None = None) -> None:
+    def __init__(
+        self,
+        config: SOGConfig,
+        schedule: Schedule,
+        backend: str | None = None,
+        preset: PresetOptions | None = None,
+    ) -> None:
         check_names(run_train, PATCHED)
         self.originals = {name: getattr(run_train, name) for name in PATCHED}
         for module, name in PATCHED_ELSEWHERE:
             check_names(module, [name])
             self.originals[name] = getattr(module, name)
         self.config, self.schedule, self.backend = config, schedule, backend
+        self.preset = preset or PresetOptions(NONE)
         self.sources: list[Source] = []
         self.streams = StreamedCharges()
         self.starts_fresh = True
@@ -214,6 +225,10 @@ class Patches:
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
         )
+        self.config, options = self.preset.complete(
+            self.config, mace, foundation, loader.dataset, z_table.zs
+        )
+        self.schedule = dataclasses.replace(self.schedule, **options)
         if self.backend is not None:
             logging.info("The inner model is converted to %s for the training", self.backend)
             mace = convert(mace, self.backend)
@@ -356,60 +371,3 @@ def check_all_trained(model: nn.Module, groups: list[dict[str, Any]]) -> None:
         )
     if lost:
         logging.warning("MACE does not train these of its own parameters: %s", lost)
-
-
-def check_checkpoints(model: SOGMACE, directory: Path, name: str, seed: int) -> None:
-    """Refuse to run beside checkpoints of the same name that do not fit the model.
-
-    MACE loads one of them when it restarts and at the end of every run. On a restart it
-    would swallow the mismatch and begin again at epoch 0; at the end it would fail.
-
-    Parameters
-    ----------
-    model : SOGMACE
-        The model of the run.
-    directory : Path
-        MACE's `checkpoints_dir`.
-    name, seed : str, int
-        MACE's `name` and `seed`, which make the tag of the checkpoint files.
-
-    Raises
-    ------
-    HostError
-        If a checkpoint lacks the long-range part or has other options or shapes.
-    """
-    tag = tools.get_tag(name=name, seed=seed)
-    for path in sorted(directory.glob(f"{glob.escape(tag)}_epoch-*.pt")):
-        _check_checkpoint(model, path)
-
-
-def _check_checkpoint(model: SOGMACE, path: Path) -> None:
-    state = torch.load(path, map_location="cpu", weights_only=False)["model"]
-    remedy = "Move it away, or choose another --name."
-    if not any(key.startswith("long_range.") for key in state):
-        raise HostError(
-            f"`{path}` is the checkpoint of a MACE model without a long-range part, which this "
-            "run cannot restart from. To extend that model pass its .model file as "
-            f"--foundation_model. {remedy}"
-        )
-    extra = state["long_range._extra_state"]
-    try:
-        theirs = read_config(extra)
-    except InputError as error:
-        raise HostError(f"`{path}` does not fit the model of this run: {error} {remedy}") from error
-    differences = model.long_range.config.differences(theirs)
-    differences = differences or _shape_difference(model.state_dict(), state)
-    if differences:
-        raise HostError(f"`{path}` does not fit the model of this run: {differences}. {remedy}")
-
-
-def _shape_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Describe the first entry of two state dicts that is missing or of another shape."""
-    here, there = (any(k.endswith(CUEQ_WEIGHT) for k in state) for state in (ours, theirs))
-    if here != there:
-        return "one is of a training with --enable_cueq, the other of one without"
-    for key in sorted(ours.keys() | theirs.keys()):
-        shapes = [tuple(getattr(s[key], "shape", ())) if key in s else None for s in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            return f"{key} has shape {shapes[0]} here, {shapes[1]} there"
-    return ""

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from mace import tools
 from mace.cli import run_train
@@ -20,15 +20,30 @@ from sog_longrange import ConfigError, HostError, SOGConfig, list_kernels
 from sog_longrange.config import help_of
 from sog_longrange.errors import explain
 from sog_longrange.hosts import explain_old_models
+from sog_longrange.presets import AUTO, NONE, PRESETS
 from sog_mace.backbone import BACK, check_libraries, name_backend
 
 from .arguments import end_in_one_line, parse
 from .patches import Schedule, patched_run_train
+from .presets import DEFAULT, HELP, PresetOptions
 from .report import report_charges
 
 PROGRAM = "sog_mace_run_train"
 
-Options = TypeVar("Options", SOGConfig, Schedule)
+
+class Given(argparse.Action):
+    """Stores an option, and that it was given: on the command line or in a config file."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store a value."""
+        setattr(namespace, self.dest, values)
+        namespace.sog_given = [*getattr(namespace, "sog_given", []), self.dest]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,8 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
             convert = tools.arg_parser.str2bool if kind is bool else kind
             help_text = texts[field.name].replace("%", "%%")
             group.add_argument(
-                f"--sog_{field.name}", type=convert, default=field.default, help=help_text
+                f"--sog_{field.name}",
+                type=convert,
+                default=field.default,
+                action=Given,
+                help=help_text,
             )
+    names = [NONE, *PRESETS, AUTO]
+    group.add_argument(
+        "--sog_preset", type=str, default=DEFAULT, help=HELP, metavar="|".join(names)
+    )
     return parser
 
 
@@ -84,9 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    config, schedule = _collect(SOGConfig, args), _collect(Schedule, args)
+    preset = PresetOptions(args.sog_preset, _given(SOGConfig, args), _given(Schedule, args))
+    config, schedule = preset.before_data(), Schedule(**preset.schedule())
     backend = _take_backend(args)
-    with patched_run_train(config, schedule, backend) as patches:
+    with patched_run_train(config, schedule, backend, preset) as patches:
         with explain_old_models("a model or checkpoint file"):
             run_train.run(args)
         if args.dry_run:
@@ -100,9 +124,11 @@ def _train(args: argparse.Namespace) -> None:
     logging.info("TorchScript export is not available for models with a long-range part.")
 
 
-def _collect(options: type[Options], args: argparse.Namespace) -> Options:
+def _given(options: type, args: argparse.Namespace) -> dict[str, Any]:
+    """Options of a dataclass that were given explicitly."""
+    given = getattr(args, "sog_given", [])
     names = [field.name for field in dataclasses.fields(options)]
-    return options(**{name: getattr(args, f"sog_{name}") for name in names})
+    return {name: getattr(args, f"sog_{name}") for name in names if f"sog_{name}" in given}
 
 
 def _take_backend(args: argparse.Namespace) -> str | None:

@@ -30,6 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError, NotFiniteError
 from sog_longrange.ase_support import dipole_of_atoms
+from sog_longrange.presets import PRESETS, Preset
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
 from sog_nequip.parts import long_range_parts
@@ -605,3 +606,28 @@ def test_checkpoints_of_older_versions_are_explained(tmp_path, open_model):
     message = "older version, with `sog_longrange.module`. Train the model again, or export it"
     with pytest.raises(InputError, match=message):
         open_model(str(tmp_path / "old.ckpt"))
+
+
+@pytest.mark.parametrize(("base", "has_vectors"), [("nequip", True), ("allegro", False)])
+def test_a_preset_gives_the_options_that_are_not_given(monkeypatch, base, has_vectors):
+    preset = Preset("", {"min_width": 2.0, "hidden_size": 8}, {"latent_dipoles": True})
+    monkeypatch.setitem(PRESETS, "molecular", preset)
+    sog = {"hidden_size": 4}
+    for options in ({"sog": sog | {"preset": "molecular"}}, {"sog": sog, "preset": "molecular"}):
+        (part,) = long_range_parts(build(base, **options))
+        config = part.long_range.config
+        assert (config.min_width, config.hidden_size) == (2.0, 4)
+        assert config.latent_dipoles == has_vectors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "ionc"}, "Did you mean 'ionic'"),
+        ({"preset": "auto"}, "before there are data.*`sog_preset train.xyz` prints"),
+        ({"preset": "ionic", "sog": {"preset": "none"}}, "`sog.preset` must be 'ionic'"),
+    ],
+)
+def test_a_preset_that_cannot_be_is_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**options)

@@ -20,6 +20,7 @@ from torch_geometric.loader import DataLoader
 
 import sog_longrange
 from sog_longrange import BoundaryError, ConfigError, InputError, InputTypeError, SOGConfig
+from sog_longrange.presets import PRESETS, Preset
 from sog_longrange.testing import assert_twice_differentiable
 from sog_longrange.testing.operations import Operations
 from sog_pyg import LongRangeLayer
@@ -327,3 +328,17 @@ def test_python_waits_once(output):
     with Operations() as counted:
         evaluate(layer, data)
     assert counted.host_reads == 1, counted.reads
+
+
+def test_a_preset_gives_the_options_that_are_not_given(monkeypatch):
+    preset = Preset("", {"min_width": 2.0, "num_channels": 2}, {"latent_dipoles": True})
+    monkeypatch.setitem(PRESETS, "molecular", preset)
+    config = LongRangeLayer(preset="molecular").part.config
+    assert config == SOGConfig(min_width=2.0, num_channels=2)
+    layer = LongRangeLayer(num_charges=3, preset="molecular", min_width=0.5)
+    assert (layer.num_charges, layer.part.config.min_width) == (3, 0.5)
+    assert LongRangeLayer().num_charges == 4
+    with pytest.raises(ConfigError, match="Did you mean 'molecular'"):
+        LongRangeLayer(preset="moleculer")
+    with pytest.raises(ConfigError, match="`sog_preset train.xyz` prints"):
+        LongRangeLayer(preset="auto")

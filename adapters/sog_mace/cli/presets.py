@@ -1,0 +1,118 @@
+"""Options that a preset stands for, once MACE has read the data and built its model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ase import Atoms
+from torch import nn
+
+from sog_longrange import SOGConfig
+from sog_longrange.ase_support import choose_preset, explain_choice, formal_charges, spread
+from sog_longrange.presets import AUTO, NONE, apply_preset, describe_options, find_preset
+from sog_mace.model import SOGMACE
+from sog_mace.readout import vector_slices
+
+DEFAULT = NONE
+"""Preset where none is given."""
+
+HELP = (
+    "options by the kind of matter: ionic, molecular, dispersive, interface, auto (chosen by the "
+    "training data) or none; other --sog_* options that are given win over those of the preset"
+)
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """A preset, and what was given beside it.
+
+    Attributes
+    ----------
+    name : str
+        As for :func:`~sog_longrange.presets.find_preset`, or "auto".
+    given : mapping
+        Options of :class:`~sog_longrange.SOGConfig` that were given explicitly.
+    given_schedule : mapping
+        The same of the schedule.
+    """
+
+    name: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+    given_schedule: Mapping[str, Any] = field(default_factory=dict)
+
+    def before_data(self) -> SOGConfig:
+        """Return the options as far as they are known before there are data or a model.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such preset, or an option is wrong.
+        """
+        if self.name == AUTO:
+            return SOGConfig.from_dict(self.given)
+        return SOGConfig.from_dict(apply_preset(self.name, self.given))
+
+    def schedule(self) -> dict[str, Any]:
+        """Return the options of the schedule, as far as they are known before there are data."""
+        named = {} if self.name == AUTO else find_preset(self.name).schedule
+        return {**named, **self.given_schedule}
+
+    def complete(
+        self, config: SOGConfig, mace: nn.Module, foundation: Any, dataset: Any, numbers: list[int]
+    ) -> tuple[SOGConfig, dict[str, Any]]:
+        """Fill in what data and model decide, and log what was found and which options that means.
+
+        Parameters
+        ----------
+        config : SOGConfig
+            Options until here, whose charge constraint is kept.
+        mace : MACE
+            The inner model.
+        foundation : Module or None
+            What the training starts from; a SOGMACE model decides instead of data.
+        dataset : torch.utils.data.Dataset
+            Of `mace.data.AtomicData`; an even sample is looked at.
+        numbers : list of int
+            Atomic numbers of the elements of the model.
+
+        Returns
+        -------
+        SOGConfig
+        dict
+            Options of the schedule that were not given.
+        """
+        if self.name == NONE:
+            return config, {}
+        if isinstance(foundation, SOGMACE) and self.name == AUTO:
+            logging.info("Preset auto: the options of the foundation model")
+            options = {**foundation.long_range.config.to_dict(), **self.given}
+            further: dict[str, Any] = {}
+        else:
+            has_vectors = bool(vector_slices(mace))
+            options, further = self._choose(dataset, numbers, has_vectors)
+        chosen = SOGConfig.from_dict({**options, "charge_constraint": "auto"})
+        return chosen.with_constraint(config.charge_constraint, config.fractional_charge), further
+
+    def _choose(
+        self, dataset: Any, numbers: list[int], has_vectors: bool
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options by the data, and those of the schedule that were not given."""
+        items = [dataset[index] for index in spread(len(dataset))]
+        frames = [_atoms_of(item, numbers) for item in items]
+        summary = formal_charges(frames, [float(item.total_charge) for item in items])
+        choice = choose_preset(summary, self.name)
+        options = apply_preset(choice.preset, self.given, has_vectors=has_vectors)
+        further = {k: v for k, v in choice.preset.schedule.items() if k not in self.given_schedule}
+        text = describe_options({**options, **further}, self.given)
+        logging.info(explain_choice(choice, summary.describe(), text))
+        return options, further
+
+
+def _atoms_of(item: Any, numbers: list[int]) -> Atoms:
+    """Structure of an item of MACE's data."""
+    elements = [numbers[index] for index in item.node_attrs.argmax(-1).tolist()]
+    cell = item.cell.view(3, 3).numpy()
+    return Atoms(elements, item.positions.numpy(), cell=cell, pbc=item.pbc.view(3).tolist())

@@ -1,0 +1,149 @@
+"""Molecules, ions and metal atoms that structures consist of, found by distances."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from sog_longrange.hosts import load_library
+
+from .lewis import lewis_charge
+
+NONMETALS: Final = frozenset(
+    (*(1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18), *range(32, 37), *range(51, 55), 85, 86)
+)
+"""Atomic numbers of the elements between which bonds make molecules; half-metals count."""
+
+_HALOGENS: Final = (9, 17, 35, 53, 85)
+_STRETCH: Final = 1.25
+"""Longest bond over the sum of covalent radii."""
+
+GAP: Final = 8.0
+"""Width in Å of an empty layer across which images are taken as apart."""
+
+_MOST_ATOMS: Final = 300
+"""Atoms of a fragment up to which its bonds are looked at."""
+
+Composition = tuple[tuple[int, int], ...]
+Bonds = dict[int, dict[int, set[tuple[int, ...]]]]
+
+
+class Fragment(NamedTuple):
+    """Atoms that covalent bonds hold together, or a single atom.
+
+    Attributes
+    ----------
+    composition : tuple of (int, int)
+        Atomic numbers in ascending order, and the number of atoms of each.
+    is_network : bool
+        Whether bonds go through periodic boundaries without an end.
+    lewis : int or None, in e
+        Charge that its bonds speak for, see :func:`~sog_longrange.ase_support.lewis.lewis_charge`.
+    atoms : tuple of int
+        Indices in the structure.
+    """
+
+    composition: Composition
+    is_network: bool
+    lewis: int | None
+    atoms: tuple[int, ...]
+
+
+def find_fragments(atoms: Any) -> list[Fragment]:  # noqa: ANN401
+    """Divide a structure into molecules and single atoms.
+
+    Only nonmetals bond: contacts of metals are not taken as covalent, and neither are those of
+    halogens with each other where there are metals.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    list of Fragment
+        In the order of their first atoms.
+    """
+    bonds = _find_bonds(atoms)
+    fragments, seen = [], set()
+    for first in range(len(atoms)):
+        if first not in seen:
+            members, is_network = _reach(first, bonds)
+            seen.update(members)
+            fragments.append(_describe(atoms, members, is_network, bonds))
+    return fragments
+
+
+def _describe(
+    atoms: Any,  # noqa: ANN401
+    members: list[int],
+    is_network: bool,
+    bonds: Bonds,
+) -> Fragment:
+    numbers = {index: int(atoms.numbers[index]) for index in members}
+    composition = tuple(sorted(Counter(numbers.values()).items()))
+    lewis = None
+    if 1 < len(members) <= _MOST_ATOMS and not is_network:
+        lewis = lewis_charge(numbers, {index: set(bonds[index]) for index in members})
+    return Fragment(composition, is_network, lewis, tuple(members))
+
+
+def _reach(first: int, bonds: Bonds) -> tuple[list[int], bool]:
+    """Atoms that bonds lead to, and whether they also lead to another image of an atom."""
+    places, queue, is_network = {first: np.zeros(3, int)}, [first], False
+    while queue:
+        atom = queue.pop()
+        for other, shifts in bonds[atom].items():
+            for shift in shifts:
+                place = places[atom] + shift
+                if other not in places:
+                    places[other] = place
+                    queue.append(other)
+                is_network = is_network or bool((places[other] != place).any())
+    return sorted(places), is_network
+
+
+def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
+    """Bonded atoms of each atom, with the lattice vectors between them."""
+    data = load_library("ase.data", "ase")
+    numbers = np.asarray(atoms.numbers)
+    bonds: Bonds = {i: {} for i in range(len(numbers))}
+    (bonding,) = np.nonzero(np.isin(numbers, list(NONMETALS)))
+    if len(bonding) == 0:
+        return bonds
+    radii = _STRETCH * data.covalent_radii[numbers[bonding]]
+    find = load_library("ase.neighborlist", "ase").neighbor_list
+    first, second, shifts = find("ijS", atoms[bonding], radii)
+    halogens = np.isin(numbers[bonding], _HALOGENS)
+    allowed = ~(halogens[first] & halogens[second] & (len(bonding) < len(numbers)))
+    pairs = zip(bonding[first[allowed]], bonding[second[allowed]], shifts[allowed], strict=True)
+    for i, j, shift in pairs:
+        bonds[int(i)].setdefault(int(j), set()).add(tuple(int(x) for x in shift))
+    return bonds
+
+
+def open_axes(atoms: Any) -> int:  # noqa: ANN401
+    """Count the axes along which a structure is not continued.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    int
+        0 for crystals and liquids, 1 for slabs, 2 for chains, 3 for molecules and clusters: axes
+        that are not periodic, or along which an empty layer divides the images.
+    """
+    return sum(not periodic or _gap(atoms, axis) > GAP for axis, periodic in enumerate(atoms.pbc))
+
+
+def _gap(atoms: Any, axis: int) -> float:  # noqa: ANN401
+    """Width of the widest empty layer across a periodic axis, in Å."""
+    cell = np.asarray(atoms.cell.complete())
+    others = np.cross(cell[axis - 2], cell[axis - 1])
+    height = abs(np.linalg.det(cell)) / np.linalg.norm(others)
+    places = np.sort(np.asarray(atoms.get_scaled_positions())[:, axis] % 1.0)
+    return float(height * np.diff([*places, places[0] + 1.0]).max())

@@ -1,0 +1,187 @@
+"""The preset that fits structures, and a command that prints it: ``sog_preset train.xyz``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sog_longrange.errors import InputError, SOGError, explain
+from sog_longrange.hosts import load_library
+from sog_longrange.presets import AUTO, COMMAND, PRESETS, Preset, find_preset
+
+from .data_summary import DataSummary
+from .formal_charges import formal_charges
+from .structures import TOTAL_CHARGE, total_charge
+
+CAREFUL: Final = "atoms"
+"""Readout where charges of fragments are not known: of each atom's features."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A preset that was chosen by the data.
+
+    Attributes
+    ----------
+    name : str
+    preset : Preset
+        The one of this name, with what the data add to it.
+    why : str
+    """
+
+    name: str
+    preset: Preset
+    why: str
+
+
+def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
+    """Choose a preset by what structures consist of, and the charges that elements begin with.
+
+    Parameters
+    ----------
+    summary : DataSummary
+        From :func:`~sog_longrange.ase_support.formal_charges.formal_charges`.
+    name : str
+        "auto", or the preset that was chosen already and gets what the data add to it.
+
+    Returns
+    -------
+    Choice
+
+    Raises
+    ------
+    ConfigError
+        If there is no preset of this name.
+    """
+    if name != AUTO:
+        return _complete(name, find_preset(name), summary)
+    if not summary.has_several and not summary.has_metals:
+        why = "each structure is one molecule, whose charge is the total charge"
+        return Choice("molecular", PRESETS["molecular"], why)
+    if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
+        return Choice("molecular", PRESETS["molecular"], "all fragments are neutral")
+    name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
+    preset = PRESETS[name]
+    if summary.has_molecules:
+        further = {**preset.with_vectors, **PRESETS["molecular"].with_vectors}
+        preset = dataclasses.replace(preset, with_vectors=further)
+    if summary.element_charges is None:
+        careful = {**preset.options, "readout": CAREFUL}
+        preset = dataclasses.replace(preset, options=careful)
+    return _complete(name, preset, summary)
+
+
+def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
+    """Add the charges of elements that the data tell, where a preset takes them."""
+    if preset.options.get("readout") != "ions":
+        return Choice(name, preset, summary.reason)
+    if not summary.element_charges:
+        why = summary.reason or "no element has a charge"
+        return Choice(name, preset, why)
+    text = ",".join(f"{symbol}={charge:g}" for symbol, charge in summary.element_charges.items())
+    options = {**preset.options, "element_charges": text}
+    why = "charges of elements give every fragment its own"
+    return Choice(name, dataclasses.replace(preset, options=options), why)
+
+
+def _has_solid(summary: DataSummary) -> bool:
+    """Tell whether there are metals or single atoms, which make up solids, not molecules alone."""
+    return summary.has_metals or any(sum(n for _, n in kind) == 1 for kind in summary.fragments)
+
+
+def explain_choice(choice: Choice, found: str, options: str) -> str:
+    """Say in one line what was found and which options that means.
+
+    Parameters
+    ----------
+    choice : Choice
+    found : str
+        From :meth:`~sog_longrange.ase_support.data_summary.DataSummary.describe`.
+    options : str
+        From :func:`~sog_longrange.presets.describe_options`.
+
+    Returns
+    -------
+    str
+    """
+    why = f" ({choice.why})" if choice.why else ""
+    return f"Preset {choice.name}{why}, by {found}: {options}"
+
+
+def look_at_file(path: str, keys: Sequence[str] = TOTAL_CHARGE) -> DataSummary:
+    """Read structures, and find what they consist of.
+
+    Parameters
+    ----------
+    path : str
+        Any file that ASE reads.
+    keys : sequence of str
+        Where total charges are in `atoms.info`.
+
+    Returns
+    -------
+    DataSummary
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or a total charge is no number.
+    MissingLibraryError
+        If ASE is not installed.
+    """
+    io = load_library("ase.io", "ase")
+    try:
+        frames = io.read(path, ":")
+    except Exception as error:  # The format decides what is raised.
+        got = f"{path!r}: {type(error).__name__}: {error}"
+        raise InputError(explain("file", "a file of structures that ASE reads", got)) from error
+    return formal_charges(frames, [total_charge(frame, keys) for frame in frames])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the preset that fits a file of structures.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; those of the process by default.
+    """
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("file", help="structures to train on, in a format that ASE reads")
+    parser.add_argument(
+        "--total_charge_key", help="key of total charges (default: total_charge or charge)"
+    )
+    args = parser.parse_args(argv)
+    keys = [args.total_charge_key] if args.total_charge_key else TOTAL_CHARGE
+    try:
+        summary = look_at_file(args.file, keys)
+    except SOGError as error:
+        raise SystemExit(f"{COMMAND}: {error}") from error
+    sys.stdout.write("\n".join(_lines(summary)) + "\n")
+
+
+def _lines(summary: DataSummary) -> list[str]:
+    choice = choose_preset(summary)
+    options, vectors = choice.preset.options, choice.preset.with_vectors
+    every = {**options, **vectors}
+    lines = [
+        f"Found: {summary.describe()}",
+        f"Preset: {choice.name}, for {choice.preset.purpose}",
+        *([f"Because {choice.why}"] if choice.why else []),
+        "",
+        "MACE:   " + " ".join(f"--sog_{key}={value}" for key, value in every.items()),
+        f"NequIP: sog: {{{', '.join(f'{k}: {_yaml(v)}' for k, v in every.items())}}}",
+        f"PyG:    LongRangeLayer({', '.join(f'{k}={v!r}' for k, v in options.items())})",
+    ]
+    if vectors:
+        names = ", ".join(vectors)
+        lines += ["", f"{names}: only for models with vectors (1o) among the features of atoms"]
+    return lines
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"'

@@ -1,0 +1,147 @@
+"""Sets of options by the kind of matter, the same for every host framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .errors import ConfigError, explain
+from .kernels.spec import parse_kernels
+from .options import check_choice
+
+NONE: Final = "none"
+"""Name of no preset: the defaults of all options."""
+
+AUTO: Final = "auto"
+"""Name of the preset that is chosen by the data."""
+
+OF_CHARGES: Final = ("readout", "element_charges", "latent_dipoles")
+"""Options that mean nothing where no channel has electric charges."""
+
+COMMAND: Final = "sog_preset"
+"""Command that looks at a file of structures and prints the choice."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Options that go together.
+
+    Attributes
+    ----------
+    purpose : str
+        What matter they are for.
+    options : mapping
+        Options of :class:`~sog_longrange.SOGConfig`.
+    with_vectors : mapping
+        Further ones, for hosts whose model has vectors (features of l = 1).
+    schedule : mapping
+        Options of the training, for hosts that have a command line of their own for it.
+    """
+
+    purpose: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    with_vectors: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: Final[dict[str, Preset]] = {
+    "ionic": Preset(
+        "ions and ionic crystals, liquids and solutions: elements bring charges with them",
+        {"readout": "ions"},
+    ),
+    "molecular": Preset(
+        "neutral molecules and networks: what is beyond the cutoff of all else has no charge",
+        {"readout": "flows"},
+        {"latent_dipoles": True},
+    ),
+    "dispersive": Preset(
+        "matter that dispersion holds together, beside charges",
+        {"kernel": "coulomb+dispersion", "num_channels": 2, "readout": "flows"},
+    ),
+    "interface": Preset(
+        "surfaces, slabs and what lies on them: charges that sum to zero or the total charge",
+        {"readout": "ions", "charge_constraint": "auto"},
+    ),
+}
+"""All presets by name, but for "none" and "auto"."""
+
+
+def find_preset(name: str) -> Preset:
+    """Find a preset by its name.
+
+    Parameters
+    ----------
+    name : str
+        Of :data:`PRESETS`, or "none".
+
+    Returns
+    -------
+    Preset
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this name, with the nearest one; for "auto", which needs data.
+    """
+    check_choice("preset", name, (NONE, *PRESETS, AUTO))
+    if name == AUTO:
+        expected = "the name of a preset where a model is built before there are data"
+        remedy = f"`{COMMAND} train.xyz` prints what it would choose."
+        raise ConfigError(explain("preset", expected, repr(name), remedy))
+    return Preset("") if name == NONE else PRESETS[name]
+
+
+def apply_preset(
+    preset: str | Preset, given: Mapping[str, Any], *, has_vectors: bool = False
+) -> dict[str, Any]:
+    """Fill options that were not given with those of a preset.
+
+    Parameters
+    ----------
+    preset : str or Preset
+        As :func:`find_preset` takes it, or a preset itself.
+    given : mapping
+        Options of :class:`~sog_longrange.SOGConfig` that were given explicitly, which win. What
+        a preset says of charges is left out if the given kernel has none, and its charges of
+        elements if another readout was given.
+    has_vectors : bool
+        Whether the model of the host has vectors.
+
+    Returns
+    -------
+    dict
+        Options of :class:`~sog_longrange.SOGConfig`.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`find_preset`, or if one of the given options is wrong.
+    """
+    found = find_preset(preset) if isinstance(preset, str) else preset
+    own = {**found.options, **(found.with_vectors if has_vectors else {})}
+    kernels = parse_kernels(given["kernel"]) if "kernel" in given else ()
+    if kernels and not any(spec.build().conserved for spec in kernels):
+        own = {key: value for key, value in own.items() if key not in OF_CHARGES}
+    if given.get("readout", own.get("readout")) != own.get("readout"):
+        own.pop("element_charges", None)
+    return {**own, **given}
+
+
+def describe_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Say what the options of a preset are, and which of them were given otherwise.
+
+    Parameters
+    ----------
+    options : mapping
+        From :func:`apply_preset`.
+    given : mapping
+        Options that were given explicitly.
+
+    Returns
+    -------
+    str
+        Such as "readout=ions, charge_constraint=none (given)".
+    """
+    parts = [f"{key}={value}{' (given)' * (key in given)}" for key, value in options.items()]
+    return ", ".join(parts) or "the defaults of all options"

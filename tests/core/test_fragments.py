@@ -1,0 +1,308 @@
+"""Fragments of structures, their charges and those of elements, and the preset that fits."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ase", reason="ASE is not installed in this environment")
+
+import ase.io
+from ase import Atoms
+from ase.build import bulk, fcc100, molecule, surface
+
+from sog_longrange import ConfigError
+from sog_longrange.ase_support import choose_preset, find_fragments, formal_charges, spread
+from sog_longrange.ase_support.data_summary import formula
+from sog_longrange.ase_support.formal_charges import _search, element_charges
+from sog_longrange.ase_support.fragments import open_axes
+from sog_longrange.ase_support.presets import main
+from sog_longrange.presets import PRESETS
+
+
+def ammonium():
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    return Atoms("NH4", [[0, 0, 0], *(0.6 * corners)])
+
+
+def methylammonium():
+    atoms = molecule("C2H6")
+    atoms.numbers[0] = 7
+    return atoms
+
+
+def acetate():
+    atoms = molecule("CH3COOH")
+    oxygens = [i for i in range(len(atoms)) if atoms.numbers[i] == 8]
+    hydrogens = [i for i in range(len(atoms)) if atoms.numbers[i] == 1]
+    del atoms[min(hydrogens, key=lambda i: min(atoms.get_distances(i, oxygens)))]
+    return atoms
+
+
+def apart(*parts, distance=6.0):
+    """Structures side by side along x, open."""
+    joined = Atoms()
+    for index, part in enumerate(parts):
+        moved = part.copy()
+        moved.positions += [distance * index, 0.0, 0.0]
+        joined += moved
+    return joined
+
+
+def mgo_slab(gold=True):
+    slab = surface(bulk("MgO", "rocksalt", a=4.21, cubic=True), (0, 0, 1), 2, vacuum=8.0)
+    slab = slab.repeat((2, 2, 1))
+    slab.pbc = True
+    if gold:
+        top = slab.positions[:, 2].max()
+        slab += Atoms("Au2", [[2.0, 2.0, top + 2.3], [2.0, 4.5, top + 2.3]])
+    return slab
+
+
+def charges_of(*frames, totals=None):
+    """Charges by formula, those of elements, and why there are none."""
+    found = formal_charges(frames, totals)
+    charges = found.charges and {formula(kind): q for kind, q in found.charges.items()}
+    return charges, found.element_charges, found.reason
+
+
+def names(fragments):
+    return [formula(fragment.composition) for fragment in fragments]
+
+
+def test_molecules_are_found_across_periodic_boundaries():
+    dimer = apart(molecule("H2O"), molecule("H2O"), distance=4.0)
+    dimer.cell, dimer.pbc = np.diag([8.0, 7.0, 6.0]), True
+    dimer.positions += 0.3 * np.random.default_rng(0).normal(size=3)
+    for shift in ([0, 0, 0], [3.9, 6.9, 5.9]):
+        moved = dimer.copy()
+        moved.positions += shift
+        moved.wrap()
+        fragments = find_fragments(moved)
+        assert names(fragments) == ["H2O", "H2O"]
+        assert sorted(i for fragment in fragments for i in fragment.atoms) == list(range(6))
+        assert not any(fragment.is_network for fragment in fragments)
+
+
+def test_a_crystal_of_nonmetals_is_a_network_and_a_long_molecule_is_none():
+    (diamond,) = find_fragments(bulk("C", "diamond", a=3.57))
+    assert diamond.is_network
+    assert diamond.lewis is None
+    ring = molecule("C6H6")
+    ring.cell, ring.pbc = np.diag([12.0] * 3), True
+    assert [fragment.is_network for fragment in find_fragments(ring)] == [False]
+
+
+def test_metals_do_not_bond_and_halogens_not_beside_them():
+    assert names(find_fragments(bulk("NaCl", "rocksalt", a=5.64))) == ["Na", "Cl"]
+    assert names(find_fragments(molecule("Cl2"))) == ["Cl2"]
+    beside = molecule("Cl2") + Atoms("Na", [[5.0, 0, 0]])
+    assert names(find_fragments(beside)) == ["Cl", "Cl", "Na"]
+    assert names(find_fragments(fcc100("Au", (1, 1, 3)))) == ["Au"] * 3
+
+
+@pytest.mark.parametrize(
+    ("atoms", "expected"),
+    [
+        (bulk("NaCl", "rocksalt", a=5.64), 0),
+        (mgo_slab(), 1),
+        (fcc100("Au", (1, 1, 3), vacuum=None), 1),
+        (molecule("H2O"), 3),
+        (molecule("H2O", vacuum=6.0, pbc=True), 3),
+        (molecule("H2O", vacuum=2.0, pbc=True), 0),
+    ],
+)
+def test_axes_are_open_where_there_is_a_gap(atoms, expected):
+    assert open_axes(atoms) == expected
+
+
+def test_a_gap_is_measured_across_the_layer_also_in_an_oblique_cell():
+    cell = [[3.0, 0, 0], [0, 3.0, 0], [30.0, 0, 7.5]]
+    assert open_axes(Atoms("H", cell=cell, pbc=True)) == 0
+    assert open_axes(Atoms("H", cell=[*cell[:2], [30.0, 0, 8.5]], pbc=True)) == 1
+
+
+def test_ions_of_a_salt():
+    salt = apart(ammonium(), Atoms("Cl"))
+    charges, elements, reason = charges_of(salt)
+    assert charges == {"H4N": 1, "Cl": -1}
+    # The shortest vector with n_N + 4 n_H = 1 is parallel to (1, 4).
+    assert elements == pytest.approx({"H": 4 / 17, "N": 1 / 17, "Cl": -1.0}, abs=1e-4)
+    assert reason == ""
+    charges, elements, _ = charges_of(apart(methylammonium(), acetate()))
+    assert charges == {"CH6N": 1, "C2H3O2": -1}
+    assert elements["C"] + 6 * elements["H"] + elements["N"] == pytest.approx(1.0, abs=1e-3)
+    assert 2 * elements["C"] + 3 * elements["H"] + 2 * elements["O"] == pytest.approx(-1, abs=1e-3)
+
+
+def test_crystals_have_usual_oxidation_states():
+    assert charges_of(bulk("NaCl", "rocksalt", a=5.64))[:2] == (
+        {"Na": 1, "Cl": -1},
+        {"Na": 1.0, "Cl": -1.0},
+    )
+    titania = Atoms("TiO2", [[0, 0, 0], [2.0, 0, 0], [0, 2.0, 0]], cell=[4.0] * 3, pbc=True)
+    assert charges_of(titania)[0] == {"Ti": 4, "O": -2}
+    sesquioxide = Atoms("Ti2O3", 3.0 * np.arange(15).reshape(5, 3))
+    assert charges_of(sesquioxide)[0] == {"Ti": 3, "O": -2}
+    assert charges_of(mgo_slab())[0] == {"Mg": 2, "O": -2, "Au": 0}
+
+
+def test_total_charges_decide_where_bonds_do_not():
+    places = [[1.3 * i, 0, 0] for i in range(10)]
+    chain = Atoms("C10H3", [*places, [-1.06, 0, 0], [12.76, 0, 0], [11.7, 1.1, 0]])
+    charges, elements, reason = charges_of(chain, totals=[1.0])
+    assert charges == {"C10H3": 1}
+    assert charges_of(chain, totals=[-1.0])[0] == {"C10H3": -1}
+    assert charges_of(chain)[0] == {"C10H3": 0}, "a radical, by its total charge of zero"
+    two = apart(chain, molecule("CH3"), distance=20.0)
+    assert charges_of(two)[::2] == (
+        None,
+        "several sets of charges of fragments sum to the total charges",
+    )
+
+
+def test_the_sign_of_two_unknown_ions_is_that_of_the_total_charges():
+    two = apart(molecule("CH3"), molecule("CH3"), Atoms("Cl"))
+    assert charges_of(two, totals=[1.0])[0] == {"CH3": 1, "Cl": -1}
+
+
+@pytest.mark.parametrize(
+    ("frames", "totals", "reason"),
+    [
+        ([], None, "there is no structure of several atoms"),
+        ([Atoms("Na"), Atoms("Cl")], None, "there is no structure of several atoms"),
+        ([molecule("H2O")], [0.5], "total charges are not whole"),
+        ([molecule("H2O")], [1.0], "no whole charges .* sum to the total charge"),
+        ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], None, "unlikely charge of O"),
+        ([apart(Atoms("Na"), Atoms("Cl")), apart(Atoms("Na"), Atoms("O"))], None, "of O, 0"),
+    ],
+)
+def test_where_charges_are_not_known_the_reason_is_told(frames, totals, reason):
+    summary = formal_charges(frames, totals)
+    assert summary.charges is None
+    assert summary.element_charges is None
+    assert re.search(reason, summary.reason)
+    assert summary.reason in summary.describe()
+
+
+def test_alloys_are_neutral_and_do_not_speak_for_compounds():
+    alloy, oxide = fcc100("Al", (1, 1, 3)), Atoms("Al2O3", 3.0 * np.arange(15).reshape(5, 3))
+    assert charges_of(alloy)[0] == {"Al": 0}
+    assert charges_of(alloy, oxide)[0] == {"Al": 3, "O": -2}
+
+
+def brute_force(conditions, costs):
+    """All solutions of the lowest cost, by trying everything."""
+    kinds = list(costs)
+    tried = []
+    for values in itertools.product(*(costs[kind] for kind in kinds)):
+        known = dict(zip(kinds, values, strict=True))
+        sums = [(sum(n * known[kind] for kind, n in parts), total) for parts, total in conditions]
+        if all(own == total for own, total in sums):
+            tried.append((sum(costs[kind][q] for kind, q in known.items()), known))
+    best = min((cost for cost, _ in tried), default=None)
+    return [known for cost, known in tried if cost == best]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_search_finds_what_trying_everything_finds(seed):
+    rng = np.random.default_rng(seed)
+    kinds = [((z, 1),) for z in range(1, 6)]
+    costs = {
+        kind: {int(q): int(rng.integers(0, 4)) for q in rng.choice(range(-3, 4), 3, replace=False)}
+        for kind in kinds
+    }
+    conditions = []
+    truth = {kind: int(rng.choice(list(costs[kind]))) for kind in kinds}
+    for _ in range(int(rng.integers(1, 4))):
+        chosen = rng.choice(5, 2 + int(rng.integers(2)), replace=False)
+        parts = tuple((kinds[i], int(rng.integers(1, 4))) for i in sorted(chosen))
+        conditions.append((parts, sum(n * truth[kind] for kind, n in parts)))
+    found, is_complete = _search(conditions, costs)
+    expected = brute_force(conditions, costs)
+    assert is_complete
+
+    def order(solutions):
+        return sorted(tuple(x[kind] for kind in kinds) for x in solutions)
+
+    assert order(found) == order(expected)
+
+
+def test_charges_of_elements_need_not_exist():
+    # CH, CH2 and C2H3 of charges 1, 0 and 0: the sum of the first two is not the third.
+    kinds = {((1, 1), (6, 1)): 1, ((1, 2), (6, 1)): 0, ((1, 3), (6, 2)): 0}
+    charges, reason = element_charges(kinds)
+    assert charges is None
+    assert "no charges of elements" in reason
+    assert element_charges({((1, 2), (8, 1)): 0}) == ({}, "")
+
+
+def test_sampling_is_even_and_bounded():
+    assert spread(3, 10) == [0, 1, 2]
+    assert spread(101, 5) == [0, 25, 50, 75, 100]
+    assert spread(0) == []
+    assert formal_charges([molecule("H2O")] * 200).frames == 64
+    assert formal_charges([Atoms("H"), molecule("H2O")]).frames == 1
+
+
+WATER = apart(molecule("H2O"), molecule("H2O"))
+SALT = apart(ammonium(), Atoms("Cl"))
+
+
+@pytest.mark.parametrize(
+    ("frames", "name", "readout", "charges", "vectors"),
+    [
+        ([WATER], "molecular", "flows", None, True),
+        ([bulk("C", "diamond", a=3.57)], "molecular", "flows", None, True),
+        ([molecule("NH3"), molecule("H2O")], "molecular", "flows", None, True),
+        ([bulk("NaCl", "rocksalt", a=5.64)], "ionic", "ions", "Na=1,Cl=-1", False),
+        ([SALT], "ionic", "ions", "H=0.2353,N=0.0588,Cl=-1", True),
+        ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], "ionic", "atoms", None, False),
+        ([mgo_slab()], "interface", "ions", "O=-2,Mg=2", False),
+        ([mgo_slab(), bulk("MgO", "rocksalt", a=4.21)], "interface", "ions", "O=-2,Mg=2", False),
+        ([mgo_slab() + Atoms("Na", [[0, 0, 3.0]])], "interface", "atoms", None, False),
+    ],
+)
+def test_the_preset_that_fits(monkeypatch, frames, name, readout, charges, vectors):
+    for key, own in (("ionic", "ions"), ("molecular", "flows"), ("interface", "ions")):
+        monkeypatch.setitem(PRESETS[key].options, "readout", own)
+    choice = choose_preset(formal_charges(frames))
+    assert choice.name == name
+    assert choice.preset.options["readout"] == readout
+    assert choice.preset.options.get("element_charges") == charges
+    assert bool(choice.preset.with_vectors) == vectors
+    assert choice.why
+
+
+def test_a_named_preset_gets_what_the_data_add_to_it():
+    water, salt = formal_charges([WATER]), formal_charges([SALT])
+    assert choose_preset(salt, "molecular").preset == PRESETS["molecular"]
+    ionic = choose_preset(salt, "ionic").preset.options
+    assert ionic["element_charges"] == "H=0.2353,N=0.0588,Cl=-1"
+    assert choose_preset(water, "ionic").preset == PRESETS["ionic"]
+    assert choose_preset(water, "none").preset.options == {}
+    with pytest.raises(ConfigError, match="Did you mean 'ionic'"):
+        choose_preset(water, "ionc")
+
+
+def test_the_command_prints_the_options_of_all_hosts(tmp_path, capsys):
+    path = tmp_path / "salt.xyz"
+    frame = SALT.copy()
+    frame.info["net"] = 0
+    ase.io.write(path, [frame, Atoms("Cl")])
+    main([str(path), "--total_charge_key=net"])
+    text = capsys.readouterr().out
+    assert "1 frames (molecules or clusters) with H4N +1, Cl -1" in text
+    assert "--sog_readout=ions --sog_element_charges=H=0.2353,N=0.0588,Cl=-1" in text
+    assert 'element_charges: "H=0.2353,N=0.0588,Cl=-1", latent_dipoles: true}' in text
+    assert "LongRangeLayer(readout='ions', element_charges='H=0.2353" in text
+    assert "only for models with vectors" in text
+
+
+def test_the_command_ends_in_one_line_on_errors(tmp_path):
+    with pytest.raises(SystemExit, match="sog_preset: `file` must be a file of structures"):
+        main([str(tmp_path / "missing.xyz")])
+    ase.io.write(tmp_path / "bad.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], info={"charge": "x"}))
+    with pytest.raises(SystemExit, match=r'sog_preset: `atoms.info\["charge"\]` must be one'):
+        main([str(tmp_path / "bad.xyz")])

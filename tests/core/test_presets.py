@@ -1,0 +1,92 @@
+"""Presets: sets of options that those given explicitly win over."""
+
+import dataclasses
+
+import pytest
+
+from sog_longrange import ConfigError, SOGConfig, list_kernels
+from sog_longrange.presets import (
+    AUTO,
+    NONE,
+    PRESETS,
+    Preset,
+    apply_preset,
+    describe_options,
+    find_preset,
+)
+
+OWN = Preset(
+    "", {"hidden_size": 8, "min_width": 2.0}, {"latent_dipoles": True}, {"any_schedule": 1}
+)
+IONS = Preset("", {"readout": "ions", "element_charges": "Na=1,Cl=-1", "min_width": 2.0})
+KNOWN = {field.name for field in dataclasses.fields(SOGConfig)}
+
+
+def test_there_are_presets_for_four_kinds_of_matter():
+    assert list(PRESETS) == ["ionic", "molecular", "dispersive", "interface"]
+    assert all(preset.purpose for preset in PRESETS.values())
+    assert not {NONE, AUTO} & set(PRESETS)
+
+
+@pytest.mark.skipif("readout" not in KNOWN, reason="readouts are not there yet")
+@pytest.mark.parametrize("has_vectors", [False, True])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_set_of_options(name, has_vectors):
+    if name == "dispersive" and not any(call.startswith("dispersion") for call in list_kernels()):
+        pytest.skip("the kernel is not there yet")
+    config = SOGConfig.from_dict(apply_preset(name, {}, has_vectors=has_vectors))
+    assert config != SOGConfig()
+
+
+def test_given_options_win_and_vectors_bring_their_own():
+    assert apply_preset(OWN, {}) == {"hidden_size": 8, "min_width": 2.0}
+    merged = apply_preset(OWN, {"hidden_size": 32, "tolerance": 1e-3}, has_vectors=True)
+    assert merged == {
+        "hidden_size": 32,
+        "min_width": 2.0,
+        "latent_dipoles": True,
+        "tolerance": 1e-3,
+    }
+    off = apply_preset(OWN, {"latent_dipoles": False}, has_vectors=True)
+    assert off["latent_dipoles"] is False
+
+
+def test_no_preset_leaves_the_given_options():
+    assert apply_preset(NONE, {"min_width": 0.7}) == {"min_width": 0.7}
+    assert find_preset(NONE).options == {}
+
+
+def test_charges_of_elements_are_left_out_of_another_readout():
+    assert "element_charges" not in apply_preset(IONS, {"readout": "atoms"})
+    assert apply_preset(IONS, {"readout": "ions"})["element_charges"] == "Na=1,Cl=-1"
+    given = apply_preset(IONS, {"readout": "atoms", "element_charges": "K=1"})
+    assert given["element_charges"] == "K=1", "an error of the options, and not of the preset"
+
+
+@pytest.mark.parametrize("kernel", ["power_law(exponent=6)", ["power_law(exponent=6)"]])
+def test_what_is_said_of_charges_is_left_out_of_a_kernel_without(kernel):
+    assert apply_preset(IONS, {"kernel": kernel}) == {"kernel": kernel, "min_width": 2.0}
+
+
+@pytest.mark.parametrize("kernel", ["yukawa", "ewald", "coulomb+power_law(exponent=6)"])
+def test_what_is_said_of_charges_is_kept_for_a_kernel_with_them(kernel):
+    assert apply_preset(IONS, {"kernel": kernel}) == {**IONS.options, "kernel": kernel}
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="`preset` must be one of .*Did you mean 'molecular'"):
+        apply_preset("moleculer", {})
+    with pytest.raises(ConfigError, match="got None"):
+        find_preset(None)
+
+
+def test_auto_needs_data_and_names_the_command():
+    with pytest.raises(ConfigError, match="before there are data.*`sog_preset train.xyz` prints"):
+        find_preset(AUTO)
+
+
+def test_the_description_says_what_was_given():
+    given = {"min_width": 1.0}
+    text = describe_options(apply_preset(OWN, given), given)
+    assert text == "hidden_size=8, min_width=1.0 (given)"
+    assert describe_options({}, {}) == "the defaults of all options"
