@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._version import __version__
+from .charges.build import Readout, build_readout
 from .charges.charge_states import ChargeStates
-from .charges.readout import LatentCharges, LatentDipoles
+from .charges.readout import LatentDipoles
+from .charges.sites import Sites
 from .coincidence import explain_not_finite
 from .config import HOW, SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
@@ -33,6 +35,7 @@ from .latent import (
 from .model_output import ModelOutput
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
+from .saved import FORMAT, read_config
 from .validation import (
     Shapes,
     Structures,
@@ -40,9 +43,6 @@ from .validation import (
     check_shapes,
     check_tensor,
 )
-
-FORMAT: Final = 3
-"""Version of what :class:`SOGLongRange` stores in state dicts and pickles."""
 
 
 class SOGLongRange(nn.Module):
@@ -59,11 +59,15 @@ class SOGLongRange(nn.Module):
         Number of invariant features of each layer of the host model.
     config : SOGConfig, optional
         Options; the defaults if left out.
-    readout : LatentCharges, optional
+    readout : LatentCharges or FlowingCharges, optional
         Instead of a new one of these sizes.
     num_vectors : int
         Number of vectors of each atom that the host model has; at least 1 for
         ``latent_dipoles=True`` and without use otherwise.
+    cutoff : float, in Å, optional
+        Of the edges of the host, where charges flow along them.
+    atomic_numbers : sequence of int
+        Elements that the model is made for, where they have charges of their own.
 
     Raises
     ------
@@ -82,14 +86,17 @@ class SOGLongRange(nn.Module):
         self,
         layer_sizes: Sequence[int],
         config: SOGConfig | None = None,
-        readout: LatentCharges | None = None,
+        readout: Readout | None = None,
         num_vectors: int = 0,
+        *,
+        cutoff: float | None = None,
+        atomic_numbers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.config = SOGConfig() if config is None else config
         c = self.config
         if readout is None:
-            readout = LatentCharges(layer_sizes, c.num_channels, c.hidden_size)
+            readout = build_readout(c, layer_sizes, cutoff, atomic_numbers)
         self.readout = readout
         if c.latent_dipoles:
             if num_vectors < 1:
@@ -239,6 +246,7 @@ class SOGLongRange(nn.Module):
         vectors: Tensor | None = None,
         external_field: Tensor | None = None,
         *,
+        sites: Sites | None = None,
         skips_zero_field: bool = False,
     ) -> ModelOutput:
         """Evaluate what is added to the energy of the host model.
@@ -260,6 +268,9 @@ class SOGLongRange(nn.Module):
             Uniform electric field that acts on the electric charges and dipoles, those of the
             first channel; see :func:`~sog_longrange.field_energy`. Where a tracer records this,
             energies are NaN in fields along periodic axes.
+        sites : Sites, optional
+            Edges of the host's graph and species of the atoms; required by the readouts "flows"
+            (edges) and "ions" (both).
         skips_zero_field : bool
             Whether a field that is zero throughout stands for none, as where a host fills it in.
 
@@ -277,7 +288,7 @@ class SOGLongRange(nn.Module):
         """
         values = not self.energy.traced
         shapes = check_shapes(positions, cell, pbc, batch, num_graphs, values=values)
-        given = self._read_out(features, shapes.structures, total_charge, vectors)
+        given = self._read_out(features, shapes.structures, total_charge, vectors, sites)
         given = given._replace(field=external_field)
         return self._interact(given, shapes.structures, shapes.look, skips_zero_field)
 
@@ -288,12 +299,13 @@ class SOGLongRange(nn.Module):
         total_charge: Tensor | None = None,
         vectors: Tensor | None = None,
         external_field: Tensor | None = None,
+        sites: Sites | None = None,
     ) -> ModelOutput:
         """Evaluate structures that are validated already.
 
         Parameters
         ----------
-        features, total_charge, vectors, external_field
+        features, total_charge, vectors, external_field, sites
             As in :meth:`forward`.
         structures : Structures
             From :func:`~sog_longrange.validation.check_structures`.
@@ -307,7 +319,7 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError, BoundaryError, SizeError, NotFiniteError
             As :meth:`forward`.
         """
-        given = self._read_out(features, structures, total_charge, vectors)
+        given = self._read_out(features, structures, total_charge, vectors, sites)
         return self._interact(
             given._replace(field=external_field), structures, look_again(structures)
         )
@@ -337,7 +349,11 @@ class SOGLongRange(nn.Module):
         return ModelOutput.add_up(out, state, in_field)
 
     def latent_charges(
-        self, features: Tensor, structures: Structures, total_charge: Tensor | None = None
+        self,
+        features: Tensor,
+        structures: Structures,
+        total_charge: Tensor | None = None,
+        sites: Sites | None = None,
     ) -> Tensor:
         """Latent charges of structures that are validated already, without the gate.
 
@@ -346,7 +362,7 @@ class SOGLongRange(nn.Module):
         features : Tensor, shape (n_atoms, sum(layer_sizes))
         structures : Structures
             From :func:`~sog_longrange.validation.check_structures`.
-        total_charge : Tensor, shape (n_graphs,), in e, optional
+        total_charge, sites
             As in :meth:`forward`.
 
         Returns
@@ -356,19 +372,23 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         InputError, InputTypeError
-            If the features do not fit or a total charge is missing.
+            If the features do not fit, or a total charge, edges or species are missing.
         """
-        given = self._read_out(features, structures, total_charge, None, dipoles=False)
+        given = self._read_out(features, structures, total_charge, None, sites, dipoles=False)
         return self._constrain(given, structures, look_again(structures), sources=False)[0]
 
     def look_at_charges(
-        self, features: Tensor, shapes: Shapes, total_charge: Tensor | None = None
+        self,
+        features: Tensor,
+        shapes: Shapes,
+        total_charge: Tensor | None = None,
+        sites: Sites | None = None,
     ) -> tuple[Tensor, Structures]:
         """Latent charges as :meth:`latent_charges`, and structures, after one look at both.
 
         Parameters
         ----------
-        features, total_charge
+        features, total_charge, sites
             As in :meth:`latent_charges`.
         shapes : Shapes
             From :func:`~sog_longrange.validation.check_shapes`.
@@ -383,8 +403,9 @@ class SOGLongRange(nn.Module):
         InputError, InputTypeError
             As :meth:`latent_charges`; also if the structures are malformed.
         """
-        given = self._read_out(features, shapes.structures, total_charge, None, dipoles=False)
-        return self._constrain(given, shapes.structures, shapes.look, sources=False)
+        structures = shapes.structures
+        given = self._read_out(features, structures, total_charge, None, sites, dipoles=False)
+        return self._constrain(given, structures, shapes.look, sources=False)
 
     def _read_out(
         self,
@@ -392,6 +413,7 @@ class SOGLongRange(nn.Module):
         structures: Structures,
         total_charge: Tensor | None,
         vectors: Tensor | None,
+        sites: Sites | None,
         *,
         dipoles: bool = True,
     ) -> Latent:
@@ -406,7 +428,7 @@ class SOGLongRange(nn.Module):
             # Indices of structures may be wrong still.
             batch = structures.batch.clamp(0, structures.num_graphs - 1)
             embedded = self.states.embedding(features, total, batch, group_of(self.energy))
-        charges: Tensor = self.readout(embedded).to(dtype)
+        charges: Tensor = self.readout(embedded, sites).to(dtype)
         if not (self.config.latent_dipoles and dipoles):
             return Latent(features, embedded, charges, total, None, None)
         if vectors is None:
@@ -423,28 +445,3 @@ class SOGLongRange(nn.Module):
         else:
             structures = latent.look(look, self.config, self.gate, sources=sources)
         return constrain(latent, structures, self.config, group_of(self.energy))
-
-
-def read_config(state: dict[str, Any]) -> SOGConfig:
-    """Options of the model that a state dict is of.
-
-    Parameters
-    ----------
-    state : dict
-        From :meth:`SOGLongRange.get_extra_state`.
-
-    Returns
-    -------
-    SOGConfig
-        How its numbers are computed is left open: that may need a library that is not here.
-
-    Raises
-    ------
-    ConfigError
-        If an option is unknown or has a wrong value.
-    InputError
-        If another version wrote the state, in a format that is not read here.
-    """
-    if state["format"] != FORMAT:
-        raise wrong_format(state["format"], FORMAT, state.get("version"))
-    return SOGConfig.from_dict({k: v for k, v in state["config"].items() if k not in HOW})

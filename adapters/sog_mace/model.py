@@ -17,6 +17,7 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
+from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
 from sog_longrange.hosts import count_columns
@@ -88,7 +89,14 @@ class SOGMACE(nn.Module):
             )
         num_vectors = count_columns(self.vectors) // 3
         sizes = layer_sizes(self.invariants)
-        self.long_range = SOGLongRange(sizes, config, num_vectors=num_vectors)
+        inner: Any = mace
+        self.long_range = SOGLongRange(
+            sizes,
+            config,
+            num_vectors=num_vectors,
+            cutoff=float(inner.r_max),
+            atomic_numbers=[int(z) for z in inner.atomic_numbers],
+        )
         self.long_range.to(next(mace.parameters()))
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
@@ -242,6 +250,7 @@ class SOGMACE(nn.Module):
             geometry.data.get("total_charge"),
             self._vectors(out["node_feats"]),
             _external_field(geometry.data),
+            sites=self._sites(geometry.data),
             skips_zero_field=True,
         )
         energy = out["energy"]
@@ -255,6 +264,12 @@ class SOGMACE(nn.Module):
             displacement=geometry.displacement,
         )
         return out | _names(added)
+
+    def _sites(self, data: dict[str, Tensor]) -> Sites | None:
+        """Species, for readouts that look at them."""
+        if not self.long_range.config.positive_channels:
+            return None
+        return Sites(species=data["node_attrs"].argmax(-1))
 
     def _vectors(self, node_feats: Tensor) -> Tensor | None:
         """Vectors that latent dipoles are made from; None without latent dipoles."""

@@ -150,7 +150,7 @@ class ScriptedSOGMACE(nn.Module):
             raise ValueError("The MACE model gives no energies or features of its atoms.")
         features, vectors = self.features(node_feats)
         energy, shares, charges, dipoles = self.long_range(
-            features, vectors, positions, cell, pbc, total_charge, per_atom
+            features, vectors, positions, cell, pbc, total_charge, per_atom, types
         )
         return {
             "energy": node_energy.sum() + energy,

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sog_longrange.errors import ConfigError, explain
 from sog_longrange.validation import check_float, check_like, check_shape
 
+from .sites import Sites
+
 
 class LatentCharges(nn.Module):
     """Readout of latent charges from the invariant features of every layer.
@@ -56,13 +58,20 @@ class LatentCharges(nn.Module):
                 nn.Linear(hidden_size, num_channels, bias=False),
             )
 
-    def forward(self, features: Tensor) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
+        """A parameter, whose dtype and device are those of the features."""
+        return self.linear.weight
+
+    def forward(self, features: Tensor, sites: Sites | None = None) -> Tensor:
         """Latent charges of each atom.
 
         Parameters
         ----------
         features : Tensor, shape (n_atoms, sum(layer_sizes))
             Invariant features, layer after layer.
+        sites : Sites, optional
+            Without use here.
 
         Returns
         -------

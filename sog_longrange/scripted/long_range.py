@@ -40,6 +40,8 @@ class ScriptedLongRange(nn.Module):
     ----------
     takes_total_charge : bool
         Whether the total charge matters; it must be zero otherwise.
+    takes_species : bool
+        Whether the elements of the atoms matter.
     """
 
     def __init__(self, long_range: SOGLongRange, num_vectors: int = 0) -> None:
@@ -49,8 +51,9 @@ class ScriptedLongRange(nn.Module):
             raise ConfigError(explain("energy", "one of a single rank, not fixed", repr(energy)))
         if not energy.remove_self:
             raise ConfigError(explain("remove_self", "True in an exported model", "False"))
-        like = long_range.readout.linear.weight.detach()
+        like = long_range.readout.weight.detach()
         self.takes_total_charge: bool = config.needs_total_charge
+        self.takes_species: bool = len(config.positive_channels) > 0
         self.whole: float = 2.0 if config.fractional_charge else WHOLE
         order = 1 if config.latent_dipoles else 0
         kernel = energy.kernel.snapshot()
@@ -71,6 +74,7 @@ class ScriptedLongRange(nn.Module):
         pbc: Tensor,
         total_charge: float,
         per_atom: bool,
+        species: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Evaluate one structure.
 
@@ -88,6 +92,8 @@ class ScriptedLongRange(nn.Module):
             In e.
         per_atom : bool
             Whether energies of the atoms are wanted, for which the sum is done once more.
+        species : Tensor, shape (n_atoms,), int64, optional
+            Place of the element of each atom among those of the model.
 
         Returns
         -------
@@ -106,7 +112,11 @@ class ScriptedLongRange(nn.Module):
             )
         charge = torch.tensor([total_charge], dtype=positions.dtype, device=positions.device)
         self.check_charge(total_charge)
-        charges, dipoles, states = self.latent(features, vectors, charge)
+        if species is None:
+            if self.takes_species:
+                raise ValueError("`species` must be given for this model.")
+            species = torch.zeros(positions.shape[0], dtype=torch.int64, device=positions.device)
+        charges, dipoles, states = self.latent(features, vectors, charge, species)
         energy = self.interact(charges, dipoles, positions, cell, periodic).to(positions)
         shares = torch.zeros_like(states)
         if per_atom:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from sog_longrange.charges.constraint import project_total_charge
+from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import HostError, explain
 from sog_longrange.kernels.channels import channel_pairs
 from sog_longrange.kernels.gaussians import FixedGaussians
@@ -145,13 +146,13 @@ class _Latent(nn.Module):
         self.register_buffer("root", long_range.gate.detach().sqrt())
 
     def forward(
-        self, features: Tensor, vectors: Tensor, total_charge: Tensor
+        self, features: Tensor, vectors: Tensor, total_charge: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch = torch.zeros_like(features[:, 0], dtype=torch.int64)
         embedded = features
         if self.states is not None:
             embedded = self.states.embedding(features, total_charge, batch)
-        charges = self.readout(embedded)
+        charges = self.readout(embedded, Sites(species=species))
         if self.channels:
             total = total_charge if self.takes_total else torch.zeros_like(total_charge)
             charges = project_total_charge(charges, total, batch, self.channels)
@@ -179,13 +180,14 @@ def trace_latent(long_range: SOGLongRange, num_vectors: int, like: Tensor) -> nn
     Returns
     -------
     Module
-        From features (n_atoms, n_features), vectors (n_atoms, 3, num_vectors) and a total charge
-        (1,) to charges (n_atoms, P), dipoles (n_atoms, 3, P or 0) and energies (n_atoms,), the
-        first two with the root of the gate in them.
+        From features (n_atoms, n_features), vectors (n_atoms, 3, num_vectors), a total charge
+        (1,) and species (n_atoms,) to charges (n_atoms, P), dipoles (n_atoms, 3, P or 0) and
+        energies (n_atoms,), the first two with the root of the gate in them.
     """
     width = sum(long_range.readout.layer_sizes)
     features, vectors = like.new_ones(3, width), like.new_ones(3, 3, num_vectors)
-    return trace(_Latent(long_range), features, vectors, like.new_zeros(1))
+    species = torch.zeros(3, dtype=torch.int64, device=like.device)
+    return trace(_Latent(long_range), features, vectors, like.new_zeros(1), species)
 
 
 def channel_terms(num_channels: int, num_kernels: int) -> list[tuple[int, int, int]]:

@@ -8,6 +8,7 @@ import torch
 from references import DOUBLE as FLOAT64
 
 from sog_longrange import ConfigError, HostError, SOGConfig, SOGLongRange
+from sog_longrange.charges.sites import Sites
 from sog_longrange.geometry import apply_strain, shorten
 from sog_longrange.scripted import ScriptedLongRange
 from sog_longrange.scripted.dense import ScriptedDense
@@ -21,6 +22,7 @@ OPTIONS = {
     "yukawa": {"kernel": "yukawa"},
     "power law": {"kernel": "power_law(exponent=6)", "charge_constraint": "none"},
     "two": {"kernel": "coulomb+power_law(exponent=6)", "num_channels": 2},
+    "dispersion": {"kernel": "coulomb+dispersion", "num_channels": 2},
     "coupled": {"num_channels": 2, "couple_channels": True, "latent_dipoles": True},
     "states": {"charge_constraint": "total", "charge_embedding": 3},
     "dipoles": {"latent_dipoles": True, "hidden_size": 0},
@@ -31,7 +33,7 @@ def make(**options):
     """A model with no weight at zero, and its form in TorchScript, out of a file."""
     torch.manual_seed(0)
     config = SOGConfig(tolerance=1e-8, **options)
-    model = SOGLongRange(SIZES, config, num_vectors=VECTORS).double()
+    model = SOGLongRange(SIZES, config, num_vectors=VECTORS, atomic_numbers=[1, 8]).double()
     for own in model.parameters():
         own.data += 0.1 * torch.randn_like(own)
     model.requires_grad_(False).gate.fill_(0.81)
@@ -59,6 +61,7 @@ def structure(n_atoms, edge, periodic):
 def results(model, inputs, charge):
     """Energy, energies of atoms, charges, and forces and virial with charges that move along."""
     features, vectors, positions, cell, pbc = inputs
+    species = torch.arange(len(positions)) % 2
     places = positions.clone().requires_grad_()
     strain = torch.zeros(1, 3, 3, **DOUBLE).requires_grad_()
     x, lattice = apply_strain(places, cell[None], strain)
@@ -66,10 +69,11 @@ def results(model, inputs, charge):
     if isinstance(model, SOGLongRange):
         total = torch.full((1,), charge, **DOUBLE)
         given = total if model.config.needs_total_charge else None
-        out = model(moving, x, lattice, pbc[None], total_charge=given, vectors=vectors)
+        given = {"total_charge": given, "vectors": vectors, "sites": Sites(species=species)}
+        out = model(moving, x, lattice, pbc[None], **given)
         values = out.energy.sum(), out.atomic_energies, out.charges
     else:
-        values = model(moving, vectors, x, lattice[0], pbc, charge, True)[:3]
+        values = model(moving, vectors, x, lattice[0], pbc, charge, True, species)[:3]
     return *values, *torch.autograd.grad(values[0], (places, strain))
 
 
@@ -173,3 +177,10 @@ def test_what_is_traced_holds_no_device(name):
     _, scripted = make(**OPTIONS[name])
     for part in (scripted.latent, scripted.mesh.fourier, scripted.pairs.radial):
         assert "cpu" not in str(part.inlined_graph)
+
+
+def test_species_that_are_needed_must_be_given():
+    _, scripted = make(**OPTIONS["dispersion"])
+    features, vectors, positions, cell, pbc = structure(8, 6.0, True)
+    with pytest.raises(torch.jit.Error, match="`species` must be given"):
+        scripted(features, vectors, positions, cell, pbc, 0.0, False)

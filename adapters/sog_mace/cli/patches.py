@@ -25,7 +25,7 @@ from torch import nn
 from sog_longrange import ConfigError, HostError, InputError, SOGConfig
 from sog_longrange.config import option
 from sog_longrange.errors import NotFiniteError, explain
-from sog_longrange.long_range import read_config
+from sog_longrange.saved import read_config
 from sog_longrange.training import parameter_groups
 from sog_mace.backbone import convert, restored
 from sog_mace.cells import keep_input_cells
