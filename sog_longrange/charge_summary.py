@@ -23,7 +23,7 @@ AT_BOUND: float = 1.02
 
 @dataclass
 class ChargeSummary:
-    """Charges of the first channel of a model over a number of structures.
+    """Charges of the first channel of a model, and dispersion, over a number of structures.
 
     Attributes
     ----------
@@ -33,6 +33,7 @@ class ChargeSummary:
 
     long_range: SOGLongRange
     _charges: list[Tensor] = field(default_factory=list, repr=False)
+    _values: list[Tensor] = field(default_factory=list, repr=False)
     _species: list[Tensor] = field(default_factory=list, repr=False)
     _net: list[Tensor] = field(default_factory=list, repr=False)
     _energies: list[Tensor] = field(default_factory=list, repr=False)
@@ -60,6 +61,7 @@ class ChargeSummary:
         energies = torch.stack([long_range_energy, short_range_energy.to(long_range_energy)])
         net = own.new_zeros(energies.shape[1]).index_add(0, batch.cpu(), own)
         self._charges.append(own)
+        self._values.append(charges.detach().double().cpu())
         self._species.append(species.detach().cpu())
         self._net.append(net)
         self._energies.append(energies.detach().double().cpu())
@@ -75,27 +77,50 @@ class ChargeSummary:
         Returns
         -------
         list of str
-            A table of elements, net charges, and the share of the energy that is long-range.
+            Tables of elements, of charges with net charges and of dispersion coefficients, and the
+            share of the energy that is long-range.
         """
-        charges, species, net = (torch.cat(x) for x in (self._charges, self._species, self._net))
-        lines = [
-            f"Latent charges of {len(net)} structures, in e (their common sign is free):",
-            "  element     mean      min      max",
-        ]
-        for number in sorted(set(species.tolist())):
-            own = charges[species == number]
-            numbers = "".join(f"{float(x):9.3f}" for x in (own.mean(), own.min(), own.max()))
-            lines.append(f"  {symbols[number]:<7}{numbers}")
-        lines.append(
-            f"  net charge of a structure: mean {float(net.mean()):.3f}, "
-            f"largest {float(net[net.abs().argmax()]):.3f}"
-        )
+        lines = [] if 0 in self.long_range.config.positive_channels else self._of_charges(symbols)
+        lines += self._of_dispersion(symbols)
         long, short = torch.cat(self._energies, dim=1)
         share = long.abs().sum() / (long.abs() + short.abs()).sum().clamp_min(1e-300)
         lines.append(
             f"  long-range energy: mean {float(long.mean()):.4g} eV a structure, "
             f"{float(share):.0%} of the energy beyond that of isolated atoms"
         )
+        return lines
+
+    def _of_charges(self, symbols: Mapping[int, str] | Sequence[str]) -> list[str]:
+        """Table of the charges of the first channel."""
+        net = torch.cat(self._net)
+        return [
+            f"Latent charges of {len(net)} structures, in e (their common sign is free):",
+            *self._table(torch.cat(self._charges), symbols),
+            f"  net charge of a structure: mean {float(net.mean()):.3f}, "
+            f"largest {float(net[net.abs().argmax()]):.3f}",
+        ]
+
+    def _of_dispersion(self, symbols: Mapping[int, str] | Sequence[str]) -> list[str]:
+        """Tables of coefficients C_n, squares of positive values, of each potential."""
+        config = self.long_range.config
+        squares, lines = torch.cat(self._values).square(), []
+        for spec, first in zip(
+            config.kernels, range(0, config.num_channels, config.block), strict=True
+        ):
+            if first in config.positive_channels:
+                coefficients = squares[:, first : first + config.block].sum(1)
+                title = f"Coefficients C_n of {spec} between two atoms of an element, in eV Å^n:"
+                lines += [title, *self._table(coefficients, symbols)]
+        return lines
+
+    def _table(self, values: Tensor, symbols: Mapping[int, str] | Sequence[str]) -> list[str]:
+        """Mean, smallest and largest value of each element."""
+        species = torch.cat(self._species)
+        lines = ["  element     mean      min      max"]
+        for number in sorted(set(species.tolist())):
+            own = values[species == number]
+            numbers = "".join(f"{float(x):9.3f}" for x in (own.mean(), own.min(), own.max()))
+            lines.append(f"  {symbols[number]:<7}{numbers}")
         return lines
 
     def warnings(self) -> list[str]:

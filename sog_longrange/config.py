@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from .charges.charge_states import check_charge_embedding
 from .charges.elements import format_element_charges, parse_element_charges
@@ -17,7 +17,7 @@ from .kernels.coupled import CoupledGaussians
 from .kernels.gaussians import SumOfGaussians
 from .kernels.kernel import Kernel
 from .kernels.spec import KernelSpec, parse_kernels
-from .options import check_choice, check_type
+from .options import check_choice, check_type, option
 
 OF_SUMS = (
     *("zero_mode", "couple_channels", "num_gaussians", "min_width", "max_width"),
@@ -29,40 +29,6 @@ HOW = ("backend", "engine")
 CHARGE_CONSTRAINTS = ("auto", "none", "neutral", "total")
 READOUTS = ("atoms", "flows", "ions")
 
-Value = TypeVar("Value")
-
-
-def option(default: Value, text: str) -> Value:
-    """Field of a dataclass of options.
-
-    Parameters
-    ----------
-    default : object
-    text : str
-        One line of help, which command lines show; :func:`help_of` finds it.
-
-    Returns
-    -------
-    dataclasses.Field
-    """
-    found: Value = field(default=default, metadata={"help": text})
-    return found
-
-
-def help_of(options: type) -> dict[str, str]:
-    """Help of each option of a dataclass that has it.
-
-    Parameters
-    ----------
-    options : type
-
-    Returns
-    -------
-    dict of str to str
-        By name.
-    """
-    return {x.name: x.metadata["help"] for x in dataclasses.fields(options)}
-
 
 @dataclass(frozen=True)
 class SOGConfig:
@@ -72,10 +38,10 @@ class SOGConfig:
     ----------
     kernel : str or sequence of str
         What charges interact through: the potential that a sum of Gaussians begins as, such
-        as "coulomb", "yukawa(kappa=0.2)" or "power_law(exponent=6, strength=-20)", or another
-        kernel, such as "ewald(smearing=1.0)". A class of your own is "package.module:Class".
-        :func:`~sog_longrange.list_kernels` has all names with their options. Several potentials,
-        as in "coulomb+power_law(exponent=6)+power_law(exponent=4)" or in a sequence, are
+        as "coulomb", "yukawa(kappa=0.2)" or "dispersion", whose values are positive and begin as
+        those of free atoms, or another kernel, such as "ewald(smearing=1.0)". A class of your
+        own is "package.module:Class". :func:`~sog_longrange.list_kernels` has all names with
+        their options. Several potentials, as in "coulomb+dispersion" or in a sequence, are
         combined: channels are divided among them in equal blocks, in this order, and
         each channel has a kernel of its own; the first must be one of electric charges, if any
         is. With a single one, all channels share one kernel.
@@ -108,7 +74,7 @@ class SOGConfig:
         at k = 0 is infinite unless they sum to zero: Coulomb, Yukawa and exponents up to 3.
         Channels of higher exponents, such as dispersion, stay free: nothing conserves their
         charges, and those of one sign attract. Where all channels are such, "auto" constrains
-        none, and "neutral" and "total" all.
+        none, and "neutral" and "total" all but those whose values are positive.
     charge_embedding : int
         Number of functions of the total charge that become an input of the features, with an
         energy of the charge state, see :class:`~sog_longrange.ChargeStates`; 0 leaves both out.
@@ -215,14 +181,24 @@ class SOGConfig:
             return ()
         if self.charge_constraint == "auto" or self.conserved_channels:
             return self.conserved_channels
-        return tuple(range(self.num_channels))
+        return tuple(i for i in range(self.num_channels) if i not in self.positive_channels)
 
     @cached_property
     def conserved_channels(self) -> tuple[int, ...]:
         """Channels of electric charges, which chemistry conserves; dispersion's are none."""
-        block = self.num_channels // len(self.kernels)
         parts = [spec.build().conserved for spec in self.kernels]
-        return tuple(i * block + j for i, own in enumerate(parts) if own for j in range(block))
+        return tuple(i for i in range(self.num_channels) if parts[i // self.block])
+
+    @cached_property
+    def positive_channels(self) -> tuple[int, ...]:
+        """Channels whose values are positive, such as square roots of dispersion coefficients."""
+        parts = [spec.build().positive for spec in self.kernels]
+        return tuple(i for i in range(self.num_channels) if parts[i // self.block])
+
+    @property
+    def block(self) -> int:
+        """Number of channels of each of the combined potentials."""
+        return self.num_channels // len(self.kernels)
 
     def resolve(self, has_total_charges: bool) -> SOGConfig:
         """Decide what `charge_constraint="auto"` means for a set of training data.
@@ -286,6 +262,27 @@ class SOGConfig:
         """Whether charges flow along the edges of the host."""
         return self.readout != "atoms"
 
+    @property
+    def needs_sites(self) -> bool:
+        """Whether charges are made from edges or elements too, and not from features alone."""
+        return self.has_flows or bool(self.positive_channels)
+
+    def kind_of(self, channel: int) -> str:
+        """Kind of the readout of a channel.
+
+        Parameters
+        ----------
+        channel : int
+
+        Returns
+        -------
+        str
+            "positive", "atoms", "flows" or "ions".
+        """
+        if channel in self.positive_channels:
+            return "positive"
+        return self.readout if channel in self.conserved_channels else "atoms"
+
     def _check_readout(self) -> None:
         """Refuse readouts that the channels have no use for."""
         check_choice("readout", self.readout, READOUTS)
@@ -314,6 +311,9 @@ class SOGConfig:
                 "of a model are those of the first channel"
             )
             raise ConfigError(explain("kernel", expected, repr(self.kernel)))
+        if self.charge_constraint in ("neutral", "total") and not self.constrained_channels:
+            expected = f"'auto' or 'none' with kernel={self.kernel!r}, of which no value has a sign"
+            raise ConfigError(explain("charge_constraint", expected, repr(self.charge_constraint)))
 
     def _check_coupling(self) -> None:
         """Refuse options with which channels could not be coupled."""
@@ -391,9 +391,9 @@ class SOGConfig:
         """Return a new kernel with these options."""
         if not self.is_sum_of_gaussians:
             return self.kernels[0].build_kernel()
-        block, shared = self.num_channels // len(self.kernels), len(self.kernels) == 1
+        shared = len(self.kernels) == 1
         potentials = [spec.build_potential() for spec in self.kernels]
-        initial = potentials[0] if shared else [x for x in potentials for _ in range(block)]
+        initial = potentials[0] if shared else [x for x in potentials for _ in range(self.block)]
         kind = CoupledGaussians if self.couple_channels else SumOfGaussians
         return kind(
             initial,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from .latent import (
 from .model_output import ModelOutput
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
+from .saved import FORMAT, read_config
 from .validation import (
     Shapes,
     Structures,
@@ -42,9 +43,6 @@ from .validation import (
     check_shapes,
     check_tensor,
 )
-
-FORMAT: Final = 3
-"""Version of what :class:`SOGLongRange` stores in state dicts and pickles."""
 
 
 class SOGLongRange(nn.Module):
@@ -447,28 +445,3 @@ class SOGLongRange(nn.Module):
         else:
             structures = latent.look(look, self.config, self.gate, sources=sources)
         return constrain(latent, structures, self.config, group_of(self.energy))
-
-
-def read_config(state: dict[str, Any]) -> SOGConfig:
-    """Options of the model that a state dict is of.
-
-    Parameters
-    ----------
-    state : dict
-        From :meth:`SOGLongRange.get_extra_state`.
-
-    Returns
-    -------
-    SOGConfig
-        How its numbers are computed is left open: that may need a library that is not here.
-
-    Raises
-    ------
-    ConfigError
-        If an option is unknown or has a wrong value.
-    InputError
-        If another version wrote the state, in a format that is not read here.
-    """
-    if state["format"] != FORMAT:
-        raise wrong_format(state["format"], FORMAT, state.get("version"))
-    return SOGConfig.from_dict({k: v for k, v in state["config"].items() if k not in HOW})

@@ -1,16 +1,51 @@
-"""Checks of options: numbers, choices with a suggestion of the nearest one, and types."""
+"""Options: their help, and checks of numbers, choices and types."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Iterable
-from typing import Any, get_args
+from dataclasses import field, fields
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from torch import Tensor
 
 from .errors import ConfigError, explain
+
+Value = TypeVar("Value")
+
+
+def option(default: Value, text: str) -> Value:
+    """Field of a dataclass of options.
+
+    Parameters
+    ----------
+    default : object
+    text : str
+        One line of help, which command lines show; :func:`help_of` finds it.
+
+    Returns
+    -------
+    dataclasses.Field
+    """
+    found: Value = field(default=default, metadata={"help": text})
+    return found
+
+
+def help_of(options: type) -> dict[str, str]:
+    """Help of each option of a dataclass that has it.
+
+    Parameters
+    ----------
+    options : type
+
+    Returns
+    -------
+    dict of str to str
+        By name.
+    """
+    return {x.name: x.metadata["help"] for x in fields(options)}
 
 
 def unknown_choice(name: str, value: object, choices: Iterable[str]) -> ConfigError:

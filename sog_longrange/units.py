@@ -13,3 +13,9 @@ LIGHT_SPEED: float = 2997.92458
 
 WAVE_NUMBERS: float = 1e8
 """Wave numbers in 1/cm that make one in 1/Å."""
+
+HARTREE: float = 27.211386245988
+"""In eV (CODATA 2018)."""
+
+BOHR: float = 0.529177210903
+"""In Å (CODATA 2018)."""

@@ -73,6 +73,7 @@ LAYERS = {
     "config": 7,
     "model_output": 7,
     "latent": 8,
+    "saved": 8,
     "long_range": 9,
     "charge_summary": 10,
     "scripted": 10,

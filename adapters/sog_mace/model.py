@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from mace.modules.utils import get_outputs
@@ -88,13 +88,14 @@ class SOGMACE(nn.Module):
                 "leave latent_dipoles out."
             )
         num_vectors = count_columns(self.vectors) // 3
-        sizes, host = layer_sizes(self.invariants), cast(Any, mace)
+        sizes = layer_sizes(self.invariants)
+        inner: Any = mace
         self.long_range = SOGLongRange(
             sizes,
             config,
             num_vectors=num_vectors,
-            cutoff=float(host.r_max),
-            atomic_numbers=[int(z) for z in host.atomic_numbers],
+            cutoff=float(inner.r_max),
+            atomic_numbers=[int(z) for z in inner.atomic_numbers],
         )
         self.long_range.to(next(mace.parameters()))
 
@@ -266,7 +267,7 @@ class SOGMACE(nn.Module):
 
     def _sites(self, data: dict[str, Tensor]) -> Sites | None:
         """Edges and species, for readouts that look at them."""
-        if not self.long_range.config.has_flows:
+        if not self.long_range.config.needs_sites:
             return None
         centres, neighbours = data["edge_index"][1], data["edge_index"][0]
         positions = data["positions"]

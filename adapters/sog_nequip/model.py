@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from ase.data import atomic_numbers
 from e3nn.o3._irreps import Irreps
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
@@ -189,6 +190,7 @@ def attach(
         boundary=boundary,
         largest_cell=largest_cell,
         n_types=n_types,
+        atomic_numbers=_elements(outer),
     )
     if warm_up:
         long_range.long_range.gate.zero_()
@@ -200,6 +202,13 @@ def attach(
         part.irreps_in.update(long_range.extra_inputs)
         part.irreps_out.update(long_range.irreps_out)
     return outer
+
+
+def _elements(outer: HostModule) -> list[int]:
+    """Atomic numbers of the types of a model; none where types have other names."""
+    named: Any = (m.type_names for m in outer.modules() if hasattr(m, "type_names"))
+    names = list(next(named, []))
+    return [atomic_numbers[name] for name in names] if set(names) <= set(atomic_numbers) else []
 
 
 def _find_sum(outer: HostModule) -> tuple[HostModule, str]:

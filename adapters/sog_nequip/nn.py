@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
+from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import explain
 from sog_longrange.hosts import (
     SCALARS,
@@ -74,6 +76,8 @@ class LongRange(GraphModuleMixin, nn.Module):
     n_types : int
         Number of types of atoms, where the type itself gives each atom a charge, also without
         neighbours; 0 by default, so that isolated atoms have none.
+    atomic_numbers : sequence of int
+        Elements of the types; empty where they are no elements.
 
     Raises
     ------
@@ -93,6 +97,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         boundary: str = "data",
         largest_cell: list[Any] | None = None,
         n_types: int = 0,
+        atomic_numbers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         check_boundary(boundary)
@@ -109,7 +114,12 @@ class LongRange(GraphModuleMixin, nn.Module):
         self.n_types = n_types
         sizes = [n_types, count_columns(self.scalars)]
         sizes = [size for size in sizes if size > 0]
-        self.long_range = SOGLongRange(sizes, config, num_vectors=count_vectors(config, irreps_in))
+        self.long_range = SOGLongRange(
+            sizes,
+            config,
+            num_vectors=count_vectors(config, irreps_in),
+            atomic_numbers=atomic_numbers,
+        )
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -195,8 +205,10 @@ class LongRange(GraphModuleMixin, nn.Module):
         vectors = self._vectors(data)
         pbc, contradicted = take_periodicity(data, self.boundary, n_graphs)
         order = _order(batch)
+        species = data[AtomicDataDict.ATOM_TYPE_KEY].view(-1)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
+            species = species[order]
             vectors = None if vectors is None else vectors[order]
         out: ModelOutput = self.long_range(
             features,
@@ -208,6 +220,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             None if total_charge is None else total_charge.view(-1),
             vectors,
             None if field is None else field.to(positions),
+            sites=Sites(species=species),
         )
         if contradicted is not None:
             out = _without_energies(out, contradicted)

@@ -121,6 +121,7 @@ class LongRangeLayer(nn.Module):
                 raise ConfigError(explain(twice, f"given as `{name}`", repr(options[twice])))
         chosen = apply_preset(preset, sizes | options)
         config = SOGConfig.from_dict({"num_channels": NUM_CHARGES} | chosen)
+        _check_signs(config)
         if config.charge_embedding > 0:
             _check_charge_states(output, in_channels)
         self.output = output
@@ -280,6 +281,14 @@ class LongRangeLayer(nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.num_charges}, "
             f"kernel={kernel!r}, output={self.output!r})"
         )
+
+
+def _check_signs(config: SOGConfig) -> None:
+    """Refuse values that begin as those of elements, which a layer of a network does not know."""
+    if config.positive_channels:
+        expected = "of potentials whose charges have either sign in a LongRangeLayer"
+        remedy = "Use power_law, with a negative strength for an attraction of like charges."
+        raise ConfigError(explain("kernel", expected, repr(config.kernel), remedy))
 
 
 def _check_charge_states(output: str, in_channels: int) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sog_longrange.errors import ConfigError, explain
 
+from .free_atoms import TYPICAL
+
 _FLOOR = 1e-8
 """Share of the largest value below which values of a potential do not count in a fit."""
 _RCOND = 1e-4
@@ -28,9 +30,13 @@ class InitialPotential:
     ----------
     zero_mode : bool
         Whether the potential is integrable over all space, so that k = 0 is finite and kept.
+    positive : bool
+        Whether the values that interact through it are positive, and begin as `start` says; False
+        by default.
     """
 
     name: ClassVar[str] = ""
+    positive: ClassVar[bool] = False
 
     @property
     def zero_mode(self) -> bool:
@@ -46,6 +52,21 @@ class InitialPotential:
         By default where k = 0 is infinite unless their sum is 0.
         """
         return not self.zero_mode
+
+    def start(self, atomic_number: int = TYPICAL) -> float:
+        """Latent value that atoms of an element begin with, where values are positive.
+
+        Parameters
+        ----------
+        atomic_number : int
+            By default that of an element that stands for all.
+
+        Returns
+        -------
+        float
+            Positive.
+        """
+        raise NotImplementedError
 
     def radial(self, r: Tensor) -> Tensor:
         """Value in eV/e^2 at distances r in Å."""

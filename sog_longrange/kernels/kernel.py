@@ -27,6 +27,8 @@ class Kernel:
         exp(-min_width^2 k^2 / 2), which sets the k cutoff.
     zero_mode : tuple of bool
         Whether k = 0 is part of the reciprocal sum, for each kernel that `fourier` returns.
+    positive : bool
+        False: values of whole kernels have either sign.
     spec : str
         How :func:`~sog_longrange.kernels.registry.parse_kernels` reads the kernel; empty where
         its numbers cannot be written so.
@@ -40,6 +42,7 @@ class Kernel:
     """
 
     name: ClassVar[str] = ""
+    positive: ClassVar[bool] = False
     num_channels: int = 1
     min_width: float
     zero_mode: tuple[bool, ...] = (False,)

@@ -40,6 +40,8 @@ class ScriptedLongRange(nn.Module):
     ----------
     takes_total_charge : bool
         Whether the total charge matters; it must be zero otherwise.
+    takes_species : bool
+        Whether the elements of the atoms matter.
     """
 
     def __init__(self, long_range: SOGLongRange, num_vectors: int = 0) -> None:
@@ -51,7 +53,7 @@ class ScriptedLongRange(nn.Module):
             raise ConfigError(explain("remove_self", "True in an exported model", "False"))
         like = long_range.readout.weight.detach()
         self.takes_total_charge: bool = config.needs_total_charge
-        self.has_flows: bool = config.has_flows
+        self.takes_sites: bool = config.needs_sites
         self.whole: float = 2.0 if config.fractional_charge else WHOLE
         order = 1 if config.latent_dipoles else 0
         kernel = energy.kernel.snapshot()
@@ -117,7 +119,7 @@ class ScriptedLongRange(nn.Module):
         charge = torch.tensor([total_charge], dtype=positions.dtype, device=positions.device)
         self.check_charge(total_charge)
         if edge_index is None or distances is None or species is None:
-            if self.has_flows:
+            if self.takes_sites:
                 raise ValueError("`edge_index`, `distances` and `species` must be given.")
             edge_index = torch.zeros([2, 0], dtype=torch.int64, device=positions.device)
             distances = positions.new_zeros([0])

@@ -374,7 +374,7 @@ CONFIG = SOGConfig(
 def test_a_model_learns_kernels_of_pairs_of_species():
     # Fixed charges of one species in each channel: like attract, unlike repel.
     class Species(LatentCharges):
-        def forward(self, features):
+        def forward(self, features, sites=None):
             return features
 
     true = perturbed(CoupledGaussians(coulomb(), coupling=-1.0, num_gaussians=6).double(), 0.3)

@@ -8,12 +8,14 @@ import torch
 from references import DOUBLE as FLOAT64
 
 from sog_longrange import ConfigError, HostError, SOGConfig, SOGLongRange
+from sog_longrange.charges.sites import Edges, Sites
 from sog_longrange.geometry import apply_strain, shorten
 from sog_longrange.scripted import ScriptedLongRange
 from sog_longrange.scripted.dense import ScriptedDense
 
 DOUBLE = {"dtype": FLOAT64}
 SIZES, VECTORS = [6, 4], 3
+HOST = {"cutoff": 4.0, "atomic_numbers": [1, 8]}
 OPTIONS = {
     "default": {},
     "free": {"num_channels": 2, "charge_constraint": "none"},
@@ -21,6 +23,7 @@ OPTIONS = {
     "yukawa": {"kernel": "yukawa"},
     "power law": {"kernel": "power_law(exponent=6)", "charge_constraint": "none"},
     "two": {"kernel": "coulomb+power_law(exponent=6)", "num_channels": 2},
+    "dispersion": {"kernel": "coulomb+dispersion", "num_channels": 2, "readout": "ions"},
     "coupled": {"num_channels": 2, "couple_channels": True, "latent_dipoles": True},
     "states": {"charge_constraint": "total", "charge_embedding": 3},
     "dipoles": {"latent_dipoles": True, "hidden_size": 0},
@@ -31,7 +34,7 @@ def make(**options):
     """A model with no weight at zero, and its form in TorchScript, out of a file."""
     torch.manual_seed(0)
     config = SOGConfig(tolerance=1e-8, **options)
-    model = SOGLongRange(SIZES, config, num_vectors=VECTORS).double()
+    model = SOGLongRange(SIZES, config, num_vectors=VECTORS, **HOST).double()
     for own in model.parameters():
         own.data += 0.1 * torch.randn_like(own)
     model.requires_grad_(False).gate.fill_(0.81)
@@ -56,6 +59,14 @@ def structure(n_atoms, edge, periodic):
     return features, vectors, positions, cell, torch.full((3,), periodic)
 
 
+def sites_of(x):
+    """Edges between atoms that follow each other, and two elements in turn."""
+    first = torch.arange(len(x) - 1)
+    centres, neighbours = torch.cat([first, first + 1]), torch.cat([first + 1, first])
+    distances = (x[centres] - x[neighbours]).norm(dim=1)
+    return Sites(Edges(centres, neighbours, distances), torch.arange(len(x)) % 2)
+
+
 def results(model, inputs, charge):
     """Energy, energies of atoms, charges, and forces and virial with charges that move along."""
     features, vectors, positions, cell, pbc = inputs
@@ -66,10 +77,14 @@ def results(model, inputs, charge):
     if isinstance(model, SOGLongRange):
         total = torch.full((1,), charge, **DOUBLE)
         given = total if model.config.needs_total_charge else None
-        out = model(moving, x, lattice, pbc[None], total_charge=given, vectors=vectors)
+        given = {"total_charge": given, "vectors": vectors, "sites": sites_of(x)}
+        out = model(moving, x, lattice, pbc[None], **given)
         values = out.energy.sum(), out.atomic_energies, out.charges
     else:
-        values = model(moving, vectors, x, lattice[0], pbc, charge, True)[:3]
+        (centres, neighbours, distances), species, _ = sites_of(x)
+        edges = torch.stack([centres, neighbours])
+        more = edges, distances, species
+        values = model(moving, vectors, x, lattice[0], pbc, charge, True, *more)[:3]
     return *values, *torch.autograd.grad(values[0], (places, strain))
 
 
@@ -173,3 +188,10 @@ def test_what_is_traced_holds_no_device(name):
     _, scripted = make(**OPTIONS[name])
     for part in (scripted.latent, scripted.mesh.fourier, scripted.pairs.radial):
         assert "cpu" not in str(part.inlined_graph)
+
+
+def test_edges_and_species_that_are_needed_must_be_given():
+    _, scripted = make(**OPTIONS["dispersion"])
+    features, vectors, positions, cell, pbc = structure(8, 6.0, True)
+    with pytest.raises(torch.jit.Error, match="`distances` and `species` must be"):
+        scripted(features, vectors, positions, cell, pbc, 0.0, False)

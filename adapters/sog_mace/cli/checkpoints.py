@@ -10,7 +10,7 @@ import torch
 from mace import tools
 
 from sog_longrange import HostError, InputError
-from sog_longrange.long_range import read_config
+from sog_longrange.saved import read_config
 from sog_mace.model import SOGMACE
 
 CUEQ_WEIGHT: Final = "symmetric_contractions.weight"

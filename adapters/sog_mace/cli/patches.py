@@ -23,8 +23,8 @@ from mace.cli import run_train
 from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
-from sog_longrange.config import option
 from sog_longrange.errors import NotFiniteError, explain
+from sog_longrange.options import option
 from sog_longrange.presets import NONE
 from sog_longrange.training import parameter_groups
 from sog_mace.backbone import convert, restored

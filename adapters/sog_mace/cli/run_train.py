@@ -17,9 +17,9 @@ from mace.cli import run_train
 
 import sog_mace  # noqa: F401  (imports mace before e3nn and checks its version)
 from sog_longrange import ConfigError, HostError, SOGConfig, list_kernels
-from sog_longrange.config import help_of
 from sog_longrange.errors import explain
 from sog_longrange.hosts import explain_old_models
+from sog_longrange.options import help_of
 from sog_longrange.presets import AUTO, NONE, PRESETS
 from sog_mace.backbone import BACK, check_libraries, name_backend
 

@@ -53,7 +53,7 @@ SIZES = {"one": 1, "two": 2}
 
 HOW = {"num_channels": 2, "backend": "mesh", "engine": "none"}
 CONFIGS = {
-    "none": SOGConfig(**HOW, charge_constraint="none"),
+    "none": SOGConfig(**HOW, kernel="coulomb+dispersion", charge_constraint="none"),
     "neutral": SOGConfig(**HOW, charge_constraint="neutral"),
     "total": SOGConfig(**HOW, charge_constraint="total"),
     "embedding": SOGConfig(**HOW, charge_constraint="total", charge_embedding=3),

@@ -26,7 +26,12 @@ PAGE = (Path(__file__).parents[3] / "docs" / "engines" / "export.md").read_text(
 FRAMES = {"triclinic": water_box(), "24": water(2), "192": water(4), "open": open_molecule()}
 OPTIONS = {
     "ewald": {"kernel": "ewald", "charge_constraint": "none"},
-    "charged": {"num_channels": 2, "charge_constraint": "total", "charge_embedding": 3},
+    "charged": {
+        "kernel": "coulomb+dispersion",
+        "num_channels": 2,
+        "charge_constraint": "total",
+        "charge_embedding": 3,
+    },
     "dipoles": {"kernel": "yukawa", "latent_dipoles": True},
     "ions": {"readout": "ions", "element_charges": "H=0.4,O=-0.8", "charge_constraint": "total"},
 }

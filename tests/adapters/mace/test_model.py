@@ -21,6 +21,7 @@ from mace_builders import (
 )
 
 from sog_longrange import BoundaryError, Ewald, HostError, InputError, LongRangeEnergy, SOGConfig
+from sog_longrange.kernels.free_atoms import free_atom_c6
 from sog_longrange.testing.operations import Operations
 from sog_mace import SOGMACE
 
@@ -380,3 +381,12 @@ def test_the_long_range_part_makes_python_wait_once(training):
                 own(dict(data), training=training, compute_stress=True)
         reads.append(counted.host_reads)
     assert reads == [0, 1]
+
+
+def test_dispersion_begins_at_free_atoms():
+    model = make_sogmace(SOGConfig(kernel="coulomb+dispersion", num_channels=2))
+    box = water_box()
+    values = model(make_batch([box, box[2:5]]))["latent_charges"][:, 1]
+    numbers = [*box.numbers, *box.numbers[2:5]]
+    expected = [free_atom_c6(int(number)) for number in numbers]
+    assert values.square().tolist() == pytest.approx(expected, rel=0.1)

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces
 from hydra.utils import get_method
@@ -30,6 +31,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sog_longrange import BoundaryError, ConfigError, HostError, InputError, NotFiniteError
 from sog_longrange.ase_support import dipole_of_atoms
+from sog_longrange.kernels.free_atoms import free_atom_c6
 from sog_longrange.presets import PRESETS, Preset
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.model import attach
@@ -631,3 +633,20 @@ def test_a_preset_gives_the_options_that_are_not_given(monkeypatch, base, has_ve
 def test_a_preset_that_cannot_be_is_named(options, message):
     with pytest.raises(ConfigError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize("base", ["nequip", "allegro"])
+def test_dispersion_begins_at_free_atoms_in_any_order_of_the_data(base):
+    model = build(base, sog={"kernel": "dispersion"}, boundary="open")
+    frames = [molecule("CH3OH"), molecule("CO2")]
+    data = AtomicDataDict.batched_from_list([to_data(atoms) for atoms in frames])
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    expected = [free_atom_c6(int(number)) for number in numbers]
+    assert model(data)["latent_charges"].square()[:, 0].tolist() == pytest.approx(expected, rel=0.1)
+
+
+def test_types_that_are_no_elements_begin_alike():
+    options = {"type_names": ["H1", "H2"], "per_type_energy_shifts": None}
+    model = build(sog={"kernel": "dispersion"}, **options)
+    (part,) = long_range_parts(model)
+    assert part.long_range.readout.atomic_numbers == ()

@@ -59,7 +59,7 @@ def test_fixed_charges_have_the_committed_stress(model):
             if all(parameter is not p for p in long_range_parts(model)[0].parameters()):
                 parameter.zero_()
     charges = torch.tensor(CHARGES * len(STRUCTURES))[:, None]
-    long_range_parts(model)[0].long_range.readout.forward = lambda features: charges
+    long_range_parts(model)[0].long_range.readout.forward = lambda features, sites: charges
     found = model(batch_of(STRUCTURES))["stress"].detach().numpy()
     expected = np.array([committed_stress()[name] for name in STRUCTURES])
     assert np.abs(found - expected).max() < 1e-8

@@ -306,6 +306,8 @@ def test_bad_options_are_named():
         LongRangeLayer(min_widht=1.0)
     with pytest.raises(ConfigError, match="`latent_dipoles` must be False for a model without"):
         LongRangeLayer(latent_dipoles=True)
+    with pytest.raises(ConfigError, match="either sign in a LongRangeLayer"):
+        LongRangeLayer(kernel="dispersion")
     with pytest.raises(ConfigError, match="given as `num_charges`"):
         LongRangeLayer(num_channels=1)
     with pytest.raises(ConfigError, match="`in_channels` must be positive, or -1"):

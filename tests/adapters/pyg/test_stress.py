@@ -32,7 +32,7 @@ def test_fixed_charges_have_the_committed_stress():
     options = {key: value for key, value in OPTIONS.items() if key != "num_channels"}
     layer = LongRangeLayer(1, num_charges=1, **options)
     charges = torch.tensor(CHARGES * len(STRUCTURES))[:, None]
-    layer.part.readout.forward = lambda features: charges
+    layer.part.readout.forward = lambda features, sites: charges
 
     def model(z, pos, batch, cell, pbc, batch_size):
         return layer(torch.zeros(len(pos), 1), pos, batch, cell, pbc, batch_size)
