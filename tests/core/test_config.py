@@ -13,10 +13,11 @@ from sog_longrange import (
     SOGLongRange,
     SumOfGaussians,
 )
-from sog_longrange.config import OF_SUMS, help_of
+from sog_longrange.config import OF_SUMS
 from sog_longrange.kernels.coulomb import Coulomb
 from sog_longrange.kernels.power_law import PowerLaw
 from sog_longrange.kernels.yukawa import Yukawa
+from sog_longrange.options import help_of
 from sog_longrange.units import COULOMB_CONSTANT
 
 FIELDS = {field.name: field for field in dataclasses.fields(SOGConfig)}
