@@ -20,12 +20,14 @@ PATTERN = nequip_runs.EPOCH
 BARE = "sr"
 OPTIONS = "training_module.model.sog"
 
-SOG_OPTIONS = ()
+PRESETS = ("ionic", "molecular", "dispersive", "interface")
+SOG_OPTIONS: tuple[str, ...] = ()  # what is recommended
 COLUMNS = {
     BARE: (),
     "les": (f"+{OPTIONS}.kernel='ewald(smearing=1.0)'", f"+{OPTIONS}.charge_constraint=none"),
     "sog": SOG_OPTIONS,
     "default": (),
+    **{name: (f"+{OPTIONS}.preset={name}",) for name in PRESETS},
 }
 
 
@@ -59,6 +61,7 @@ class Model:
         from sog_nequip.calculator import SOGNequIPCalculator
         from sog_nequip.parts import long_range_parts
 
+        self.path = path
         load = {"chemical_species_to_atom_type_map": True}
         self._calculator = NequIPCalculator._from_saved_model(path, **load)
         parts = long_range_parts(self._calculator.model)
@@ -84,7 +87,7 @@ class Model:
             if stress:
                 stresses.append(atoms.get_stress(voigt=False))
             if self._parts:
-                charges.append(self._calculator.get_property("latent_charges", atoms))
+                charges.append(self._calculator.results["latent_charges"])
         return Found(
             np.array(energies), forces, np.array(stresses) if stress else None, charges or None
         )
