@@ -208,15 +208,9 @@ def demo_charges(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_mace"])
-def benchmark_mace(session: nox.Session) -> None:
+def accuracy(session: nox.Session) -> None:
     """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
-    run_in(session, "mace", "benchmarks/mace_accuracy.py", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False, requires=["env_mace"])
-def benchmark_surface(session: nox.Session) -> None:
-    """Train on bulk, ask for surfaces; arguments after ``--`` are passed on."""
-    run_in(session, "mace", "benchmarks/surface_energy.py", *session.posargs)
+    run_in(session, "mace", "benchmarks/accuracy.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_nequip"])
@@ -226,9 +220,9 @@ def demo_nequip(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_nequip"])
-def benchmark_nequip(session: nox.Session) -> None:
+def accuracy_nequip(session: nox.Session) -> None:
     """Measure the accuracy of NequIP models; arguments after ``--`` are passed on."""
-    run_in(session, "nequip", "benchmarks/nequip_accuracy.py", *session.posargs)
+    run_in(session, "nequip", "benchmarks/accuracy.py", "--host=nequip", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_pyg"])

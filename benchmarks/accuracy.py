@@ -1,168 +1,211 @@
-"""Compare two models of one framework, trained alike, on the systems of the papers."""
+"""Accuracy of models with and without a long range: same backbone, seeds, data and budget.
+
+Each model is one job, which is trained, measured and kept: it is run again only where its data,
+its options or the code have changed. Without names all systems are run. The tables show what
+is there, and the commit of what other code made.
+
+    python -m nox -s accuracy -- --data DIR                       # all systems, three seeds
+    python -m nox -s accuracy -- dimers_cc water --columns sr sog --seeds 1 --data DIR
+    python -m nox -s accuracy -- dimers_cp --columns sog "dip=--sog_latent_dipoles=True"
+    python -m nox -s accuracy -- --collect --data DIR             # tables alone
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+import signal
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-from ase import Atoms
-from ase.io import read
-from torch import Tensor
+import accuracy_checks
+import collect
+import jobs
+from accuracy_systems import SYSTEMS, System
+from workbench.training import TrainingError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-import learned
-from workbench import evaluation, training
-
-from sog_longrange import SOGLongRange
-
-
-@dataclass(frozen=True)
-class System:
-    """One data set and how both models are trained on it.
-
-    Parameters
-    ----------
-    folder : below the data folder.
-    valid : file of the validation frames.
-    tests : files that are tested.
-    epochs : of both models.
-    options : that both models are told.
-    head : options of the long-range head alone.
-    law : law of decay that the data obey, where it is known and to be compared with.
-    """
-
-    folder: str
-    valid: str
-    tests: tuple[str, ...]
-    epochs: int
-    options: tuple[str, ...]
-    head: tuple[str, ...] = field(default=())
-    law: Callable[[Tensor], Tensor] | None = None
-
-    def told(self, label: str) -> tuple[str, ...]:
-        """All options of one model, whose label says whether it has the head."""
-        return (*self.options, *(self.head if label.startswith("SOG-") else ()))
+HERE = Path(__file__).resolve().parent
+MEASURING = tuple(
+    HERE / f"{name}.py" for name in ("accuracy_measure", "measures", "learned", "surface_energy")
+)
+MAKING = (HERE / "accuracy_data.py", HERE / "surface_energy.py")
+DEFAULT_COLUMNS = ("sr", "les", "sog")
+QUICK_EPOCHS = 2
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a benchmark compares, and how.
+class MissingDataError(Exception):
+    """A set is in no folder of data."""
+
+
+@dataclass
+class Plan:
+    """All jobs that were asked for, and why others are left out.
 
     Parameters
     ----------
-    description : of the command.
-    host : module with `LABELS`, `model_file(folder)` and `predict(model_file, frames, label)`.
-    systems : by name.
-    make_job : of label, system, data folder and the folder of the run.
-    charges : charges of frames by a model file, for systems with known charges or dipoles.
-    long_range : long-range part of a model file, for systems with a known law of decay.
-    output : default folder.
-    seed : option that seeds a training, to be formatted with a number.
+    jobs : to be run or collected.
+    skipped : reasons, by system.
     """
 
-    description: str
-    host: ModuleType
-    systems: dict[str, System]
-    make_job: Callable[[str, System, Path, Path], training.Job]
-    charges: Callable[[Path, list[Atoms]], list[np.ndarray]]
-    long_range: Callable[[Path], SOGLongRange]
-    output: str
-    seed: str
+    jobs: list[jobs.Job] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def run_system(this: Comparison, name: str, data_root: Path, output: Path, reuse: bool) -> dict:
-    """Train both models on one system and return their errors."""
-    system, host = this.systems[name], this.host
-    data = data_root / system.folder
-    if not (data / "train.xyz").exists():
-        raise SystemExit(f"{data / 'train.xyz'} not found: set --data or SOG_DATA.")
-    jobs = [this.make_job(label, system, data, output / name / label) for label in host.LABELS]
-    if not reuse:
-        print(f"\n{name}: {system.epochs} epochs of {data}")
-        training.train_together(jobs)
-    models = {job.label: host.model_file(job.folder) for job in jobs}
-    errors = {}
-    for test in system.tests:
-        frames = read(data / f"{test}.xyz", ":")
-        exact, chosen = evaluation.reference(frames), np.full(len(frames), fill_value=True)
-        errors[test] = {
-            label: evaluation.rmse(host.predict(model, frames, label), exact, chosen)
-            for label, model in models.items()
-        }
-    result = {"errors": errors, "seconds": {job.label: round(job.seconds, 1) for job in jobs}}
-    result["learned"] = run_comparisons(this, system, data, models[host.LABELS[-1]])
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, folder = parser.add_argument, os.environ.get("SOG_DATA")
+    add("systems", nargs="*", metavar="system", help=", ".join(SYSTEMS))
+    add("--host", choices=("mace", "nequip"), default="mace")
+    add("--columns", nargs="+", default=DEFAULT_COLUMNS, help="names, or NAME=options of the head")
+    add("--seeds", type=int, nargs="+", help="default: 1 2 3; the folds of water, 1 of dipeptides")
+    add("--data", type=Path, default=folder, help="folder of the data sets (default: SOG_DATA)")
+    add("--more-data", type=Path, help="folder of sets that --data lacks")
+    add("--output", type=Path, default=Path("benchmark_output/accuracy"))
+    add(
+        "--minutes",
+        type=float,
+        help="core minutes after which a training is stopped (10; dipeptides 60)",
+    )
+    add("--jobs", type=int, default=2, help="jobs at a time, a core each (default: 2)")
+    add("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs, one seed")
+    add("--collect", action="store_true", help="write the tables without running anything")
+    args = parser.parse_args(argv)
+    if unknown := set(args.systems) - set(SYSTEMS):
+        parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(SYSTEMS)}")
+    args.output = args.output.resolve()
+    return args
+
+
+def columns(host: ModuleType, words: list[str]) -> dict[str, tuple[str, ...] | None]:
+    """Options of the head by column; None for the model without one."""
+    chosen: dict[str, tuple[str, ...] | None] = {}
+    for word in words:
+        name, sign, options = word.partition("=")
+        if not sign and name not in host.COLUMNS:
+            raise SystemExit(f"unknown column {name}: {', '.join(host.COLUMNS)}, or NAME=options")
+        told = tuple(options.split()) if sign else host.COLUMNS[name]
+        chosen[name] = None if name == host.BARE else told
+    return chosen
+
+
+def find(folders: list[Path], name: str) -> Path:
+    """Folder of a set, in the first folder that has it."""
+    for folder in folders:
+        if (folder / name / "train.xyz").exists():
+            return (folder / name).resolve()
+    searched = " nor ".join(map(str, folders)) or "any folder: give --data or set SOG_DATA"
+    raise MissingDataError(f"no {name}/train.xyz in {searched}")
+
+
+def data_of(system: System, seed: int, args: argparse.Namespace) -> Path:
+    """Folder with the frames of a system, made if need be."""
+    folders = [Path(own) for own in (args.data, args.more_data) if own]
+    if system.make is None:
+        return find(folders, system.folder)
+    name = f"{system.folder}-{seed}" if system.by_seed else system.folder
+    folder, stamp = args.output / "data" / name, jobs.hash_code(MAKING)
+    written = folder / "made_by"
+    if not written.exists() or written.read_text() != stamp:
+        print(f"  making {folder}")
+        system.make(folder, partial(find, folders), seed)
+        written.write_text(stamp)
+    return folder
+
+
+def plan(args: argparse.Namespace) -> Plan:
+    """All jobs, seed by seed, so that one seed of everything comes first."""
+    host, result = importlib.import_module(f"accuracy_{args.host}"), Plan()
+    chosen = columns(host, args.columns)
+    rounds: dict[int, list[jobs.Job]] = {}
+    for name in args.systems or SYSTEMS:
+        system = SYSTEMS[name]
+        if getattr(system, host.NAME) is None:
+            result.skipped[name] = f"has no options for {host.NAME}"
+            continue
+        seeds = args.seeds or (system.seeds[:1] if args.quick else system.seeds)
+        try:
+            data = {seed: data_of(system, seed, args) for seed in seeds}
+        except MissingDataError as reason:
+            result.skipped[name] = str(reason)
+            continue
+        for number, seed in enumerate(seeds):
+            new = [make_job(host, name, own, chosen, seed, data[seed], args) for own in chosen]
+            rounds.setdefault(number, []).extend(new)
+    result.jobs = [job for number in sorted(rounds) for job in rounds[number]]
     return result
 
 
-def run_comparisons(this: Comparison, system: System, data: Path, model: Path) -> dict:
-    """Compare what the long-range model learned beyond energies and forces with what is known."""
-    folder, results = model.parent, {}
-    frames = read(data / f"{system.tests[0]}.xyz", ":")
-    known = {*frames[0].arrays, *frames[0].info}
-    if known & {*learned.CHARGES, learned.DIPOLE}:
-        charges = this.charges(model, frames)
-        results |= learned.compare_charges(frames, charges, folder)
-        results |= learned.compare_dipoles(frames, charges, folder)
-    if system.law is not None:
-        results |= learned.compare_law(this.long_range(model), system.law, folder)
-    return results
-
-
-def markdown(results: dict, labels: tuple[str, str]) -> str:
-    """The errors of all systems as a Markdown table."""
-    bare, sog = labels
-    lines = [
-        f"| system | test | energy RMSE, meV per structure: {bare} | {sog} | ratio "
-        f"| force RMSE, meV/Å: {bare} | {sog} | ratio |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, result in results.items():
-        for test, errors in result["errors"].items():
-            cells = [name, test]
-            for quantity in ("energy", "forces"):
-                a, b = (errors[label][quantity] for label in labels)
-                cells += [f"{a:.1f}", f"{b:.1f}", f"{a / b:.1f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main(this: Comparison) -> None:
-    """Run the systems chosen on the command line, one after another."""
-    parser = argparse.ArgumentParser(
-        description=this.description, formatter_class=argparse.RawDescriptionHelpFormatter
+def make_job(
+    host: ModuleType,
+    name: str,
+    column: str,
+    chosen: dict[str, tuple[str, ...] | None],
+    seed: int,
+    data: Path,
+    args: argparse.Namespace,
+) -> jobs.Job:
+    """One model of one system."""
+    system, head = SYSTEMS[name], chosen[column]
+    epochs = QUICK_EPOCHS if args.quick else system.epochs
+    train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
+    files = dict.fromkeys(("train", system.valid, *system.tests))
+    return jobs.Job(
+        system=name,
+        column=column,
+        host=host.NAME,
+        seed=seed,
+        train=train,
+        finish=lambda folder: host.finish(train(folder), folder),
+        measure=lambda folder: [sys.executable, str(HERE / "accuracy_measure.py"), str(folder)],
+        data=data,
+        inputs=tuple(data / f"{file}.xyz" for file in files),
+        code=jobs.hash_code(() if head is None else host.CODE, host.LIBRARIES),
+        measuring=jobs.hash_code((*MEASURING, HERE / f"accuracy_{host.NAME}.py")),
+        epochs=epochs,
+        model=host.model_file,
+        output=args.output,
+        minutes=args.minutes or system.minutes,
+        pattern=host.PATTERN,
     )
-    parser.add_argument("systems", nargs="*", metavar="system", help=", ".join(this.systems))
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=os.environ.get("SOG_DATA"),
-        help="folder of the data sets (default: the environment variable SOG_DATA)",
-    )
-    parser.add_argument("--output", type=Path, default=Path("benchmark_output") / this.output)
-    parser.add_argument("--reuse-models", action="store_true", help="evaluate without training")
-    parser.add_argument("--seed", type=int, default=1, help="of both trainings (default: 1)")
-    args = parser.parse_args()
-    if args.data is None:
-        parser.error("no folder of data sets: give it by --data or SOG_DATA")
-    unknown = set(args.systems) - set(this.systems)
-    if unknown:
-        parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(this.systems)}")
-    results, started = {}, time.monotonic()
-    seed = this.seed.format(args.seed)
-    systems = {n: replace(s, options=(*s.options, seed)) for n, s in this.systems.items()}
-    this = replace(this, systems=systems)
-    for name in args.systems or this.systems:
-        results[name] = run_system(this, name, args.data, args.output, args.reuse_models)
-        table = markdown(results, this.host.LABELS)
-        (args.output / "results.json").write_text(json.dumps(results, indent=2))
-        (args.output / "table.md").write_text(table + "\n")
-    print(f"\n{table}\n\n{(time.monotonic() - started) / 60:.0f} minutes, files in {args.output}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is left to do, and write the tables."""
+    args = parse_arguments(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends what runs, as Ctrl-C does
+    todo = plan(args)
+    for name, reason in todo.skipped.items():
+        print(f"  {name} is left out: {reason}")
+    failed = {}
+    if not args.collect:
+        left = [job for job in todo.jobs if not job.is_done()]
+        print(f"  {len(left)} of {len(todo.jobs)} jobs are left to do, {args.jobs} at a time")
+        try:
+            failed = jobs.run_all(left, args.jobs)
+        except TrainingError as error:
+            raise SystemExit(str(error)) from error
+    results = collect.collect(todo.jobs)
+    parts = [collect.tables(results, importlib.import_module(f"accuracy_{args.host}").BARE)]
+    parts.append(accuracy_checks.checklist(results, args.host))
+    parts += [f"{name} is left out: {reason}." for name, reason in todo.skipped.items()]
+    if results.missing:
+        parts.append(f"Not there yet: {', '.join(results.missing)}.")
+    text = "\n\n".join(part for part in parts if part)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{args.host}.json").write_text(json.dumps(results.rows, indent=1) + "\n")
+    (args.output / f"{args.host}.md").write_text(text + "\n")
+    print(f"\n{text}\n\n{args.output / args.host}.md and .json are written")
+    if failed:
+        raise SystemExit(f"{len(failed)} jobs failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

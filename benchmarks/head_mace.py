@@ -37,7 +37,7 @@ MODELS = {
 """Options of `mace_run_train`; all others are MACE's own."""
 TITLES = {
     "large": "128x0e+128x1o, two layers, r_max 5 Å",
-    "gas": "the gas options of benchmarks/mace_accuracy.py: 16x0e, one layer, r_max 5 Å",
+    "gas": "the gas options of benchmarks/mace_options.py: 16x0e, one layer, r_max 5 Å",
 }
 EVALUATIONS = ("energy + forces", "energy + forces + stress")
 TRAINING = "training step"

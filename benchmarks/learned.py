@@ -12,13 +12,14 @@ from ase import Atoms
 from scipy.optimize import linprog
 from torch import Tensor
 
-from sog_longrange import SOGLongRange, plots
+from sog_longrange import SOGConfig, SOGLongRange, plots
 from sog_longrange.ase_support import dipole_of_atoms
 from sog_longrange.units import COULOMB_CONSTANT
 
 REACH = 4.0, 12.0  # Å, where laws of decay are compared
 CHARGES = ("true_charges", "mbis_charges")
 DIPOLE = "REF_dipole"
+DISPERSION = "true_c6"  # square roots of C6, in any unit
 
 
 def coulomb(r: Tensor) -> Tensor:
@@ -29,6 +30,16 @@ def coulomb(r: Tensor) -> Tensor:
 def yukawa(r: Tensor) -> Tensor:
     """1/r in eV/e^2, screened by exp(-0.2 r)."""
     return COULOMB_CONSTANT * torch.exp(-0.2 * r) / r
+
+
+def fourth_power(r: Tensor) -> Tensor:
+    """1/r^4, times any factor."""
+    return r**-4
+
+
+def sixth_power(r: Tensor) -> Tensor:
+    """1/r^6, times any factor."""
+    return r**-6
 
 
 class Fit(NamedTuple):
@@ -85,6 +96,26 @@ def compare_dipoles(frames: list[Atoms], charges: list[np.ndarray], folder: Path
     return {"dipole": fit(known, found)._asdict()}
 
 
+def compare_dispersion(frames: list[Atoms], charges: list[np.ndarray], config: SOGConfig) -> dict:
+    """Compare latent values of dispersion with known square roots of C6, element by element.
+
+    The means over each element of the channel that agrees best are compared; nothing is where no
+    channel is one of dispersion.
+    """
+    latent = np.concatenate(charges)
+    known = np.concatenate([frame.arrays[DISPERSION] for frame in frames])
+    numbers = np.concatenate([frame.numbers for frame in frames])
+    elements = np.unique(numbers)
+    exact = np.array([known[numbers == z].mean() for z in elements])
+    best: dict = {}
+    for channel in set(range(latent.shape[1])) - set(config.conserved_channels):
+        means = np.array([latent[numbers == z, channel].mean() for z in elements])
+        one_sign = bool(np.all(means > 0) or np.all(means < 0))
+        found = {**fit(exact, means)._asdict(), "one_sign": one_sign, "channel": channel}
+        best = max(best, found, key=lambda own: own.get("r2", -1.0))
+    return {"dispersion": best} if best else {}
+
+
 def compare_law(part: SOGLongRange, law: Callable[[Tensor], Tensor], folder: Path) -> dict:
     """Largest relative error of a learned law, up to what no energy tells.
 
@@ -94,7 +125,7 @@ def compare_law(part: SOGLongRange, law: Callable[[Tensor], Tensor], folder: Pat
     neutral = bool(config.constrained_channels) and not config.takes_total_charge
     r = torch.linspace(*REACH, 400, dtype=torch.float64)
     with torch.no_grad():
-        found = kernel.radial(r.square().to(next(kernel.parameters())))[0].double().numpy()
+        found = kernel.radial(r.square().to(next(part.parameters())))[0].double().numpy()
     error, factor, constant = _best_gauge(found, law(r).numpy(), neutral)
     what = "a factor and a constant" if neutral else "a factor"
     print("  learned law over {:g} to {:g} Å:".format(*REACH), end=" ")
@@ -113,7 +144,7 @@ def _best_gauge(found: np.ndarray, law: np.ndarray, constant: bool) -> tuple[flo
         [1.0, 0.0, 0.0],
         A_ub=np.concatenate([above, below]),
         b_ub=np.concatenate([law, -law]),
-        bounds=[(0, None), (0, None), (None, None) if constant else (0, 0)],
+        bounds=[(0, None), (None, None), (None, None) if constant else (0, 0)],
     )
     error, factor, shift = (float(x) for x in best.x)
     return error, factor, shift

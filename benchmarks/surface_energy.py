@@ -1,22 +1,15 @@
 """Surfaces by a model that saw bulk crystals only: what charge constraints are worth.
 
 A made-up ionic world of smeared charges of 1 and -1 e and a short repulsion, whose surface energy
-is known for any boundary: 0.210 J/m^2. A tiny SOG-MACE model is trained on 40 rocksalt frames,
+is known for any boundary: 0.210 J/m^2. A tiny model is trained on 40 rocksalt frames,
 periodic along all axes, and asked for slabs of two and four layers, with the boundary T T F and
 with T T T and vacuum, which must agree.
 
-    python benchmarks/surface_energy.py                      # charge constraint auto, three seeds
-    python benchmarks/surface_energy.py --constraints none   # free charges
+    python -m nox -s accuracy -- surface --columns sog "free=--sog_charge_constraint=none"
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
-
-import ase.io
 import numpy as np
 import torch
 from ase import Atoms
@@ -25,41 +18,11 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.neighborlist import neighbor_list
 from ase.units import J, m
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-from workbench import training
-
 from sog_longrange import LongRangeEnergy, SumOfGaussians
-from sog_mace import SOGMACECalculator
 
 LATTICE = 5.4  # Å
 CUTOFF = 5.0  # Å, of the repulsion
-EPOCHS = 350
-OPTIONS = {
-    "train_file": "train.xyz",
-    "valid_fraction": 0.2,
-    "E0s": "average",
-    "hidden_irreps": "8x0e",
-    "MLP_irreps": "4x0e",
-    "radial_MLP": "[8]",
-    "num_radial_basis": 4,
-    "max_ell": 1,
-    "correlation": 2,
-    "num_interactions": 2,
-    "r_max": 4.5,
-    "batch_size": 4,
-    "max_num_epochs": EPOCHS,
-    "eval_interval": 70,
-    "energy_key": "REF_energy",
-    "forces_key": "REF_forces",
-    "default_dtype": "float32",
-    "device": "cpu",
-    "plot": "False",
-    "lr": 0.01,
-    "energy_weight": 10,
-    "scheduler_patience": 5,
-    "error_table": "PerAtomRMSE",
-}
+TRUE = 0.210  # J/m^2, of every slab and boundary
 
 
 class World(Calculator):
@@ -120,40 +83,3 @@ def surface_energies(calculator: Calculator) -> dict[str, float]:
             excess = (energy(slab, calculator) - layers * of_bulk) / (2.0 * LATTICE**2)
             found[f"{layers} layers {boundary}"] = excess / (J / m**2)
     return found
-
-
-def train(folder: Path, frames: list[Atoms], seed: int, constraint: str) -> Path:
-    """Train one model; its file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ase.io.write(folder / "train.xyz", frames)
-    options = OPTIONS | {"name": "model", "work_dir": folder, "model_dir": folder, "seed": seed}
-    options |= {"train_file": folder / "train.xyz", "sog_charge_constraint": constraint}
-    command = [training.find_command("sog_mace_run_train")]
-    command += [f"--{key}={value}" for key, value in options.items()]
-    training.train_together([training.Job(f"{constraint} {seed}", command, folder, EPOCHS)])
-    return folder / "model.model"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--constraints", nargs="+", default=["auto"])
-    parser.add_argument("--output", type=Path, default=Path("benchmark_output/surface_energy"))
-    args = parser.parse_args()
-    world, results = World(), {}
-    frames, results["true"] = make_frames(world), surface_energies(world)
-    for constraint in args.constraints:
-        for seed in args.seeds:
-            model = train(args.output / f"{constraint}_{seed}", frames, seed, constraint)
-            calculator = SOGMACECalculator(str(model), device="cpu", default_dtype="float64")
-            results[f"{constraint}, seed {seed}"] = surface_energies(calculator)
-    print("surface energies, J/m^2")
-    for name, found in results.items():
-        print(f"{name:>14}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
-    (args.output / "results.json").write_text(json.dumps(results, indent=1))
-
-
-if __name__ == "__main__":
-    main()

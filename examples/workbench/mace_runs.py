@@ -11,6 +11,7 @@ from . import evaluation, training
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from pathlib import Path
 
     from ase import Atoms
@@ -97,25 +98,62 @@ def predict(model_file: Path, frames: list[Atoms], label: str = "") -> evaluatio
     -------
     Prediction
     """
+    energies, forces = [], []
+    for out in outputs(load(model_file), frames, label):
+        energies.append(out["energy"].detach().numpy())
+        forces.append(out["forces"].detach().numpy())
+    sizes = np.cumsum([len(frame) for frame in frames])[:-1]
+    return evaluation.Prediction(np.concatenate(energies), np.split(np.concatenate(forces), sizes))
+
+
+def load(model_file: Path) -> Any:  # noqa: ANN401
+    """Read a model that a training command saved; its precision becomes torch's default.
+
+    Parameters
+    ----------
+    model_file : the saved model; plain and long-range MACE are read alike.
+
+    Returns
+    -------
+    Module, whose parameters need no gradients.
+    """
     import mace  # noqa: F401  (before anything that imports e3nn)
     import torch
-
-    from sog_mace.charges import mark_given
 
     # A MACE model file is a pickle: only load what you trained yourself.
     model = torch.load(model_file, map_location="cpu", weights_only=False).eval()
     model.requires_grad_(requires_grad=False)
     torch.set_default_dtype(next(model.parameters()).dtype)
-    energies, forces = [], []
+    return model
+
+
+def outputs(
+    model: Any,  # noqa: ANN401
+    frames: list[Atoms],
+    label: str = "",
+    stress: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Give what a model says of frames, a batch at a time.
+
+    Parameters
+    ----------
+    model : from :func:`load`.
+    frames : structures; ``info["total_charge"]`` reaches the model as it does in training.
+    label : name on the progress bar.
+    stress : whether it is computed.
+
+    Yields
+    ------
+    dict
+        Outputs of MACE.
+    """
+    from sog_mace.charges import mark_given
+
     charged = all("total_charge" in frame.info for frame in frames)
     for batch in tqdm(_batches(model, frames), desc=f"  {label:9s}", unit="batch", ncols=100):
         if charged:
             mark_given(batch)
-        out = model(batch.to_dict(), compute_force=True)
-        energies.append(out["energy"].detach().numpy())
-        forces.append(out["forces"].detach().numpy())
-    sizes = np.cumsum([len(frame) for frame in frames])[:-1]
-    return evaluation.Prediction(np.concatenate(energies), np.split(np.concatenate(forces), sizes))
+        yield model(batch.to_dict(), compute_force=True, compute_stress=stress)
 
 
 def _batches(model: Any, frames: list[Atoms]) -> Any:  # noqa: ANN401

@@ -38,6 +38,8 @@ class Job:
     epochs : number of epochs it will run.
     pattern : what its log holds after each epoch, with the group `epoch`, and `energy` and
         `forces` where the log tells validation errors.
+    log_name : name of the file that holds everything the command printed.
+    leave : whether the bar stays when the command has ended.
     """
 
     label: str
@@ -45,6 +47,8 @@ class Job:
     folder: Path
     epochs: int
     pattern: re.Pattern[str] = EPOCH
+    log_name: str = "train.log"
+    leave: bool = True
     process: subprocess.Popen[bytes] | None = None
     bar: tqdm | None = None
     started: float = 0.0
@@ -54,7 +58,7 @@ class Job:
     @property
     def log(self) -> Path:
         """File that holds everything the command printed."""
-        return self.folder / "train.log"
+        return self.folder / self.log_name
 
     def start(self, position: int) -> None:
         """Start the command on one core, printing into its log."""
@@ -69,7 +73,7 @@ class Job:
             )
         self._reader = self.log.open(encoding="utf-8", errors="replace")
         self.started = time.monotonic()
-        self.bar = new_bar(self.label, self.epochs, position)
+        self.bar = new_bar(self.label, self.epochs, position, leave=self.leave)
 
     def advance(self) -> bool:
         """Move the bar to the newest epoch in the log; False once the command has ended."""
@@ -103,13 +107,16 @@ class Job:
                 resource.close()
 
 
-def new_bar(label: str, total: int, position: int) -> tqdm:
+def new_bar(
+    label: str, total: int, position: int, unit: str = "epoch", *, leave: bool = True
+) -> tqdm:
     """A bar of epochs; redrawn rarely when the output is no terminal."""
     terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
         desc=f"  {label:9s}",
-        unit="epoch",
+        unit=unit,
+        leave=leave,
         position=position if terminal else None,
         mininterval=0.2 if terminal else 15.0,
         maxinterval=1.0 if terminal else 30.0,
