@@ -21,7 +21,7 @@ FINAL_RATE = 0.02  # learning rate of the last epoch relative to the first
 BARE = "sr"  # the column without a head, which our code does not touch
 
 PRESETS = ("ionic", "molecular", "dispersive", "interface")
-SOG_OPTIONS: tuple[str, ...] = ()  # what is recommended
+SOG_OPTIONS = ("--sog_preset=auto",)  # what is recommended
 COLUMNS = {
     BARE: (),
     # As published (arXiv:2408.15165, 2412.15455): Gaussians of 1 Å, free charges.

@@ -59,7 +59,7 @@ def elements(*numbers: int) -> str:
     return "--E0s={" + ",".join(f"{number}:0.0" for number in numbers) + "}"
 
 
-def dimer(name: str, epochs: int = 400, *options: str, nequip: tuple[str, ...] | None = None):
+def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] | None = None):
     """A curve whose farthest separations are tested."""
     told = (*DIMERS, *options)
     return System(
@@ -80,7 +80,7 @@ MANY = (*DIMERS, "--batch_size=4", "--eval_interval=2")
 SYSTEMS = {
     "dimers_cc": dimer("CC", nequip=NEQUIP_DIMERS),
     # The ion polarises its partner well beyond 4.5 Å, and the charges must see that.
-    "dimers_cp": dimer("CP", 300, "--r_max=6.0"),
+    "dimers_cp": dimer("CP", 500, "--r_max=6.0"),
     **{f"dimers_{name}": dimer(name.upper()) for name in ("pp", "ca", "pa", "aa")},
     "dimers_all": System(
         "dimers_all",

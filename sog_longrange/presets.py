@@ -37,13 +37,38 @@ class Preset:
         Further ones, for hosts whose model has vectors (features of l = 1).
     schedule : mapping
         Options of the training, for hosts that have a command line of their own for it.
+    by_cutoff : bool
+        Whether the narrowest width is a third of the cutoff of the host, within which its model
+        sees all there is: there 1/r of such Gaussians has forces that are right to 2 %.
     """
 
     purpose: str
     options: Mapping[str, Any] = field(default_factory=dict)
     with_vectors: Mapping[str, Any] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
+    by_cutoff: bool = False
 
+    def joined(self, other: Preset) -> Preset:
+        """Return this preset with what another one says besides.
+
+        Parameters
+        ----------
+        other : Preset
+
+        Returns
+        -------
+        Preset
+        """
+        return Preset(
+            self.purpose,
+            {**other.options, **self.options},
+            {**other.with_vectors, **self.with_vectors},
+            {**other.schedule, **self.schedule},
+            self.by_cutoff or other.by_cutoff,
+        )
+
+
+_DISPERSION: Final = {"kernel": "coulomb+dispersion", "num_channels": 2}
 
 PRESETS: Final[dict[str, Preset]] = {
     "ionic": Preset(
@@ -52,12 +77,14 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "molecular": Preset(
         "neutral molecules and networks: what is beyond the cutoff of all else has no charge",
-        {"readout": "flows"},
+        {**_DISPERSION, "readout": "flows"},
         {"latent_dipoles": True},
+        by_cutoff=True,
     ),
     "dispersive": Preset(
         "matter that dispersion holds together, beside charges",
-        {"kernel": "coulomb+dispersion", "num_channels": 2, "readout": "flows"},
+        {**_DISPERSION, "readout": "flows"},
+        by_cutoff=True,
     ),
     "interface": Preset(
         "surfaces, slabs and what lies on them: charges that sum to zero or the total charge",
@@ -93,7 +120,11 @@ def find_preset(name: str) -> Preset:
 
 
 def apply_preset(
-    preset: str | Preset, given: Mapping[str, Any], *, has_vectors: bool = False
+    preset: str | Preset,
+    given: Mapping[str, Any],
+    *,
+    has_vectors: bool = False,
+    cutoff: float | None = None,
 ) -> dict[str, Any]:
     """Fill options that were not given with those of a preset.
 
@@ -103,10 +134,12 @@ def apply_preset(
         As :func:`find_preset` takes it, or a preset itself.
     given : mapping
         Options of :class:`~sog_longrange.SOGConfig` that were given explicitly, which win. What
-        a preset says of charges is left out if the given kernel has none, and its charges of
-        elements if another readout was given.
+        a preset says of channels is left out if a kernel is given, what it says of charges if
+        that kernel has none, and its charges of elements if another readout was given.
     has_vectors : bool
         Whether the model of the host has vectors.
+    cutoff : float, in Å, optional
+        Of the model of the host.
 
     Returns
     -------
@@ -120,12 +153,22 @@ def apply_preset(
     """
     found = find_preset(preset) if isinstance(preset, str) else preset
     own = {**found.options, **(found.with_vectors if has_vectors else {})}
-    kernels = parse_kernels(given["kernel"]) if "kernel" in given else ()
-    if kernels and not any(spec.build().conserved for spec in kernels):
-        own = {key: value for key, value in own.items() if key not in OF_CHARGES}
+    if found.by_cutoff and cutoff is not None:
+        own["min_width"] = round(cutoff / 3.0, 3)
+    if "kernel" in given:
+        own = {key: value for key, value in own.items() if key not in _unused(given["kernel"])}
     if given.get("readout", own.get("readout")) != own.get("readout"):
         own.pop("element_charges", None)
     return {**own, **given}
+
+
+def _unused(kernel: str) -> set[str]:
+    """Options of a preset that a given kernel has no use for."""
+    specs = parse_kernels(kernel)
+    unused = {"num_channels"}
+    if not any(spec.build().conserved for spec in specs):
+        unused |= set(OF_CHARGES)
+    return unused if all(spec.is_potential for spec in specs) else unused | {"min_width"}
 
 
 def describe_options(options: Mapping[str, Any], given: Mapping[str, Any]) -> str:

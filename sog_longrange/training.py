@@ -22,7 +22,9 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict
     Returns
     -------
     list of dict
-        Parameter group of an optimizer for each rate, in their order, without weight decay.
+        Parameter group of an optimizer for each rate, in their order, without weight decay and
+        without AMSGrad, which would keep the steps as small as the first gradients, of charges that
+        are far from right yet, made them.
 
     Raises
     ------
@@ -38,6 +40,6 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict
         if not 0.0 <= rate < float("inf"):
             raise ConfigError(explain(f"{name}_lr", "finite and not negative", str(rate)))
     return [
-        {"params": parameters[name], "lr": rate, "weight_decay": 0.0}
+        {"params": parameters[name], "lr": rate, "weight_decay": 0.0, "amsgrad": False}
         for name, rate in rates.items()
     ]

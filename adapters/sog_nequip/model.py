@@ -91,7 +91,7 @@ def SOGModel(  # noqa: N802
     """
     n_types = len(kwargs["type_names"]) if per_type_charges else 0
     model = get_method(base)(**kwargs)
-    options = _read_options(sog, preset, model)
+    options = _read_options(sog, preset, model, float(kwargs["r_max"]))
     return attach(model, options, boundary, largest_cell, warm_up, n_types)
 
 
@@ -144,7 +144,7 @@ def SOGModelFromSaved(  # noqa: N802
     _check_same(saved, own)
     saved.requires_grad_(True).train()
     n_types = len(type_names) if per_type_charges else 0
-    options = _read_options(sog, preset, saved)
+    options = _read_options(sog, preset, saved, float(r_max))
     return attach(saved, options, boundary, largest_cell, warm_up, n_types)
 
 
@@ -255,7 +255,7 @@ def _layers_with_vectors(network: HostModule) -> list[tuple[str, HostModule]]:
 
 
 def _read_options(
-    sog: Mapping[str, Any] | None, preset: str | None, model: HostModule
+    sog: Mapping[str, Any] | None, preset: str | None, model: HostModule, cutoff: float
 ) -> SOGConfig:
     """Options of a long-range part, by a preset where there is one."""
     given = dict(sog or {})
@@ -265,7 +265,7 @@ def _read_options(
         raise ConfigError(explain("sog.preset", expected, repr(name)))
     outer: HostModule = model.model if getattr(model, "is_graph_model", False) else model
     has_vectors = bool(_layers_with_vectors(_find_sum(outer)[0]))
-    options = apply_preset(name, given, has_vectors=has_vectors)
+    options = apply_preset(name, given, has_vectors=has_vectors, cutoff=cutoff)
     if name != NONE:
         logger.info("Preset %s: %s", name, describe_options(options, given))
     return SOGConfig.from_dict(options)

@@ -11,7 +11,7 @@ from typing import Final
 
 from sog_longrange.errors import InputError, SOGError, explain
 from sog_longrange.hosts import load_library
-from sog_longrange.presets import AUTO, COMMAND, PRESETS, Preset, find_preset
+from sog_longrange.presets import AUTO, COMMAND, PRESETS, Preset, apply_preset, find_preset
 
 from .data_summary import DataSummary
 from .formal_charges import formal_charges
@@ -67,8 +67,7 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
     if summary.has_molecules:
-        further = {**preset.with_vectors, **PRESETS["molecular"].with_vectors}
-        preset = dataclasses.replace(preset, with_vectors=further)
+        preset = preset.joined(PRESETS["molecular"])
     if summary.element_charges is None:
         careful = {**preset.options, "readout": CAREFUL}
         preset = dataclasses.replace(preset, options=careful)
@@ -155,19 +154,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--total_charge_key", help="key of total charges (default: total_charge or charge)"
     )
+    parser.add_argument(
+        "--cutoff", type=float, help="cutoff of the model in Å, a third of which is min_width"
+    )
     args = parser.parse_args(argv)
     keys = [args.total_charge_key] if args.total_charge_key else TOTAL_CHARGE
     try:
         summary = look_at_file(args.file, keys)
     except SOGError as error:
         raise SystemExit(f"{COMMAND}: {error}") from error
-    sys.stdout.write("\n".join(_lines(summary)) + "\n")
+    sys.stdout.write("\n".join(_lines(summary, args.cutoff)) + "\n")
 
 
-def _lines(summary: DataSummary) -> list[str]:
+def _lines(summary: DataSummary, cutoff: float | None) -> list[str]:
     choice = choose_preset(summary)
-    options, vectors = choice.preset.options, choice.preset.with_vectors
-    every = {**options, **vectors}
+    options = apply_preset(choice.preset, {}, cutoff=cutoff)
+    every = apply_preset(choice.preset, {}, has_vectors=True, cutoff=cutoff)
+    of_pyg = {"num_charges" if k == "num_channels" else k: v for k, v in options.items()}
     lines = [
         f"Found: {summary.describe()}",
         f"Preset: {choice.name}, for {choice.preset.purpose}",
@@ -175,13 +178,16 @@ def _lines(summary: DataSummary) -> list[str]:
         "",
         "MACE:   " + " ".join(f"--sog_{key}={value}" for key, value in every.items()),
         f"NequIP: sog: {{{', '.join(f'{k}: {_yaml(v)}' for k, v in every.items())}}}",
-        f"PyG:    LongRangeLayer({', '.join(f'{k}={v!r}' for k, v in options.items())})",
+        f"PyG:    LongRangeLayer({', '.join(f'{k}={v!r}' for k, v in of_pyg.items())})",
+        "",
     ]
-    if vectors:
-        names = ", ".join(vectors)
-        lines += ["", f"{names}: only for models with vectors (1o) among the features of atoms"]
+    if every != options:
+        names = ", ".join(key for key in every if key not in options)
+        lines.append(f"{names}: only for models with vectors (1o) among the features of atoms")
+    if choice.preset.by_cutoff and cutoff is None:
+        lines.append("min_width: besides, a third of the cutoff of the model (--cutoff prints it)")
     return lines
 
 
 def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"'
+    return f'"{value}"' if isinstance(value, str) else str(value).lower()

@@ -296,8 +296,12 @@ def test_the_command_prints_the_options_of_all_hosts(tmp_path, capsys):
     assert "1 frames (molecules or clusters) with H4N +1, Cl -1" in text
     assert "--sog_readout=ions --sog_element_charges=H=0.2353,N=0.0588,Cl=-1" in text
     assert 'element_charges: "H=0.2353,N=0.0588,Cl=-1", latent_dipoles: true}' in text
-    assert "LongRangeLayer(readout='ions', element_charges='H=0.2353" in text
+    assert "LongRangeLayer(kernel='coulomb+dispersion', num_charges=2, readout='ions'" in text
+    assert "num_channels: 2" in text
     assert "only for models with vectors" in text
+    assert "min_width: besides, a third of the cutoff" in text
+    main([str(path), "--total_charge_key=net", "--cutoff=4.5"])
+    assert "--sog_min_width=1.5" in capsys.readouterr().out
 
 
 def test_the_command_ends_in_one_line_on_errors(tmp_path):

@@ -1,10 +1,8 @@
 """Presets: sets of options that those given explicitly win over."""
 
-import dataclasses
-
 import pytest
 
-from sog_longrange import ConfigError, SOGConfig, list_kernels
+from sog_longrange import ConfigError, SOGConfig
 from sog_longrange.presets import (
     AUTO,
     NONE,
@@ -19,7 +17,6 @@ OWN = Preset(
     "", {"hidden_size": 8, "min_width": 2.0}, {"latent_dipoles": True}, {"any_schedule": 1}
 )
 IONS = Preset("", {"readout": "ions", "element_charges": "Na=1,Cl=-1", "min_width": 2.0})
-KNOWN = {field.name for field in dataclasses.fields(SOGConfig)}
 
 
 def test_there_are_presets_for_four_kinds_of_matter():
@@ -28,14 +25,12 @@ def test_there_are_presets_for_four_kinds_of_matter():
     assert not {NONE, AUTO} & set(PRESETS)
 
 
-@pytest.mark.skipif("readout" not in KNOWN, reason="readouts are not there yet")
 @pytest.mark.parametrize("has_vectors", [False, True])
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_valid_set_of_options(name, has_vectors):
-    if name == "dispersive" and not any(call.startswith("dispersion") for call in list_kernels()):
-        pytest.skip("the kernel is not there yet")
-    config = SOGConfig.from_dict(apply_preset(name, {}, has_vectors=has_vectors))
+    config = SOGConfig.from_dict(apply_preset(name, {}, has_vectors=has_vectors, cutoff=4.5))
     assert config != SOGConfig()
+    assert config.min_width == (1.5 if PRESETS[name].by_cutoff else 1.0)
 
 
 def test_given_options_win_and_vectors_bring_their_own():
@@ -70,7 +65,18 @@ def test_what_is_said_of_charges_is_left_out_of_a_kernel_without(kernel):
 
 @pytest.mark.parametrize("kernel", ["yukawa", "ewald", "coulomb+power_law(exponent=6)"])
 def test_what_is_said_of_charges_is_kept_for_a_kernel_with_them(kernel):
-    assert apply_preset(IONS, {"kernel": kernel}) == {**IONS.options, "kernel": kernel}
+    kept = dict(IONS.options)
+    if kernel == "ewald":
+        del kept["min_width"]
+    assert apply_preset(IONS, {"kernel": kernel}) == {**kept, "kernel": kernel}
+
+
+def test_presets_are_joined_and_the_first_wins():
+    joined = OWN.joined(IONS)
+    assert joined.options == {**IONS.options, **OWN.options}
+    assert joined.with_vectors == OWN.with_vectors
+    assert not joined.by_cutoff
+    assert OWN.joined(PRESETS["molecular"]).by_cutoff
 
 
 def test_an_unknown_name_suggests_the_nearest():

@@ -91,20 +91,20 @@ class PresetOptions:
             options = {**foundation.long_range.config.to_dict(), **self.given}
             further: dict[str, Any] = {}
         else:
-            has_vectors = bool(vector_slices(mace))
-            options, further = self._choose(dataset, numbers, has_vectors)
+            options, further = self._choose(dataset, numbers, mace)
         chosen = SOGConfig.from_dict({**options, "charge_constraint": "auto"})
         return chosen.with_constraint(config.charge_constraint, config.fractional_charge), further
 
     def _choose(
-        self, dataset: Any, numbers: list[int], has_vectors: bool
+        self, dataset: Any, numbers: list[int], mace: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options by the data, and those of the schedule that were not given."""
         items = [dataset[index] for index in spread(len(dataset))]
         frames = [_atoms_of(item, numbers) for item in items]
         summary = formal_charges(frames, [float(item.total_charge) for item in items])
         choice = choose_preset(summary, self.name)
-        options = apply_preset(choice.preset, self.given, has_vectors=has_vectors)
+        vectors, cutoff = bool(vector_slices(mace)), float(mace.r_max)
+        options = apply_preset(choice.preset, self.given, has_vectors=vectors, cutoff=cutoff)
         further = {k: v for k, v in choice.preset.schedule.items() if k not in self.given_schedule}
         text = describe_options({**options, **further}, self.given)
         logging.info(explain_choice(choice, summary.describe(), text))
