@@ -85,7 +85,7 @@ SYSTEMS = {
     "dimers_all": System(
         "dimers_all",
         tuple(f"test_{name}" for name in made.DIMERS),
-        80,
+        200,
         (*MANY, "--valid_batch_size=20"),
         valid="train",
         make=made.join_dimers,
