@@ -82,9 +82,9 @@ class SOGConfig:
     fractional_charge : bool
         Whether a total charge may be other than a whole number of e.
     latent_dipoles : bool
-        Give each atom a latent dipole for each channel, from the host model's vectors (features
-        of l = 1), which interacts with charges and dipoles through the same kernel. The host
-        must have such features.
+        Give each atom a latent dipole for each channel of charges, from the host model's vectors
+        (features of l = 1), which interacts with charges and dipoles through the same kernel. The
+        host must have such features.
     tolerance, backend, engine
         See :class:`~sog_longrange.LongRangeEnergy`.
     zero_mode : bool, optional
@@ -181,7 +181,7 @@ class SOGConfig:
             return ()
         if self.charge_constraint == "auto" or self.conserved_channels:
             return self.conserved_channels
-        return tuple(i for i in range(self.num_channels) if i not in self.positive_channels)
+        return self.signed_channels
 
     @cached_property
     def conserved_channels(self) -> tuple[int, ...]:
@@ -193,6 +193,17 @@ class SOGConfig:
     def positive_channels(self) -> tuple[int, ...]:
         """Channels whose values are positive, such as square roots of dispersion coefficients."""
         parts = [spec.build().positive for spec in self.kernels]
+        return tuple(i for i in range(self.num_channels) if parts[i // self.block])
+
+    @property
+    def signed_channels(self) -> tuple[int, ...]:
+        """Channels whose values have either sign; others have no dipoles and no constraint."""
+        return tuple(i for i in range(self.num_channels) if i not in self.positive_channels)
+
+    @cached_property
+    def far_channels(self) -> tuple[int, ...]:
+        """Channels of which pairs within the cutoff are left to the network of the host."""
+        parts = [spec.build().far_only for spec in self.kernels]
         return tuple(i for i in range(self.num_channels) if parts[i // self.block])
 
     @property
@@ -264,8 +275,8 @@ class SOGConfig:
 
     @property
     def needs_sites(self) -> bool:
-        """Whether charges are made from edges or elements too, and not from features alone."""
-        return self.has_flows or bool(self.positive_channels)
+        """Whether edges of the host or elements of the atoms matter, beside features."""
+        return self.has_flows or bool(self.positive_channels) or bool(self.far_channels)
 
     def kind_of(self, channel: int) -> str:
         """Kind of the readout of a channel.
@@ -311,6 +322,9 @@ class SOGConfig:
                 "of a model are those of the first channel"
             )
             raise ConfigError(explain("kernel", expected, repr(self.kernel)))
+        if self.latent_dipoles and not self.signed_channels:
+            expected = f"False with kernel={self.kernel!r}, of which no value has a sign"
+            raise ConfigError(explain("latent_dipoles", expected, "True"))
         if self.charge_constraint in ("neutral", "total") and not self.constrained_channels:
             expected = f"'auto' or 'none' with kernel={self.kernel!r}, of which no value has a sign"
             raise ConfigError(explain("charge_constraint", expected, repr(self.charge_constraint)))

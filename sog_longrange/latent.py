@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from .charges.constraint import project_known_atoms, project_total_charge
+from .charges.sites import Sites
 from .coincidence import explain_not_finite
 from .config import SOGConfig
 from .energy import LongRangeEnergy, LongRangeOutput
@@ -43,6 +44,8 @@ class Latent(NamedTuple):
     dipoles : Tensor, shape (n_atoms, 3, num_channels), in e Å, or None
     field : Tensor, shape (3,) or (n_graphs, 3), in V/Å, or None
         In which they are.
+    sites : Sites or None
+        Surroundings of the atoms.
     """
 
     features: Tensor
@@ -52,6 +55,7 @@ class Latent(NamedTuple):
     vectors: Tensor | None
     dipoles: Tensor | None
     field: Tensor | None = None
+    sites: Sites | None = None
 
     def look(self, look: Look, config: SOGConfig, gate: Tensor, *, sources: bool) -> Structures:
         """Look at all numbers in one transfer, and check them.

@@ -33,6 +33,7 @@ from .latent import (
     wanted_charge,
 )
 from .model_output import ModelOutput
+from .near_pairs import near_pairs
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
 from .saved import FORMAT, read_config
@@ -103,11 +104,12 @@ class SOGLongRange(nn.Module):
                 expected = "False for a model without vectors (features of l = 1)"
                 raise ConfigError(explain("latent_dipoles", expected, "True"))
             sizes = (num_vectors, c.num_channels, readout.layer_sizes[-1], c.hidden_size)
-            self.dipole_readout = LatentDipoles(*sizes)
+            self.dipole_readout = LatentDipoles(*sizes, c.signed_channels)
         self.energy: LongRangeEnergy | FixedMeshEnergy = c.build_energy()
         size = c.charge_embedding
         states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
         self.register_module("states", states)
+        self.near = near_pairs(c.far_channels, cutoff)
         self.register_buffer("gate", torch.ones(()))
         self.format = FORMAT
 
@@ -289,7 +291,7 @@ class SOGLongRange(nn.Module):
         values = not self.energy.traced
         shapes = check_shapes(positions, cell, pbc, batch, num_graphs, values=values)
         given = self._read_out(features, shapes.structures, total_charge, vectors, sites)
-        given = given._replace(field=external_field)
+        given = given._replace(field=external_field, sites=sites)
         return self._interact(given, shapes.structures, shapes.look, skips_zero_field)
 
     def evaluate(
@@ -320,9 +322,8 @@ class SOGLongRange(nn.Module):
             As :meth:`forward`.
         """
         given = self._read_out(features, structures, total_charge, vectors, sites)
-        return self._interact(
-            given._replace(field=external_field), structures, look_again(structures)
-        )
+        given = given._replace(field=external_field, sites=sites)
+        return self._interact(given, structures, look_again(structures))
 
     def _interact(
         self, latent: Latent, structures: Structures, look: Look, skips_zero_field: bool = False
@@ -335,6 +336,8 @@ class SOGLongRange(nn.Module):
             raise explain_not_finite(error, structures) from error
         total, batch = latent.total_charge, structures.batch
         layout, group = structures.layout, group_of(self.energy)
+        if self.near is not None:
+            out = self.near.leave_out(out, self.energy.kernel, latent.sites, batch, group)
         state = None if self.states is None else self.states(latent.embedded, total, batch, group)
         # A factor of one changes no gradient either.
         if layout is None or layout.numbers.get("gate", 0.0) != 1.0:

@@ -74,6 +74,7 @@ LAYERS = {
     "model_output": 7,
     "latent": 8,
     "saved": 8,
+    "near_pairs": 7,
     "long_range": 9,
     "charge_summary": 10,
     "scripted": 10,

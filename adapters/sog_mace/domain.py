@@ -19,7 +19,6 @@ from torch.nn.functional import one_hot
 from sog_longrange import FixedMeshEnergy, HostError, InputError, ModelOutput, NotFiniteError
 from sog_longrange.ase_support import CHARGES_SUM_TO_ZERO
 from sog_longrange.charges.electric import electric
-from sog_longrange.charges.sites import Sites
 from sog_longrange.domains import Domain, DomainResults, Halo, check_domain, check_on_all_ranks
 from sog_longrange.errors import explain
 from sog_longrange.validation import WHOLE
@@ -212,7 +211,7 @@ class SOGMACEDomainModel:
             torch.ones(3, dtype=torch.bool, device=self._device),
             total_charge=self._total_charge(domain, positions),
             vectors=vectors,
-            sites=self._sites(domain) if flows is None else flows.sites(),
+            sites=None if flows is None else flows.sites(),
         )
         energy = added.energy.sum()
         if flows is None:
@@ -220,20 +219,13 @@ class SOGMACEDomainModel:
         return added, _Slopes(*flows.differentiate(energy, own, positions, cell))
 
     def _flows(self, domain: Domain, graph: _Graph, halo: Halo) -> DomainFlows | None:
-        """Edges that charges flow along; None where they do not."""
-        if not self._long_range.config.has_flows:
+        """Edges and species; None where they do not matter."""
+        if not self._long_range.config.needs_sites:
             return None
         species = self._places[domain.numbers[: domain.num_own]]
         vectors = graph.vectors[: graph.pairs.shape[1]]
         pairs = graph.pairs.to(self._device)
         return DomainFlows(halo, pairs, vectors, species.to(self._device))
-
-    def _sites(self, domain: Domain) -> Sites | None:
-        """Species, for readouts that look at them."""
-        if not self._long_range.config.positive_channels:
-            return None
-        species = self._places[domain.numbers[: domain.num_own]]
-        return Sites(species=species.to(self._device))
 
     def _total_charge(self, domain: Domain, like: Tensor) -> Tensor | None:
         """Total charge for models that take one; others warn where it contradicts them."""

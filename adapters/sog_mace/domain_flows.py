@@ -12,8 +12,8 @@ from sog_longrange.domains import Halo
 class DomainFlows:
     """Edges of one domain, and derivatives along them.
 
-    What charges at both ends of an edge are made from is exchanged once in each direction, apart
-    from automatic differentiation, so that all ranks enter collectives in one order.
+    What belongs to both ends of an edge is exchanged in each direction, apart from automatic
+    differentiation, so that all ranks enter collectives in one order.
 
     Parameters
     ----------
@@ -27,8 +27,7 @@ class DomainFlows:
     def __init__(self, halo: Halo, pairs: Tensor, vectors: Tensor, species: Tensor) -> None:
         self._halo, self._pairs, self._species = halo, pairs, species
         self._vectors = vectors.detach().requires_grad_()
-        self._own: Tensor | None = None
-        self._all: Tensor | None = None
+        self._exchanged: list[tuple[Tensor, Tensor]] = []
 
     def sites(self) -> Sites:
         """Surroundings of own atoms."""
@@ -38,8 +37,9 @@ class DomainFlows:
 
     def _exchange(self, values: Tensor) -> Tensor:
         found = self._halo.forward(values.detach().cpu().contiguous())
-        self._own, self._all = values, found.to(values).requires_grad_()
-        return self._all
+        everywhere: Tensor = found.to(values).requires_grad_()
+        self._exchanged.append((values, everywhere))
+        return everywhere
 
     def differentiate(
         self, energy: Tensor, features: Tensor, positions: Tensor, cell: Tensor
@@ -57,12 +57,20 @@ class DomainFlows:
         by_features, by_positions, by_cell : Tensor
         by_vectors : Tensor, shape (n_pairs, 3)
         """
-        if self._own is None or self._all is None:
-            raise RuntimeError("The energy has not been evaluated along these edges.")
-        wanted = [features, positions, cell, self._vectors, self._all]
-        by_features, by_positions, by_cell, by_vectors, by_ends = torch.autograd.grad(
-            energy, wanted, allow_unused=True, materialize_grads=True
-        )
-        back = self._halo.reverse(by_ends.cpu().contiguous()).to(by_ends)
-        (through_ends,) = torch.autograd.grad(self._own, features, back)
-        return by_features + through_ends, by_positions, by_cell, by_vectors
+        wanted = [features, positions, cell, self._vectors, *(x for _, x in self._exchanged)]
+        slopes = _differentiate(energy, wanted, None)
+        # Backwards: what was exchanged later is made from what was exchanged before.
+        for own, _ in reversed(self._exchanged):
+            back = self._halo.reverse(slopes.pop().cpu().contiguous()).to(own)
+            further = _differentiate(own, wanted[: len(slopes)], back)
+            slopes = [x + y for x, y in zip(slopes, further, strict=True)]
+        by_features, by_positions, by_cell, by_vectors = slopes
+        return by_features, by_positions, by_cell, by_vectors
+
+
+def _differentiate(value: Tensor, wanted: list[Tensor], weights: Tensor | None) -> list[Tensor]:
+    """Differentiate a value, with zeros where it does not depend on what is wanted."""
+    grads = torch.autograd.grad(
+        value, wanted, weights, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return list(grads)

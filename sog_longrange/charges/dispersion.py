@@ -16,12 +16,8 @@ from .sites import Sites, species_of
 BOUND: Final = 1.5
 """Largest logarithm of the factor by which the surroundings of an atom change its value."""
 
-_SMALL: Final = 0.1
+_SMALL: Final = 0.01
 """Size of the initial weights relative to those of charges, so that all begin alike."""
-
-_PACE: Final = 0.1
-"""What changes of logarithms are multiplied by, so that optimizers with a step of given size learn
-them that much slower: what the host's model has to cancel within molecules it cancels first."""
 
 
 class DispersionCoefficients(nn.Module):
@@ -106,10 +102,10 @@ class DispersionCoefficients(nn.Module):
         InputError, InputTypeError
             If the features or species do not fit. Their numbers are not looked at.
         """
-        logs = self.log_starts + _PACE * self.log_elements
+        logs = self.log_starts + self.log_elements
         if self.atomic_numbers:
             logs = logs[species_of(sites, features.shape[0])]
-        changes: Tensor = _PACE * self.factors(features, sites)
+        changes: Tensor = self.factors(features, sites)
         return torch.exp(logs + BOUND * torch.tanh(changes / BOUND))
 
     def get_extra_state(self) -> list[int]:

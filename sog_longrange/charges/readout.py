@@ -112,6 +112,8 @@ class LatentDipoles(nn.Module):
         Number of invariant features of the host model's last layer.
     hidden_size : int
         Number of gated vectors; 0 leaves them out.
+    channels : sequence of int, optional
+        Channels that have dipoles, which are zero in the others; by default all.
 
     Raises
     ------
@@ -123,8 +125,15 @@ class LatentDipoles(nn.Module):
     Schütt, Unke, Gastegger, arXiv:2102.03150 (PaiNN), for gated vectors as dipoles.
     """
 
+    places: Tensor | None
+
     def __init__(
-        self, num_vectors: int, num_channels: int = 1, num_invariants: int = 0, hidden_size: int = 0
+        self,
+        num_vectors: int,
+        num_channels: int = 1,
+        num_invariants: int = 0,
+        hidden_size: int = 0,
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if num_vectors < 1:
@@ -136,12 +145,15 @@ class LatentDipoles(nn.Module):
         self.num_vectors = num_vectors
         self.num_channels = num_channels
         self.num_invariants = num_invariants
-        self.linear = nn.Linear(num_vectors, num_channels, bias=False)
+        own = num_channels if channels is None else len(channels)
+        places = None if own == num_channels else torch.eye(num_channels)[list(channels or ())]
+        self.register_buffer("places", places, persistent=False)
+        self.linear = nn.Linear(num_vectors, own, bias=False)
         self.gates: nn.Sequential | None = None
         if hidden_size > 0:
             self.gates = nn.Sequential(nn.Linear(num_invariants, hidden_size), nn.Tanh())
             self.inner = nn.Linear(num_vectors, hidden_size, bias=False)
-            self.outer = nn.Linear(hidden_size, num_channels, bias=False)
+            self.outer = nn.Linear(hidden_size, own, bias=False)
 
     def forward(self, vectors: Tensor, features: Tensor) -> Tensor:
         """Latent dipoles of each atom.
@@ -172,7 +184,7 @@ class LatentDipoles(nn.Module):
         if self.gates is not None:
             gates = self.gates(features[:, -self.num_invariants :])[:, None]
             dipoles = dipoles + self.outer(gates * self.inner(vectors))
-        return dipoles
+        return dipoles if self.places is None else dipoles @ self.places
 
 
 def check_readout(num_channels: int, hidden_size: int) -> None:

@@ -51,6 +51,8 @@ class Dispersion(InitialPotential):
         Above 3, so that the energy of a crystal is finite.
     radius : float
         R in Å, positive.
+    near : bool
+        Whether pairs within the cutoff of the host interact too, and are not left to its network.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class Dispersion(InitialPotential):
 
     exponent: float = 6.0
     radius: float = 2.5
+    near: bool = False
 
     zero_mode = True
     positive = True
@@ -75,6 +78,11 @@ class Dispersion(InitialPotential):
         if not (self.radius > 0.0 and math.isfinite(self.radius)):
             remedy = "Use power_law for a potential without damping."
             raise ConfigError(explain("radius", "positive and finite", str(self.radius), remedy))
+
+    @property
+    def far_only(self) -> bool:
+        """Whether pairs within the cutoff of the host are left to its network."""
+        return not self.near
 
     @property
     def _rho(self) -> float:
@@ -118,7 +126,7 @@ class Dispersion(InitialPotential):
         return math.sqrt(free_atom_c6(atomic_number)) * math.pow(_CONTACT, excess)
 
 
-def dispersion(exponent: float = 6.0, radius: float = 2.5) -> Dispersion:
+def dispersion(exponent: float = 6.0, radius: float = 2.5, near: bool = False) -> Dispersion:
     """Return the initial potential -1 / r^exponent, damped at short distances.
 
     Parameters
@@ -127,6 +135,8 @@ def dispersion(exponent: float = 6.0, radius: float = 2.5) -> Dispersion:
         Above 3.
     radius : float
         In Å; the potential at r = 0 is -1 / radius^exponent.
+    near : bool
+        Whether pairs within the cutoff of the host interact too.
 
     Returns
     -------
@@ -137,4 +147,4 @@ def dispersion(exponent: float = 6.0, radius: float = 2.5) -> Dispersion:
     ConfigError
         If an option is out of range.
     """
-    return Dispersion(float(exponent), float(radius))
+    return Dispersion(float(exponent), float(radius), near)

@@ -46,6 +46,11 @@ class InitialPotential:
         raise ConfigError(explain("zero_mode", "True or False", got, remedy))
 
     @property
+    def far_only(self) -> bool:
+        """Whether pairs within the cutoff of the host's network are left to it; False."""
+        return False
+
+    @property
     def conserved(self) -> bool:
         """Whether the charges are electric charges, whose sum may be prescribed.
 

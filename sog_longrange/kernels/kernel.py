@@ -27,8 +27,8 @@ class Kernel:
         exp(-min_width^2 k^2 / 2), which sets the k cutoff.
     zero_mode : tuple of bool
         Whether k = 0 is part of the reciprocal sum, for each kernel that `fourier` returns.
-    positive : bool
-        False: values of whole kernels have either sign.
+    positive, far_only : bool
+        False: values of whole kernels have either sign, and all pairs interact.
     spec : str
         How :func:`~sog_longrange.kernels.registry.parse_kernels` reads the kernel; empty where
         its numbers cannot be written so.
@@ -43,6 +43,7 @@ class Kernel:
 
     name: ClassVar[str] = ""
     positive: ClassVar[bool] = False
+    far_only: ClassVar[bool] = False
     num_channels: int = 1
     min_width: float
     zero_mode: tuple[bool, ...] = (False,)

@@ -11,6 +11,7 @@ from sog_longrange.validation import WHOLE
 
 from .dense import ScriptedDense
 from .mesh import ScriptedMesh
+from .near import ScriptedNear
 from .pairs import ScriptedPairs, ScriptedSelf
 from .traced import trace_latent
 
@@ -64,6 +65,7 @@ class ScriptedLongRange(nn.Module):
         self.dense = ScriptedDense(kernel, resolution, *what)
         self.pairs = ScriptedPairs(kernel, *what)
         self.own = ScriptedSelf(kernel, *what)
+        self.near = ScriptedNear(kernel, config.num_channels, long_range.near, like)
 
     def forward(
         self,
@@ -128,9 +130,11 @@ class ScriptedLongRange(nn.Module):
             features, vectors, charge, edge_index, distances, species
         )
         energy = self.interact(charges, dipoles, positions, cell, periodic).to(positions)
+        near = self.near(charges, edge_index, distances)
+        energy = energy + near.sum()
         shares = torch.zeros_like(states)
         if per_atom:
-            shares = self.share(charges, dipoles, positions, cell, periodic)
+            shares = near.detach() + self.share(charges, dipoles, positions, cell, periodic)
         shares = shares + (energy - shares.sum()) / positions.shape[0]
         return energy + states.sum(), states + shares, charges, dipoles
 

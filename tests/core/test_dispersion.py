@@ -12,21 +12,32 @@ from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
 from sog_longrange.charge_summary import ChargeSummary
 from sog_longrange.charges.dispersion import DispersionCoefficients
 from sog_longrange.charges.readout import LatentCharges
-from sog_longrange.charges.sites import Sites
+from sog_longrange.charges.sites import Edges, Sites
 from sog_longrange.kernels.dispersion import dispersion
 from sog_longrange.kernels.free_atoms import free_atom_c6
 from sog_longrange.kernels.initial import log_spaced
 
 EV_PER_ATOMIC_UNIT = 0.597527  # 1 Hartree bohr^6 in eV Å^6, from 27.2114 eV and 0.529177 Å.
 ELEMENTS = (1, 6, 8, 18)
-SIZES = [3, 2]
+SIZES, CUTOFF = [3, 2], 5.0
 SPECIES = torch.tensor([3, 3, 0, 1, 2])
 
 
 def make(kernel="dispersion", elements=ELEMENTS, **options):
     torch.manual_seed(0)
     config = SOGConfig(kernel=kernel, tolerance=1e-6, **options)
-    return SOGLongRange(SIZES, config, atomic_numbers=elements).double()
+    return SOGLongRange(SIZES, config, cutoff=CUTOFF, atomic_numbers=elements).double()
+
+
+def sites_of(species, positions=None):
+    """Species, and edges of an open structure within the cutoff."""
+    none = torch.zeros(0, dtype=torch.int64)
+    if positions is None:
+        return Sites(Edges(none, none, torch.zeros(0, dtype=DOUBLE)), species)
+    vectors = positions[:, None] - positions
+    near = (vectors.detach().norm(dim=-1) < CUTOFF) & ~torch.eye(len(positions), dtype=torch.bool)
+    i, j = near.nonzero().T
+    return Sites(Edges(i, j, vectors[i, j].norm(dim=-1)), species)
 
 
 def features(n_atoms):
@@ -91,7 +102,7 @@ def test_atoms_begin_as_free_ones():
 @pytest.mark.parametrize("r", [8.0, 12.0])
 def test_two_argon_atoms_attract_by_their_c6(channels, r):
     module = make(num_channels=channels)
-    sites = Sites(species=torch.tensor([3, 3]))
+    sites = sites_of(torch.tensor([3, 3]))
     out = module(torch.zeros(2, 5, dtype=DOUBLE), argon(r), sites=sites)
     expected = -64.3 * EV_PER_ATOMIC_UNIT / r**6
     assert out.energy.item() == pytest.approx(expected, rel=0.03)
@@ -127,7 +138,8 @@ def test_derivatives_of_the_readout_are_right():
 def test_every_parameter_of_the_readout_is_learned():
     module = make("coulomb+dispersion", num_channels=4)
     positions = torch.randn(5, 3, dtype=DOUBLE) * 3.0
-    module(features(5), positions, sites=Sites(species=SPECIES)).energy.sum().backward()
+    sites = sites_of(SPECIES, positions)
+    module(features(5), positions, sites=sites).energy.sum().backward()
     assert all(bool(own.grad.any()) for own in module.readout.parameters())
 
 
@@ -138,7 +150,7 @@ def test_charges_and_dispersion_have_channels_and_readouts_of_their_own():
     assert config.positive_channels == (2, 3, 4, 5)
     assert [part.num_channels for part in module.readout.parts] == [2, 4]
     positions = torch.randn(5, 3, dtype=DOUBLE) * 3.0
-    charges = module(features(5), positions, sites=Sites(species=SPECIES)).charges
+    charges = module(features(5), positions, sites=sites_of(SPECIES, positions)).charges
     assert charges[:, :2].sum(0).abs().max().item() < 1e-12
     sixth, eighth = charges[:, 2:4].square().sum(1), charges[:, 4:].square().sum(1)
     torch.testing.assert_close(sixth * 16.0, eighth, rtol=0.05, atol=0.0)
@@ -159,7 +171,7 @@ def test_species_that_are_missing_or_too_few_are_refused():
     with pytest.raises(InputError, match="species"):
         module(features(2), argon(5.0))
     with pytest.raises(InputError, match="n_atoms=2"):
-        module(features(2), argon(5.0), sites=Sites(species=SPECIES))
+        module(features(2), argon(5.0), sites=sites_of(SPECIES))
 
 
 @pytest.mark.parametrize(
@@ -170,11 +182,75 @@ def test_species_that_are_missing_or_too_few_are_refused():
         ({"kernel": "dispersion+coulomb", "num_channels": 2}, "electric charges first"),
         ({"kernel": "dispersion", "charge_constraint": "neutral"}, "charge_constraint"),
         ({"kernel": "dispersion", "charge_constraint": "total"}, "charge_constraint"),
+        ({"kernel": "dispersion", "latent_dipoles": True}, "latent_dipoles"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         SOGConfig(**options)
+
+
+@pytest.mark.parametrize("kernel", ["dispersion", "coulomb+dispersion", "dispersion+dispersion"])
+def test_neighbours_are_left_to_the_network_smoothly(kernel):
+    options = {"kernel": kernel, "num_channels": kernel.count("+") + 1}
+    far = make(**options)
+    near = make(**options | {"kernel": kernel.replace("dispersion", "dispersion(near=True)")})
+    species, x = torch.tensor([3, 1]), 0.1 * features(2)
+    channels = list(far.config.positive_channels)
+    for r in (1.5, 4.0, 4.9, 5.0, 6.0):
+        sites = sites_of(species, argon(r))
+        ours, all_pairs = (m(x, argon(r), sites=sites) for m in (far, near))
+        t = min(r / CUTOFF, 1.0)
+        share = 1.0 - 91.0 * t**12 + 168.0 * t**13 - 78.0 * t**14
+        own = far.energy.kernel.radial(torch.tensor(r, dtype=DOUBLE) ** 2).expand(2, -1)[:2]
+        values = ours.charges[:, channels].prod(0) * own.flatten()[channels]
+        left_out = float((share * values.sum()).detach())
+        difference = float((all_pairs.energy - ours.energy).detach())
+        assert difference == pytest.approx(left_out, rel=1e-4, abs=1e-9)
+        assert ours.atomic_energies.sum().item() == pytest.approx(ours.energy.item(), abs=1e-12)
+
+
+def test_dispersion_has_no_dipoles():
+    torch.manual_seed(0)
+    options = {"kernel": "coulomb+dispersion", "num_channels": 4, "latent_dipoles": True}
+    module = SOGLongRange(
+        SIZES, SOGConfig(**options), num_vectors=2, cutoff=CUTOFF, atomic_numbers=ELEMENTS
+    ).double()
+    positions = torch.randn(5, 3, dtype=DOUBLE) * 3.0
+    given = {"vectors": torch.randn(5, 3, 2, dtype=DOUBLE), "sites": sites_of(SPECIES, positions)}
+    dipoles = module(features(5), positions, **given).dipoles
+    assert dipoles.shape == (5, 3, 4)
+    assert bool(dipoles[..., :2].any())
+    assert not bool(dipoles[..., 2:].any())
+
+
+def test_forces_hold_what_is_left_out():
+    module = make("coulomb+dispersion", num_channels=2, min_width=0.8)
+    x = features(5)
+    positions = torch.randn(5, 3, dtype=DOUBLE) * 2.5
+
+    def energy(positions):
+        moving = x * (1.0 + 0.1 * positions.sin().sum(1, keepdim=True))
+        return module(moving, positions, sites=sites_of(SPECIES, positions)).energy
+
+    assert gradcheck(energy, (positions.requires_grad_(),), atol=1e-6)
+    assert gradgradcheck(energy, (positions,), atol=1e-5)
+
+
+def test_the_potential_is_the_derivative_in_the_charges():
+    module = make(num_channels=2)
+    positions = torch.randn(5, 3, dtype=DOUBLE) * 2.5
+    out = module(features(5), positions, sites=sites_of(SPECIES, positions))
+    (slope,) = torch.autograd.grad(out.energy.sum(), out.charges)
+    torch.testing.assert_close(slope, out.potential.detach())
+
+
+def test_hosts_without_edges_are_told_of_the_other_way():
+    with pytest.raises(ConfigError, match=r"dispersion\(near=True\)"):
+        SOGLongRange(SIZES, SOGConfig(kernel="dispersion"))
+    SOGLongRange(SIZES, SOGConfig(kernel="dispersion(near=True)"))
+    with pytest.raises(InputError, match="edges"):
+        make()(features(5), torch.randn(5, 3, dtype=DOUBLE), sites=Sites(species=SPECIES))
 
 
 def test_elements_without_a_free_atom_are_refused():

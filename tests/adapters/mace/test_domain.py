@@ -81,6 +81,16 @@ def test_ghosts_of_any_number_of_layers_are_images_of_own_atoms(layers):
     assert kinds == ["forward"] * (layers - 1) + ["reverse"] * layers
 
 
+@pytest.mark.parametrize("readout", ["atoms", "flows"])
+def test_dispersion_beyond_the_cutoff_between_domains(readout):
+    options = {"kernel": "coulomb+dispersion", "num_channels": 2, "latent_dipoles": True}
+    config = SOGConfig(readout=readout, backend="mesh", engine="none", **options)
+    halo = compare_one_rank(make_calculator(SOGMACE(make_mace(**FEW), config)), water_box())
+    exchanges = 1 + (readout == "flows")
+    kinds = [kind for kind, *_ in halo.calls]
+    assert kinds == ["forward"] * (1 + exchanges) + ["reverse"] * (2 + exchanges)
+
+
 @pytest.mark.parametrize("readout", ["flows", "ions"])
 def test_charges_that_flow_between_domains(readout):
     config = SOGConfig(readout=readout, backend="mesh", engine="none", latent_dipoles=True)

@@ -637,7 +637,7 @@ def test_a_preset_that_cannot_be_is_named(options, message):
 
 @pytest.mark.parametrize("base", ["nequip", "allegro"])
 def test_dispersion_begins_at_free_atoms_in_any_order_of_the_data(base):
-    model = build(base, sog={"kernel": "dispersion"}, boundary="open")
+    model = build(base, sog={"kernel": "dispersion(near=True)"}, boundary="open")
     frames = [molecule("CH3OH"), molecule("CO2")]
     data = AtomicDataDict.batched_from_list([to_data(atoms) for atoms in frames])
     numbers = np.concatenate([atoms.numbers for atoms in frames])
@@ -647,6 +647,6 @@ def test_dispersion_begins_at_free_atoms_in_any_order_of_the_data(base):
 
 def test_types_that_are_no_elements_begin_alike():
     options = {"type_names": ["H1", "H2"], "per_type_energy_shifts": None}
-    model = build(sog={"kernel": "dispersion"}, **options)
+    model = build(sog={"kernel": "dispersion(near=True)"}, **options)
     (part,) = long_range_parts(model)
     assert part.long_range.readout.atomic_numbers == ()
