@@ -19,6 +19,7 @@ ENGINES = {
     "numba_direct.py": {"numba"},
     "numba_modes.py": {"numba"},
     "numba_engine.py": set(),
+    "numba_progress.py": {"numba"},
     "numba_spread.py": {"numba"},
     "numba_table.py": set(),
     "numba_vectors.py": {"numba", "llvmlite"},
