@@ -74,6 +74,7 @@ LAYERS = {
     "charge_summary": 10,
     "scripted": 10,
     "training": 10,
+    "learned_law": 10,
 }
 """A module of the core imports only from layers below its own, also what it needs for types."""
 
