@@ -19,6 +19,7 @@ ENGINES = {
     "numba_direct.py": {"numba"},
     "numba_modes.py": {"numba"},
     "numba_engine.py": set(),
+    "numba_progress.py": {"numba"},
     "numba_spread.py": {"numba"},
     "numba_table.py": set(),
     "numba_vectors.py": {"numba", "llvmlite"},
@@ -79,6 +80,7 @@ LAYERS = {
     "charge_summary": 10,
     "scripted": 10,
     "training": 10,
+    "learned_law": 10,
 }
 """A module of the core imports only from layers below its own, also what it needs for types."""
 

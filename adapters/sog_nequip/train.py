@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sog_longrange import ConfigError, HostError
 from sog_longrange.errors import explain
-from sog_longrange.training import parameter_groups
+from sog_longrange.training import KERNEL_START, check_start, delay_kernel, parameter_groups
 
 from .labels import check_neutral, check_stress_labels, coincidence, warn_of_odd_electrons
 from .parts import long_range_parts
@@ -20,33 +20,38 @@ from .report import ChargeReport
 
 
 class WarmUp(Callback):
-    """Bring the long-range energy in over the first optimizer steps.
+    """Bring the long-range energy in over the first optimizer steps, and start the kernel later.
 
     For models that were built with ``warm_up: true``: training starts at exactly the
     short-range model. A restarted training goes on where it stopped. Stress labels of structures
     without a volume raise an error in the first epoch. After training the charges of the validation
-    set are reported, with warnings of what looks unphysical.
+    set and the learned law are reported, with warnings of what looks unphysical.
 
     Parameters
     ----------
     steps : int
         Number of steps until the long-range energy is there in full, at least 1.
+    kernel_start : float
+        Share of all optimizer steps before which the kernel stays as it is, from 0 to 1; see
+        :func:`sog_longrange.training.delay_kernel`. All steps are those up to the trainer's
+        `max_epochs` or `max_steps`, also where it stops earlier.
 
     Raises
     ------
     ConfigError
-        If `steps` is not positive.
+        If `steps` is not positive or `kernel_start` out of range.
     """
 
-    def __init__(self, steps: int = 100) -> None:
+    def __init__(self, steps: int = 100, kernel_start: float = KERNEL_START) -> None:
         if steps < 1:
             raise ConfigError(explain("steps", "at least 1", str(steps)))
-        self.steps = steps
+        check_start(kernel_start)
+        self.steps, self.kernel_start = steps, kernel_start
         self._has_seen_all = self._has_warned = False
         self._report: ChargeReport | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the steps of the optimizer open the gate.
+        """Let the steps of the optimizer open the gate, and start the kernel.
 
         Parameters
         ----------
@@ -57,6 +62,9 @@ class WarmUp(Callback):
         ------
         HostError
             If the model has no long-range part, or one that is there in full already.
+        ConfigError
+            If a share of all steps is asked for and the trainer has neither `max_epochs` nor
+            `max_steps`.
         """
         for part in long_range_parts(pl_module.model):
             if trainer.global_step == 0 and float(part.long_range.gate) == 1.0:
@@ -65,6 +73,10 @@ class WarmUp(Callback):
                 raise HostError(explain("model", expected, "one without", remedy))
             part.long_range.fade_in(trainer.optimizers[0], self.steps)
             part.is_opening = True
+        parts = [part.long_range for part in long_range_parts(pl_module.model)]
+        if self.kernel_start > 0.0:
+            total = trainer.estimated_stepping_batches
+            delay_kernel(parts, trainer.optimizers[0], total, self.kernel_start)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Tensor], batch_idx: int
@@ -170,7 +182,7 @@ class WarmUp(Callback):
         """
         out = (outputs or {}).get(f"val_{dataloader_idx}_output")
         if self._report is not None and out is not None:
-            self._report.add(out)
+            self._report.add(out, batch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the charges, and say if the long-range energy was not yet there in full.
@@ -181,7 +193,8 @@ class WarmUp(Callback):
         pl_module : LightningModule
         """
         if self._report is not None and trainer.is_global_zero:
-            self._report.log()
+            data = getattr(trainer.train_dataloader, "dataset", ())
+            self._report.log(len(data) if hasattr(data, "__len__") else 0)
         for part in long_range_parts(pl_module.model):
             remedy = f"Train longer, or with fewer than {self.steps} steps of WarmUp."
             message = part.long_range.explain_gate(remedy)

@@ -26,7 +26,7 @@ from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import NotFiniteError, explain
 from sog_longrange.options import option
 from sog_longrange.presets import NONE
-from sog_longrange.training import parameter_groups
+from sog_longrange.training import KERNEL_START, check_start, delay_kernel, parameter_groups
 from sog_mace.backbone import convert, restored
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
@@ -75,6 +75,8 @@ class Schedule:
         Learning rates of the charges, with their states and dipoles, and of the kernel, relative
         to MACE's. The kernel's is small by default: it holds the physics that a few short
         separations should not bend.
+    kernel_start : float
+        Share of all optimizer steps before which the kernel stays as it is.
     warmup : int
         Optimizer steps over which the long-range energy comes in; 0 for none.
     """
@@ -85,6 +87,11 @@ class Schedule:
     )
     kernel_lr_factor: float = option(
         0.1, "learning rate of the kernel relative to --lr (stage two has one rate)"
+    )
+    kernel_start: float = option(
+        KERNEL_START,
+        "share of all optimizer steps before which the kernel stays as it is, so that charges "
+        "are right when it begins to learn; 0 to learn from the start, 1 to never learn",
     )
     warmup: int = option(
         100,
@@ -97,6 +104,7 @@ class Schedule:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(explain(name, "finite and not negative", str(value)))
+        check_start(self.kernel_start)
 
 
 @contextmanager
@@ -211,7 +219,7 @@ class Patches:
         head_configs: Any,
     ) -> Any:
         """Wrap the model that MACE configures, after a look at the data."""
-        self.dataset = loader.dataset
+        self.dataset, self.steps_per_epoch = loader.dataset, len(loader)
         if isinstance(foundation, SOGMACE) and self.config.charge_constraint == "auto":
             theirs = foundation.long_range.config
             self.config = self.config.with_constraint(
@@ -281,7 +289,19 @@ class Patches:
         else:
             # A foundation model or a checkpoint may come with a gate that is not yet open.
             long_range.fade_in(optimizer, max(warmup, 1))
+        self.delay_kernel(args, optimizer)
         return optimizer
+
+    def delay_kernel(self, args: Namespace, optimizer: torch.optim.Optimizer) -> None:
+        """Let the kernel learn from where it is told to."""
+        start, part = self.schedule.kernel_start, self.model.long_range
+        if args.lbfgs and start > 0.0:
+            logging.warning("--sog_kernel_start has no effect: L-BFGS moves all parameters at once")
+            return
+        steps = max(args.max_num_epochs * self.steps_per_epoch, 1)
+        delay_kernel([part], optimizer, steps, start)
+        if any(parameter.requires_grad for parameter in part.energy.parameters()):
+            logging.info("The kernel learns from step %d of %d on", math.ceil(start * steps), steps)
 
     def get_swa(self, *args: Any, **kwargs: Any) -> Any:
         """Remember the stages that MACE loads models of in the end."""

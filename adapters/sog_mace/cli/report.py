@@ -1,4 +1,4 @@
-"""What the charges of a trained model came to, logged after training."""
+"""What charges and kernel of a trained model came to, logged after training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from ase.data import chemical_symbols
 from mace.tools import torch_geometric
+from torch import Tensor
 
 from sog_longrange.charge_summary import ChargeSummary
+from sog_longrange.learned_law import LawEstimate
 from sog_mace.model import SOGMACE
 
 SAMPLE = 64
@@ -17,7 +19,7 @@ SAMPLE = 64
 
 
 def report_charges(model: SOGMACE, dataset: Any, batch_size: int) -> None:
-    """Log the latent charges of structures of a data set, and warn of what looks unphysical.
+    """Log latent charges and the learned law, and warn of what looks unphysical.
 
     Parameters
     ----------
@@ -27,14 +29,15 @@ def report_charges(model: SOGMACE, dataset: Any, batch_size: int) -> None:
     batch_size : int
         Structures that are evaluated at a time.
     """
-    summary = ChargeSummary(model.long_range)
+    summary, law = ChargeSummary(model.long_range), LawEstimate(model.long_range, len(dataset))
     step = max(len(dataset) // SAMPLE, 1)
     sample = torch.utils.data.Subset(dataset, range(0, len(dataset), step)[:SAMPLE])
     loader = torch_geometric.dataloader.DataLoader(sample, batch_size=batch_size, shuffle=False)
     numbers = model.atomic_numbers
     for batch in loader:
         data = batch.to(numbers.device).to_dict()
-        out = model(data, compute_force=False)
+        needs_forces = law.wants_more and "forces" in data
+        out = model(data, compute_force=needs_forces)
         summary.add(
             out["latent_charges"],
             numbers[data["node_attrs"].argmax(-1)],
@@ -42,7 +45,19 @@ def report_charges(model: SOGMACE, dataset: Any, batch_size: int) -> None:
             out["long_range_energy"],
             out["interaction_energy"] - out["long_range_energy"],
         )
-    for line in summary.lines(chemical_symbols):
+        if needs_forces:
+            _add_forces(law, data, out)
+    for line in (*summary.lines(chemical_symbols), *law.lines()):
         logging.info(line)
     for warning in summary.warnings():
         logging.warning(warning)
+
+
+def _add_forces(law: LawEstimate, data: dict[str, Tensor], out: dict[str, Any]) -> None:
+    """Show a batch to the estimate of the law, without structures that have no forces."""
+    batch = data["batch"]
+    known = (data["weight"] * data["forces_weight"])[batch] > 0.0
+    residuals = (data["forces"] - out["forces"]).where(known[:, None], torch.nan)
+    periodic = data["pbc"].view(-1, 3)
+    geometry = (data["positions"], data["cell"], periodic, batch)
+    law.add(out["latent_charges"], *geometry, residuals, out.get("latent_dipoles"))

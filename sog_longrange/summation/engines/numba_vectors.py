@@ -15,6 +15,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from .numba_progress import progress
+
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "fastmath": True,
@@ -34,9 +36,11 @@ def jit(function: Callable[..., Any]) -> Any:
     -------
     callable
     """
+    watched = progress()
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder can be written to
+        watched.kept = False
         return numba.njit(**_OPTIONS)(function)
 
 

@@ -1,5 +1,6 @@
 """The training command, from the command line to a model in ASE."""
 
+import argparse
 import dataclasses
 import logging
 import re
@@ -81,6 +82,8 @@ def test_training_with_ema_and_stage_two_ends_in_a_model_for_ase(training_folder
     assert re.search(r"Latent charges of 9 structures.*\n.*element", caplog.text)
     assert re.search(r"INFO .* H +-?\d\.\d{3} .*\n.* O +-?\d", caplog.text)
     assert "energy beyond that of isolated atoms" in caplog.text
+    assert "The kernel learns from step 10 of 16 on" in caplog.text
+    assert "Learned law: not told, no structure reaches further than" in caplog.text
     for name in ("tiny.model", "tiny_stagetwo.model"):
         model = load(name)
         assert isinstance(model, SOGMACE)
@@ -107,12 +110,29 @@ def test_maces_evaluation_command_reads_the_model(training_folder, monkeypatch):
 
 
 def test_restart_continues_where_it_stopped(training_folder, caplog):
-    main(arguments(max_num_epochs=2))
-    first = checkpoint(training_folder)["model"]["long_range.gate"]
-    main([*arguments(max_num_epochs=4), "--restart_latest"])
+    main(arguments(max_num_epochs=2, sog_kernel_start=1))
+    first = checkpoint(training_folder)
+    assert not first["model"]["long_range.energy.kernel.log_amplitudes"].any()
+    main([*arguments(max_num_epochs=4, sog_kernel_start=0.3), "--restart_latest"])
     assert "Loading checkpoint" in caplog.text
-    second = checkpoint(training_folder)["model"]["long_range.gate"]
-    assert second > first > 0.0
+    second = checkpoint(training_folder)
+    assert second["model"]["long_range.gate"] > first["model"]["long_range.gate"] > 0.0
+    groups, moments = second["optimizer"]["param_groups"], second["optimizer"]["state"]
+    (kernel,) = (g["params"] for g in groups if g["name"] == "long_range_kernel")
+    steps = groups[0]["sog_kernel_steps"]
+    assert steps == moments[groups[0]["params"][0]]["step"]
+    # Of 16 steps; the first of a new count would all come before.
+    assert moments[kernel[0]]["step"] == steps - 5
+    assert second["model"]["long_range.energy.kernel.log_amplitudes"].any()
+
+
+def test_delay_of_the_kernel_is_ignored_with_a_reason_for_lbfgs(caplog):
+    made = patches.Patches(SOGConfig(), patches.Schedule())
+    made.model, made.steps_per_epoch = make_sogmace(), 5
+    optimizer = torch.optim.Adam(made.model.parameters())
+    made.delay_kernel(argparse.Namespace(lbfgs=True, max_num_epochs=2), optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert "--sog_kernel_start has no effect: L-BFGS" in caplog.text
 
 
 def test_yaml_config_takes_our_options(training_folder):
@@ -267,6 +287,7 @@ def test_unknown_option_suggests_the_nearest(capsys):
         ({"sog_tolerance": 7.0}, "`tolerance` must be between"),
         ({"sog_lr_factor": -1.0}, "`lr_factor` must be finite and not negative, got -1.0"),
         ({"sog_warmup": -5}, "`warmup` must be finite and not negative"),
+        ({"sog_kernel_start": 1.5}, "`kernel_start` must be from 0 to 1"),
     ],
 )
 def test_bad_option_ends_before_any_training(options, message):

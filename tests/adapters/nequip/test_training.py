@@ -86,7 +86,8 @@ def short_range(folder):
 
 @pytest.fixture(scope="module")
 def long_range(folder):
-    return train(folder, "long_range", "long_range", "warm_up_steps=4")
+    late = "+trainer.callbacks.1.kernel_start=0.4"
+    return train(folder, "long_range", "long_range", "warm_up_steps=4", late)
 
 
 def load(path):
@@ -102,6 +103,7 @@ def test_training_opens_the_gate_and_moves_every_parameter_of_the_long_range_par
     assert len(group["params"]) == len(kernel)
     moved = state["optimizer_states"][0]["state"]
     assert all(float(moved[i]["exp_avg_sq"].sum()) > 0 for i in group["params"])
+    assert [int(moved[i]["step"]) for i in (0, group["params"][0])] == [2, 1]
 
 
 def test_charges_are_reported_after_training(long_range):
@@ -110,6 +112,7 @@ def test_charges_are_reported_after_training(long_range):
     assert "Latent charges of 4 structures" in text
     for symbol in "COH":
         assert re.search(rf"  {symbol} +-?\d\.\d{{3}} +-?\d\.\d{{3}} +-?\d\.\d{{3}}", text)
+    assert re.search(r"Learned law(: not told, no structure|, force between)", text)
     assert "net charge of a structure: mean -0.000" in text.replace("mean 0.000", "mean -0.000")
 
 
@@ -210,6 +213,8 @@ def test_two_processes_train_together(folder):
 def test_warm_up_and_kernel_group_need_a_long_range_part():
     with pytest.raises(ConfigError, match="steps"):
         WarmUp(0)
+    with pytest.raises(ConfigError, match="kernel_start"):
+        WarmUp(kernel_start=-0.1)
     part = torch.nn.Linear(1, 1)
     part.is_sog_long_range, part.long_range = True, SOGLongRange([1])
     with pytest.raises(ConfigError, match="kernel_lr"):

@@ -1,0 +1,87 @@
+"""When kernels learn."""
+
+import io
+
+import pytest
+import torch
+
+from sog_longrange import ConfigError, SOGConfig, SOGLongRange
+from sog_longrange.training import delay_kernel, parameter_groups
+
+
+def make(start, *, total=10, optimizer=torch.optim.Adam, **options):
+    torch.manual_seed(0)
+    module = SOGLongRange([2], SOGConfig(**options))
+    groups = parameter_groups([module], charges=0.01, kernel=0.01)
+    made = optimizer(groups)
+    delay_kernel([module], made, total, start)
+    return module, made
+
+
+def step(module, optimizer, closure=False):
+    """One step with gradients that are all 1; what the kernel moved by."""
+    kernel = module.energy.kernel.log_amplitudes
+    before = kernel.detach().clone()
+
+    def backward():
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+
+    if closure:  # as Lightning does
+        optimizer.step(backward)
+    else:
+        backward()
+        optimizer.step()
+    return float((before - kernel.detach()).mean())
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_kernel_stays_and_gathers_no_momentum_before_its_share_of_steps(closure):
+    module, optimizer = make(0.5)
+    kernel, bias = module.energy.kernel, next(module.readout.parameters())
+    first = bias.detach().clone()
+    assert [step(module, optimizer, closure) for _ in range(5)] == [0.0] * 5
+    assert kernel.log_amplitudes not in optimizer.state
+    assert not torch.equal(bias.detach(), first)
+    assert step(module, optimizer, closure) == 0.0, "the ramp begins at nothing"
+    assert step(module, optimizer, closure) > 0.0
+    assert int(optimizer.state[kernel.log_amplitudes]["step"]) == 1
+    assert int(optimizer.state[bias]["step"]) == 7
+
+
+def test_the_part_of_a_step_that_is_taken_rises_to_all_of_it():
+    module, optimizer = make(0.4, optimizer=torch.optim.SGD)
+    moved = [step(module, optimizer) for _ in range(10)]
+    assert moved == pytest.approx([0, 0, 0, 0, 0, 0.005, 0.01, 0.01, 0.01, 0.01], abs=1e-7)
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0.0, 0.01), (1.0, 0.0)])
+def test_kernels_learn_at_once_or_never(start, expected):
+    module, optimizer = make(start, total=2, optimizer=torch.optim.SGD)
+    assert [step(module, optimizer) for _ in range(4)] == pytest.approx([expected] * 4, abs=1e-7)
+
+
+def test_a_restarted_training_goes_on_counting():
+    module, optimizer = make(0.5)
+    for _ in range(4):
+        step(module, optimizer)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    module, optimizer = make(0.5)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+    moved = [step(module, optimizer) > 0.0 for _ in range(4)]
+    assert moved == [False, False, True, True]
+
+
+def test_what_cannot_be_delayed_is_refused():
+    with pytest.raises(ConfigError, match="`kernel_start` must be from 0 to 1, got 1.5"):
+        make(1.5)
+    with pytest.raises(ConfigError, match="`total_steps` must be positive and finite, got inf"):
+        make(0.5, total=float("inf"))
+    module = SOGLongRange([2])
+    optimizer = torch.optim.LBFGS(module.parameters())
+    with pytest.raises(ConfigError, match="L-BFGS"):
+        delay_kernel([module], optimizer, 10)
+    fixed = SOGLongRange([2], SOGConfig(learn_amplitudes=False, learn_widths=False))
+    delay_kernel([fixed], optimizer, float("inf"))
