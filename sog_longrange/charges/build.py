@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Protocol, TypedDict
 
@@ -56,7 +56,7 @@ class ReadoutOptions(Protocol):
 
 class _EdgeOptions(TypedDict):
     cutoff: float
-    element_charges: Sequence[float] | None
+    element_charges: Mapping[int, float] | None
 
 
 def build_readout(

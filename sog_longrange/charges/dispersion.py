@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
 
+from .element_rows import ElementRows
 from .readout import LatentCharges
 from .sites import Sites, species_of
 
@@ -20,7 +21,7 @@ _SMALL: Final = 0.01
 """Size of the initial weights relative to those of charges, so that all begin alike."""
 
 
-class DispersionCoefficients(nn.Module):
+class DispersionCoefficients(ElementRows):
     r"""Readout of positive values from invariant features, begun at those of free atoms.
 
     .. math::
@@ -51,6 +52,7 @@ class DispersionCoefficients(nn.Module):
     scaled by the surroundings.
     """
 
+    by_element = "log_elements"
     log_starts: Tensor
 
     def __init__(
@@ -60,14 +62,13 @@ class DispersionCoefficients(nn.Module):
         hidden_size: int = 32,
         atomic_numbers: Sequence[int] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(atomic_numbers)
         rows = max(1, len(atomic_numbers))
         if starts.dim() != 2 or starts.shape[0] != rows:
             got = f"shape {tuple(starts.shape)}"
             raise ConfigError(explain("starts", f"of {rows} rows, one for each element", got))
         if not bool((starts > 0.0).all() & starts.isfinite().all()):
             raise ConfigError(explain("starts", "positive and finite", str(starts.tolist())))
-        self.atomic_numbers = tuple(int(number) for number in atomic_numbers)
         self.factors = LatentCharges(layer_sizes, starts.shape[1], hidden_size)
         self.layer_sizes, self.num_channels = self.factors.layer_sizes, starts.shape[1]
         with torch.no_grad():
@@ -107,33 +108,6 @@ class DispersionCoefficients(nn.Module):
             logs = logs[species_of(sites, features.shape[0])]
         changes: Tensor = self.factors(features, sites)
         return torch.exp(logs + BOUND * torch.tanh(changes / BOUND))
-
-    def get_extra_state(self) -> list[int]:
-        """Return the elements, which say what the rows of learned numbers are of."""
-        return list(self.atomic_numbers)
-
-    def set_extra_state(self, state: list[int]) -> None:
-        """Take nothing: `_load_from_state_dict` has looked at it.
-
-        Parameters
-        ----------
-        state : list of int
-        """
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *others: object
-    ) -> None:
-        """Load rows of the own elements, of which a state may have more."""
-        theirs = state_dict.get(f"{prefix}_extra_state")
-        state = dict(state_dict)
-        if theirs is not None and list(theirs) != list(self.atomic_numbers):
-            missing = sorted(set(self.atomic_numbers) - set(theirs))
-            if missing or not self.atomic_numbers:
-                expected = f"with values of the elements {list(self.atomic_numbers)}"
-                raise ConfigError(explain("state", expected, f"elements {list(theirs)}"))
-            rows = [list(theirs).index(number) for number in self.atomic_numbers]
-            state[f"{prefix}log_elements"] = state[f"{prefix}log_elements"][rows]
-        super()._load_from_state_dict(state, prefix, *others)
 
 
 class JoinedCharges(nn.Module):

@@ -65,7 +65,7 @@ def format_element_charges(charges: Mapping[str, float]) -> str:
     return ",".join(f"{symbol}={charges[symbol]:g}" for symbol in SYMBOLS if symbol in charges)
 
 
-def initial_charges(text: str, atomic_numbers: Sequence[int]) -> list[float]:
+def initial_charges(text: str, atomic_numbers: Sequence[int]) -> dict[int, float]:
     """Charges that the elements of a model begin with.
 
     Parameters
@@ -77,8 +77,8 @@ def initial_charges(text: str, atomic_numbers: Sequence[int]) -> list[float]:
 
     Returns
     -------
-    list of float, in e
-        Zero where none is given.
+    dict of int to float, in e
+        By atomic number; zero where none is given.
 
     Raises
     ------
@@ -86,9 +86,9 @@ def initial_charges(text: str, atomic_numbers: Sequence[int]) -> list[float]:
         If the model has not all of the elements.
     """
     charges = parse_element_charges(text)
-    own = [SYMBOLS[number] for number in atomic_numbers]
-    others = sorted(set(charges) - set(own))
+    own = {number: SYMBOLS[number] for number in atomic_numbers}
+    others = sorted(set(charges) - set(own.values()))
     if others:
-        expected = f"of the elements of the model, {', '.join(own)}"
+        expected = f"of the elements of the model, {', '.join(own.values())}"
         raise ConfigError(explain("element_charges", expected, ", ".join(others)))
-    return [charges.get(symbol, 0.0) for symbol in own]
+    return {number: charges.get(symbol, 0.0) for number, symbol in own.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
 
+from .element_rows import ElementRows
 from .readout import LatentCharges
 from .sites import Edges, Sites, edges_of, species_of
 
@@ -23,7 +24,7 @@ SHORTEST = 0.4
 """Shortest reach, relative to the cutoff."""
 
 
-class FlowingCharges(nn.Module):
+class FlowingCharges(ElementRows):
     r"""Readout in which charges flow along edges, from charges that elements bring with them.
 
     .. math::
@@ -47,9 +48,9 @@ class FlowingCharges(nn.Module):
         Width of the perceptron; 0 leaves it out.
     cutoff : float, in Å
         Of the edges.
-    element_charges : sequence of float, in e, optional
-        What each element brings with it at the start, in the first channel; learned. Small random
-        numbers where all are zero; None leaves them out.
+    element_charges : mapping of int to float, in e, optional
+        By atomic number, in the order of the species: what each brings with it at the start, in the
+        first channel; learned. Small random numbers where all are zero; None leaves them out.
 
     Raises
     ------
@@ -61,6 +62,7 @@ class FlowingCharges(nn.Module):
     Nistor et al., J. Chem. Phys. 125 (2006) 094108, for charges split along bonds.
     """
 
+    by_element = "element_charges"
     element_charges: nn.Parameter | None
     reaches: Tensor
 
@@ -71,9 +73,9 @@ class FlowingCharges(nn.Module):
         hidden_size: int = 32,
         *,
         cutoff: float,
-        element_charges: Sequence[float] | None = None,
+        element_charges: Mapping[int, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(() if element_charges is None else tuple(element_charges))
         if not 0.0 < cutoff < math.inf:
             raise ConfigError(explain("cutoff", "positive and finite", str(cutoff)))
         count = REACHES * PER_REACH
@@ -85,8 +87,8 @@ class FlowingCharges(nn.Module):
         own = None
         if element_charges is not None:
             start = torch.zeros(len(element_charges), num_channels)
-            start[:, 0] = torch.tensor(list(element_charges))
-            own = nn.Parameter(start if any(element_charges) else 0.1 * torch.randn_like(start))
+            start[:, 0] = torch.tensor(list(element_charges.values()))
+            own = nn.Parameter(start if bool(start.any()) else 0.1 * torch.randn_like(start))
         self.register_parameter("element_charges", own)
 
     @property

@@ -35,7 +35,7 @@ def two_fragments(distance):
 
 
 def test_fragments_keep_their_charge_at_any_distance():
-    readout = make_readout(element_charges=[1.0, -0.5, 0.25])
+    readout = make_readout(element_charges={8: 1.0, 1: -0.5, 6: 0.25})
     species = torch.tensor([0, 1, 1, 2, 2, 2, 0])
     features, positions = two_fragments(50.0)
     charges = readout(features, Sites(all_pairs(positions), species)).detach()
@@ -84,7 +84,7 @@ def test_flows_end_smoothly_at_the_cutoff_and_do_not_ask_for_an_order():
 
 
 def test_derivatives():
-    readout = make_readout(element_charges=[0.5, -0.5])
+    readout = make_readout(element_charges={1: 0.5, 8: -0.5})
     features, positions = two_fragments(1.0)
     pairs, species = all_pairs(positions), torch.tensor([0, 1] * 3 + [0])
 
@@ -106,11 +106,23 @@ def test_options():
     config = SOGConfig(readout="ions", element_charges="Cl=-1, Na=1.0")
     assert config.element_charges == "Na=1,Cl=-1"
     assert SOGConfig.from_dict(config.to_dict()) == config
-    assert initial_charges(config.element_charges, (11, 17, 8)) == [1.0, -1.0, 0.0]
+    assert initial_charges(config.element_charges, (11, 17, 8)) == {11: 1.0, 17: -1.0, 8: 0.0}
     part = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(17, 11))
     assert part.readout.element_charges.squeeze(1).tolist() == [-1.0, 1.0]
     free = SOGLongRange(SIZES, SOGConfig(readout="ions"), cutoff=3.0, atomic_numbers=(17, 11))
     assert 0.0 < float(free.readout.element_charges.detach().abs().max()) < 1.0
+
+
+def test_a_state_of_more_elements_is_loaded_by_their_rows():
+    config = SOGConfig(readout="ions", element_charges="Na=1,Cl=-1")
+    large = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(8, 11, 17))
+    small = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(17, 11))
+    with torch.no_grad():
+        large.readout.element_charges.mul_(0.5)
+    small.load_state_dict(large.state_dict())
+    assert small.readout.element_charges.squeeze(1).tolist() == [-0.5, 0.5]
+    with pytest.raises(ConfigError, match=r"with values of the elements \[8, 11, 17\]"):
+        large.load_state_dict(small.state_dict())
 
 
 @pytest.mark.parametrize(
