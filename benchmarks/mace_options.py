@@ -41,7 +41,7 @@ DIMERS = (
     "--valid_batch_size=10",
     "--lr=0.02",
     "--forces_weight=100",
-    "--energy_weight=10000",
+    "--energy_weight=3000",
     "--eval_interval=10",
     "--default_dtype=float64",
 )
