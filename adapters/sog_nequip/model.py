@@ -21,6 +21,7 @@ from sog_longrange.errors import explain
 from sog_longrange.hosts import VECTORS, explain_old_models, feature_slices
 
 from .nn import LongRange
+from .sites import HostGraph
 from .vectors import LatentVectors
 
 EXPECTED = "a NequIP or Allegro model"
@@ -78,10 +79,11 @@ def SOGModel(  # noqa: N802
     ----------
     Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
     """
-    n_types = len(kwargs["type_names"]) if per_type_charges else 0
+    graph = _graph_of(kwargs)
+    n_types = len(graph.type_names) if per_type_charges else 0
     model = get_method(base)(**kwargs)
     options = SOGConfig.from_dict(sog or {})
-    return attach(model, options, boundary, largest_cell, warm_up, n_types)
+    return attach(model, options, boundary, largest_cell, warm_up, n_types, graph)
 
 
 @model_builder
@@ -133,7 +135,7 @@ def SOGModelFromSaved(  # noqa: N802
     saved.requires_grad_(True).train()
     n_types = len(type_names) if per_type_charges else 0
     options = SOGConfig.from_dict(sog or {})
-    return attach(saved, options, boundary, largest_cell, warm_up, n_types)
+    return attach(saved, options, boundary, largest_cell, warm_up, n_types, _graph_of(own))
 
 
 def attach(
@@ -143,6 +145,7 @@ def attach(
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
     n_types: int = 0,
+    graph: HostGraph | None = None,
 ) -> HostModule:
     """Put a long-range part behind the sum of atomic energies of a model, in place.
 
@@ -153,7 +156,7 @@ def attach(
     config : SOGConfig
     boundary, largest_cell, warm_up
         As for :func:`SOGModel`.
-    n_types : int
+    n_types, graph
         See :class:`~sog_nequip.nn.LongRange`.
 
     Returns
@@ -178,6 +181,7 @@ def attach(
         boundary=boundary,
         largest_cell=largest_cell,
         n_types=n_types,
+        graph=graph,
     )
     if warm_up:
         long_range.long_range.gate.zero_()
@@ -189,6 +193,11 @@ def attach(
         part.irreps_in.update(long_range.extra_inputs)
         part.irreps_out.update(long_range.irreps_out)
     return outer
+
+
+def _graph_of(own: Mapping[str, Any]) -> HostGraph:
+    """Read what the graph is made for off arguments of the short-range model."""
+    return HostGraph(own["r_max"], own["type_names"], own.get("per_edge_type_cutoff"))
 
 
 def _find_sum(outer: HostModule) -> tuple[HostModule, str]:

@@ -44,6 +44,7 @@ from .keys import (
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
 )
+from .sites import HostGraph, find_sites
 from .vectors import count_vectors
 
 Data = dict[str, Tensor]
@@ -74,15 +75,18 @@ class LongRange(GraphModuleMixin, nn.Module):
     n_types : int
         Number of types of atoms, where the type itself gives each atom a charge, also without
         neighbours; 0 by default, so that isolated atoms have none.
+    graph : HostGraph, optional
+        What the graph of the model is made for; needed where charges flow along its edges.
 
     Raises
     ------
     ConfigError
-        If an option has an unknown value.
+        If an option has an unknown value, or charges flow and there is no graph.
     HostError
         If no scalar features come in, or no vectors for latent dipoles.
     """
 
+    reaches: Tensor | None
     is_sog_long_range = True  # Classes of packaged models are not those of this process.
 
     def __init__(
@@ -93,6 +97,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         boundary: str = "data",
         largest_cell: list[Any] | None = None,
         n_types: int = 0,
+        graph: HostGraph | None = None,
     ) -> None:
         super().__init__()
         check_boundary(boundary)
@@ -109,7 +114,14 @@ class LongRange(GraphModuleMixin, nn.Module):
         self.n_types = n_types
         sizes = [n_types, count_columns(self.scalars)]
         sizes = [size for size in sizes if size > 0]
-        self.long_range = SOGLongRange(sizes, config, num_vectors=count_vectors(config, irreps_in))
+        self.long_range = SOGLongRange(
+            sizes,
+            config,
+            num_vectors=count_vectors(config, irreps_in),
+            cutoff=None if graph is None else graph.r_max,
+            atomic_numbers=() if graph is None else graph.atomic_numbers(config),
+        )
+        self.register_buffer("reaches", None if graph is None else graph.reaches(), False)
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -195,6 +207,9 @@ class LongRange(GraphModuleMixin, nn.Module):
         vectors = self._vectors(data)
         pbc, contradicted = take_periodicity(data, self.boundary, n_graphs)
         order = _order(batch)
+        sites = None
+        if self.long_range.config.has_flows:
+            sites = find_sites(data, self.reaches, order)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
             vectors = None if vectors is None else vectors[order]
@@ -208,6 +223,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             None if total_charge is None else total_charge.view(-1),
             vectors,
             None if field is None else field.to(positions),
+            sites=sites,
         )
         if contradicted is not None:
             out = _without_energies(out, contradicted)
