@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
+from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import explain
 from sog_longrange.validation import Structures, check_shape, check_shapes, check_tensor
 
 from .batching import Boundary, fit_boundary
-from .readout import LazyCharges
+from .readout import LazyReadout, build_lazy
+from .sites import Graph, find_sites, places_of
 
 OUTPUTS = ("energy", "features")
 
@@ -52,12 +55,18 @@ class LongRangeLayer(nn.Module):
         0 leaves it out.
     output : {"energy", "features"}
         What is returned.
+    cutoff : float, in Å, optional
+        Where charges that flow along edges stop, for ``readout="flows"`` and ``"ions"``: that of
+        the graph, or a shorter one.
+    elements : sequence of int
+        Atomic numbers that come, for ``readout="ions"``.
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law(exponent=6)", ...; :func:`sog_longrange.list_kernels` has all),
         `min_width` in Å, below which the kernel is smoothed, `charge_constraint` ("auto",
-        "none", "neutral", "total"), `tolerance`, and `charge_embedding`, which makes charge
-        states differ and needs `in_channels` and ``output="energy"``.
+        "none", "neutral", "total"), `tolerance`, `readout` ("atoms", "flows", "ions"), which
+        lets charges flow along edges, and `charge_embedding`, which makes charge states differ
+        and needs `in_channels` and ``output="energy"``.
 
     Raises
     ------
@@ -93,12 +102,16 @@ class LongRangeLayer(nn.Module):
     (torch.Size([10, 4]), torch.Size([10, 3, 4]))
     """
 
+    places: Tensor | None
+
     def __init__(
         self,
         in_channels: int = -1,
         num_charges: int = 4,
         hidden_channels: int = 32,
         output: str = "energy",
+        cutoff: float | None = None,
+        elements: Sequence[int] = (),
         **options: Any,
     ) -> None:
         super().__init__()
@@ -112,13 +125,20 @@ class LongRangeLayer(nn.Module):
         if config.charge_embedding > 0:
             _check_charge_states(output, in_channels)
         self.output = output
-        readout = LazyCharges(in_channels, num_charges, hidden_channels)
+        places = places_of(elements) if len(elements) > 0 else None
+        self.register_buffer("places", places, persistent=False)
+        readout = build_lazy(config, in_channels, cutoff, elements)
         self.part = SOGLongRange(readout.layer_sizes, config, readout)
 
     @property
-    def readout(self) -> LazyCharges:
+    def readout(self) -> LazyReadout:
         """What turns features into latent charges."""
-        return cast(LazyCharges, self.part.readout)
+        return cast(LazyReadout, self.part.readout)
+
+    @property
+    def cutoff(self) -> float | None:
+        """Where flows stop, in Å; None without flows."""
+        return getattr(self.readout, "cutoff", None)
 
     @property
     def in_channels(self) -> int:
@@ -147,6 +167,9 @@ class LongRangeLayer(nn.Module):
         pbc: Tensor | None = None,
         batch_size: int | None = None,
         total_charge: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        z: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate a batch of graphs.
 
@@ -166,6 +189,13 @@ class LongRangeLayer(nn.Module):
             Number of graphs, if some at the end may be empty.
         total_charge : Tensor, shape [batch_size], in e, optional
             For ``charge_constraint="total"`` and `charge_embedding`.
+        edge_index : Tensor, shape [2, num_edges], optional
+            Edges that charges flow along, with both directions of each; for ``readout="flows"``
+            and ``"ions"``.
+        edge_weight : Tensor, shape [num_edges], in Å, optional
+            Their lengths, made of `pos`. Required with `cell`, and found from `pos` without one.
+        z : Tensor, shape [num_nodes], optional
+            Atomic numbers, for ``readout="ions"``.
 
         Returns
         -------
@@ -181,9 +211,11 @@ class LongRangeLayer(nn.Module):
             :meth:`sog_longrange.LongRangeEnergy.forward`.
         """
         boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
+        sites = self._sites(pos, batch, boundary, Graph(edge_index, edge_weight, z))
         if self.output == "features":
-            return self._features(x, pos, batch, boundary, total_charge)
-        out = self.part(x, pos, *boundary[:2], batch, boundary.batch_size, total_charge)
+            return self._features(x, pos, batch, boundary, total_charge, sites)
+        given = boundary.batch_size, total_charge
+        out = self.part(x, pos, *boundary[:2], batch, *given, sites=sites)
         return out.energy[:, None]
 
     def _features(
@@ -193,8 +225,9 @@ class LongRangeLayer(nn.Module):
         batch: Tensor | None,
         boundary: Boundary,
         total_charge: Tensor | None,
+        sites: Sites | None,
     ) -> tuple[Tensor, Tensor]:
-        charges, structures = self._charges(x, pos, batch, boundary, total_charge)
+        charges, structures = self._charges(x, pos, batch, boundary, total_charge, sites)
         energy = cast(LongRangeEnergy, self.part.energy)
         _, potential, field = energy.potentials(charges, structures, field=True)
         return potential, cast(Tensor, field)
@@ -208,12 +241,15 @@ class LongRangeLayer(nn.Module):
         pbc: Tensor | None = None,
         batch_size: int | None = None,
         total_charge: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        z: Tensor | None = None,
     ) -> Tensor:
         """Read the latent charges of all nodes.
 
         Parameters
         ----------
-        x, pos, batch, cell, pbc, batch_size, total_charge
+        x, pos, batch, cell, pbc, batch_size, total_charge, edge_index, edge_weight, z
             As in :meth:`forward`.
 
         Returns
@@ -226,7 +262,8 @@ class LongRangeLayer(nn.Module):
             As :meth:`forward`.
         """
         boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
-        return self._charges(x, pos, batch, boundary, total_charge)[0]
+        sites = self._sites(pos, batch, boundary, Graph(edge_index, edge_weight, z))
+        return self._charges(x, pos, batch, boundary, total_charge, sites)[0]
 
     def _charges(
         self,
@@ -235,11 +272,20 @@ class LongRangeLayer(nn.Module):
         batch: Tensor | None,
         boundary: Boundary,
         total_charge: Tensor | None,
+        sites: Sites | None,
     ) -> tuple[Tensor, Structures]:
         cell, pbc, batch_size = boundary
         values = not self.part.energy.traced
         shapes = check_shapes(pos, cell, pbc, batch, batch_size, values=values)
-        return self.part.look_at_charges(x, shapes, total_charge)
+        return self.part.look_at_charges(x, shapes, total_charge, sites)
+
+    def _sites(
+        self, pos: Tensor, batch: Tensor | None, boundary: Boundary, graph: Graph
+    ) -> Sites | None:
+        """Edges and elements; None for readouts that do not look at them."""
+        if self.cutoff is None:
+            return None
+        return find_sites(graph, pos, batch, boundary.cell, self.cutoff, self.places)
 
     def _fit(
         self,
