@@ -76,7 +76,7 @@ class NearPairs(NamedTuple):
         if sites is not None and sites.exchange is not None:
             others = sites.exchange(masked)
         values = kernel.snapshot().radial(edges.distances.to(charges).square())
-        values = values * switch(edges.distances.to(charges), self.cutoff)
+        values = values * switch(edges.to_cutoff.to(charges), self.cutoff)
         pairs = apply_kernels(values, others[edges.neighbours].T, 0).T
         potential = torch.zeros_like(charges).index_add(0, edges.centres, -mask * pairs)
         energies = 0.5 * (charges * potential).sum(1)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from ase.data import atomic_numbers
 from e3nn.o3._irreps import Irreps
 from hydra.utils import get_method
 from nequip.data import AtomicDataDict
@@ -24,6 +23,7 @@ from sog_longrange.hosts import VECTORS, explain_old_models, feature_slices
 from sog_longrange.presets import NONE, apply_preset, describe_options
 
 from .nn import LongRange
+from .sites import HostGraph
 from .vectors import LatentVectors
 
 EXPECTED = "a NequIP or Allegro model"
@@ -89,10 +89,11 @@ def SOGModel(  # noqa: N802
     ----------
     Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
     """
-    n_types = len(kwargs["type_names"]) if per_type_charges else 0
+    graph = _graph_of(kwargs)
+    n_types = len(graph.type_names) if per_type_charges else 0
     model = get_method(base)(**kwargs)
-    options = _read_options(sog, preset, model, float(kwargs["r_max"]))
-    return attach(model, options, boundary, largest_cell, warm_up, n_types)
+    options = _read_options(sog, preset, model, graph.r_max)
+    return attach(model, options, boundary, largest_cell, warm_up, n_types, graph)
 
 
 @model_builder
@@ -145,7 +146,7 @@ def SOGModelFromSaved(  # noqa: N802
     saved.requires_grad_(True).train()
     n_types = len(type_names) if per_type_charges else 0
     options = _read_options(sog, preset, saved, float(r_max))
-    return attach(saved, options, boundary, largest_cell, warm_up, n_types)
+    return attach(saved, options, boundary, largest_cell, warm_up, n_types, _graph_of(own))
 
 
 def attach(
@@ -155,6 +156,7 @@ def attach(
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
     n_types: int = 0,
+    graph: HostGraph | None = None,
 ) -> HostModule:
     """Put a long-range part behind the sum of atomic energies of a model, in place.
 
@@ -165,7 +167,7 @@ def attach(
     config : SOGConfig
     boundary, largest_cell, warm_up
         As for :func:`SOGModel`.
-    n_types : int
+    n_types, graph
         See :class:`~sog_nequip.nn.LongRange`.
 
     Returns
@@ -190,7 +192,7 @@ def attach(
         boundary=boundary,
         largest_cell=largest_cell,
         n_types=n_types,
-        atomic_numbers=_elements(outer),
+        graph=graph,
     )
     if warm_up:
         long_range.long_range.gate.zero_()
@@ -204,11 +206,9 @@ def attach(
     return outer
 
 
-def _elements(outer: HostModule) -> list[int]:
-    """Atomic numbers of the types of a model; none where types have other names."""
-    named: Any = (m.type_names for m in outer.modules() if hasattr(m, "type_names"))
-    names = list(next(named, []))
-    return [atomic_numbers[name] for name in names] if set(names) <= set(atomic_numbers) else []
+def _graph_of(own: Mapping[str, Any]) -> HostGraph:
+    """Read what the graph is made for off arguments of the short-range model."""
+    return HostGraph(own["r_max"], own["type_names"], own.get("per_edge_type_cutoff"))
 
 
 def _find_sum(outer: HostModule) -> tuple[HostModule, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
-from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import explain
 from sog_longrange.hosts import (
     SCALARS,
@@ -46,6 +44,7 @@ from .keys import (
     LONG_RANGE_ENERGY_KEY,
     WHOLE_CHARGE,
 )
+from .sites import HostGraph, find_sites
 from .vectors import count_vectors
 
 Data = dict[str, Tensor]
@@ -76,17 +75,18 @@ class LongRange(GraphModuleMixin, nn.Module):
     n_types : int
         Number of types of atoms, where the type itself gives each atom a charge, also without
         neighbours; 0 by default, so that isolated atoms have none.
-    atomic_numbers : sequence of int
-        Elements of the types; empty where they are no elements.
+    graph : HostGraph, optional
+        What the graph of the model is made for; needed where charges flow along its edges.
 
     Raises
     ------
     ConfigError
-        If an option has an unknown value.
+        If an option has an unknown value, or charges flow and there is no graph.
     HostError
         If no scalar features come in, or no vectors for latent dipoles.
     """
 
+    reaches: Tensor | None
     is_sog_long_range = True  # Classes of packaged models are not those of this process.
 
     def __init__(
@@ -97,7 +97,7 @@ class LongRange(GraphModuleMixin, nn.Module):
         boundary: str = "data",
         largest_cell: list[Any] | None = None,
         n_types: int = 0,
-        atomic_numbers: Sequence[int] = (),
+        graph: HostGraph | None = None,
     ) -> None:
         super().__init__()
         check_boundary(boundary)
@@ -118,8 +118,10 @@ class LongRange(GraphModuleMixin, nn.Module):
             sizes,
             config,
             num_vectors=count_vectors(config, irreps_in),
-            atomic_numbers=atomic_numbers,
+            cutoff=None if graph is None else graph.r_max,
+            atomic_numbers=() if graph is None else graph.atomic_numbers(config),
         )
+        self.register_buffer("reaches", None if graph is None else graph.reaches(), False)
         self.long_range.energy.to(torch.float64)
         self.is_opening = False
         self._nequip_custom_ops_libs: tuple[str, ...] = ("sog_longrange",)
@@ -205,10 +207,11 @@ class LongRange(GraphModuleMixin, nn.Module):
         vectors = self._vectors(data)
         pbc, contradicted = take_periodicity(data, self.boundary, n_graphs)
         order = _order(batch)
-        species = data[AtomicDataDict.ATOM_TYPE_KEY].view(-1)
+        sites = None
+        if self.long_range.config.needs_sites:
+            sites = find_sites(data, self.reaches, order)
         if batch is not None and order is not None:
             features, positions, batch = features[order], positions[order], batch[order]
-            species = species[order]
             vectors = None if vectors is None else vectors[order]
         out: ModelOutput = self.long_range(
             features,
@@ -220,7 +223,7 @@ class LongRange(GraphModuleMixin, nn.Module):
             None if total_charge is None else total_charge.view(-1),
             vectors,
             None if field is None else field.to(positions),
-            sites=Sites(species=species),
+            sites=sites,
         )
         if contradicted is not None:
             out = _without_energies(out, contradicted)

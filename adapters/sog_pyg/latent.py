@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,32 @@ from sog_longrange.errors import explain
 
 from .graph import PeriodicGraph
 
+
+class Seen(NamedTuple):
+    """What was read from a model that ran.
+
+    Attributes
+    ----------
+    energy : Tensor, shape [batch_size, 1]
+    features : Tensor, shape [num_nodes, F]
+    edge_index : Tensor, shape [2, num_edges], or None
+        Edges of the model's own graph, in the order source and target.
+    edge_weight : Tensor, shape [num_edges], in Å, or None
+        Their lengths.
+    """
+
+    energy: Tensor
+    features: Tensor
+    edge_index: Tensor | None = None
+    edge_weight: Tensor | None = None
+
+
 Latent = Callable[
-    [nn.Module, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]
+    [nn.Module, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Tensor] | Seen,
 ]
-"""(model, z, pos, batch, cell, pbc) -> energies [batch_size, 1], features [num_nodes, F]."""
+"""(model, z, pos, batch, cell, pbc) -> energies [batch_size, 1], features [num_nodes, F]; with
+edges that charges flow along also edge_index [2, num_edges] and edge_weight [num_edges]."""
 
 
 def find_latent(model: nn.Module) -> Latent:
@@ -49,6 +71,21 @@ def find_latent(model: nn.Module) -> Latent:
     )
     expected = "a SchNet, DimeNetPlusPlus or ViSNet where no `latent` is given"
     raise HostError(explain("model", expected, type(model).__name__, remedy))
+
+
+def find_cutoff(model: nn.Module) -> float | None:
+    """Return the cutoff of the graph of a model; None for models that are not known.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    float, in Å, or None
+    """
+    part: Any = model.representation_model if isinstance(model, ViSNet) else model
+    return float(part.cutoff) if isinstance(model, tuple(_KNOWN)) else None
 
 
 def _check_schnet(model: Any) -> None:
@@ -85,12 +122,15 @@ def _schnet(
     batch: Tensor,
     cell: Tensor | None,
     pbc: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> Seen:
     graph = model.interaction_graph
     _check_seen(pbc, isinstance(graph, RadiusInteractionGraph), "SchNet")
-    with _handed_over(graph, cell, pbc, batch), _inputs_of([model.lin1]) as found:
+    layers = [*model.interactions[:1], model.lin1]
+    with _handed_over(graph, cell, pbc, batch), _inputs_of(layers) as found:
         energy = model(z, pos, batch)
-    return energy, found[0]
+    *first, (features,) = found
+    edges = first[0][1:3] if first else ()
+    return Seen(energy, features, *edges)
 
 
 def _visnet(
@@ -100,13 +140,14 @@ def _visnet(
     batch: Tensor,
     cell: Tensor | None,
     pbc: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> Seen:
     graph = model.representation_model.distance
     _check_seen(pbc, isinstance(graph, Distance), "ViSNet")
-    layer = model.representation_model.out_norm
-    with _handed_over(graph, cell, pbc, batch), _outputs_of(layer) as found:
+    layers = [graph, model.representation_model.out_norm]
+    with _handed_over(graph, cell, pbc, batch), _outputs_of(layers) as found:
         energy, _ = model(z, pos, batch)
-    return energy, found[0]
+    (edge_index, edge_weight, _), features = found
+    return Seen(energy, features, edge_index, edge_weight)
 
 
 def _dimenet(
@@ -116,11 +157,15 @@ def _dimenet(
     batch: Tensor,
     cell: Tensor | None,
     pbc: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> Seen:
     _check_seen(pbc, True, "DimeNet++")
-    with _inputs_of([block.lin for block in model.output_blocks]) as found:
+    layers = [model.emb, *(block.lin for block in model.output_blocks)]
+    with _inputs_of(layers) as found:
         energy = model(z, pos, batch)
-    return energy, torch.cat(found, -1)
+    (_, _, target, source), *features = found
+    edge_weight = torch.linalg.vector_norm(pos[source] - pos[target], dim=-1)
+    edge_index = torch.stack([source, target])
+    return Seen(energy, torch.cat([own for (own,) in features], -1), edge_index, edge_weight)
 
 
 _Check = Callable[[nn.Module], None]
@@ -149,12 +194,12 @@ def _handed_over(graph: object, cell: Tensor | None, pbc: Tensor | None, batch: 
 
 
 @contextmanager
-def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect the first argument of each module that is called inside the block."""
-    found: list[Tensor] = []
+def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Collect the arguments of each module that is called inside the block."""
+    found: list[tuple[Tensor, ...]] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0])
+        found.append(inputs)
 
     handles = [module.register_forward_pre_hook(keep) for module in modules]
     try:
@@ -165,15 +210,16 @@ def _inputs_of(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a module returns inside the block."""
-    found: list[Tensor] = []
+def _outputs_of(modules: Iterable[nn.Module]) -> Iterator[list[Any]]:
+    """Collect what each module that is called inside the block returns."""
+    found: list[Any] = []
 
-    def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(_: nn.Module, __: tuple[Tensor, ...], output: object) -> None:
         found.append(output)
 
-    handle = module.register_forward_hook(keep)
+    handles = [module.register_forward_hook(keep) for module in modules]
     try:
         yield found
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

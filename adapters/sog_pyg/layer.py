@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -13,12 +15,15 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
+from sog_longrange.charges.build import Readout
+from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import explain
 from sog_longrange.presets import NONE, apply_preset
 from sog_longrange.validation import Structures, check_shape, check_shapes, check_tensor
 
 from .batching import Boundary, fit_boundary
-from .readout import LazyCharges
+from .readout import LazyReadout, build_lazy
+from .sites import Graph, find_sites, places_of
 
 OUTPUTS = ("energy", "features")
 NUM_CHARGES = 4
@@ -60,12 +65,19 @@ class LongRangeLayer(nn.Module):
         Options by the kind of matter, by the name of one of
         :data:`~sog_longrange.presets.PRESETS`; options that are given win. The command
         ``sog_preset`` finds the one that fits a file of structures.
+    cutoff : float, in Å, optional
+        Of the edges, or a shorter one: where charges that flow along them stop
+        (``readout="flows"`` and ``"ions"``), and where dispersion begins.
+    elements : sequence of int
+        Atomic numbers that come, for ``readout="ions"``; with the kernel "dispersion" its values
+        begin at those of free atoms.
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law(exponent=6)", ...; :func:`sog_longrange.list_kernels` has all),
         `min_width` in Å, below which the kernel is smoothed, `charge_constraint` ("auto",
-        "none", "neutral", "total"), `tolerance`, and `charge_embedding`, which makes charge
-        states differ and needs `in_channels` and ``output="energy"``.
+        "none", "neutral", "total"), `tolerance`, `readout` ("atoms", "flows", "ions"), which
+        lets charges flow along edges, and `charge_embedding`, which makes charge states differ
+        and needs `in_channels` and ``output="energy"``.
 
     Raises
     ------
@@ -101,6 +113,8 @@ class LongRangeLayer(nn.Module):
     (torch.Size([10, 4]), torch.Size([10, 3, 4]))
     """
 
+    places: Tensor | None
+
     def __init__(
         self,
         in_channels: int = -1,
@@ -108,6 +122,8 @@ class LongRangeLayer(nn.Module):
         hidden_channels: int = 32,
         output: str = "energy",
         preset: str = NONE,
+        cutoff: float | None = None,
+        elements: Sequence[int] = (),
         **options: Any,
     ) -> None:
         super().__init__()
@@ -119,24 +135,33 @@ class LongRangeLayer(nn.Module):
         for twice, name in SIZES.items():
             if twice in options:
                 raise ConfigError(explain(twice, f"given as `{name}`", repr(options[twice])))
-        chosen = apply_preset(preset, sizes | options)
+        chosen = apply_preset(preset, sizes | options, cutoff=cutoff)
         config = SOGConfig.from_dict({"num_channels": NUM_CHARGES} | chosen)
-        _check_signs(config)
+        if output == "features" and config.far_channels:
+            expected = "'energy' where neighbours are left to the model, as in dispersion"
+            raise ConfigError(explain("output", expected, repr(output)))
         if config.charge_embedding > 0:
             _check_charge_states(output, in_channels)
         self.output = output
-        readout = LazyCharges(in_channels, config.num_channels, hidden_channels)
-        self.part = SOGLongRange(readout.layer_sizes, config, readout)
+        places = places_of(elements) if len(elements) > 0 else None
+        self.register_buffer("places", places, persistent=False)
+        self.cutoff = cutoff
+        self._new_readout = partial(build_lazy, config, in_channels, cutoff, tuple(elements))
+        readout = self._new_readout()
+        self.part = SOGLongRange(readout.layer_sizes, config, readout, cutoff=cutoff)
 
     @property
-    def readout(self) -> LazyCharges:
+    def readout(self) -> LazyReadout | Readout:
         """What turns features into latent charges."""
-        return cast(LazyCharges, self.part.readout)
+        return self.part.readout
 
     @property
     def in_channels(self) -> int:
         """Number of features of each node; -1 until the first input."""
-        return self.readout.in_channels
+        readout = self.readout
+        if isinstance(readout, LazyReadout):
+            return readout.in_channels
+        return int(readout.layer_sizes[0])
 
     @property
     def num_charges(self) -> int:
@@ -145,7 +170,11 @@ class LongRangeLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new weights, and begin again with the initial kernel."""
-        self.readout.reset_parameters()
+        readout = self.readout
+        if isinstance(readout, LazyReadout):
+            readout.reset_parameters()
+        else:
+            readout.load_state_dict(self._new_readout().state_dict())
         self.part.energy.load_state_dict(self.part.config.build_energy().state_dict())
         self.part.gate.fill_(1.0)
         if self.part.states is not None:
@@ -160,6 +189,9 @@ class LongRangeLayer(nn.Module):
         pbc: Tensor | None = None,
         batch_size: int | None = None,
         total_charge: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        z: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Evaluate a batch of graphs.
 
@@ -179,6 +211,13 @@ class LongRangeLayer(nn.Module):
             Number of graphs, if some at the end may be empty.
         total_charge : Tensor, shape [batch_size], in e, optional
             For ``charge_constraint="total"`` and `charge_embedding`.
+        edge_index : Tensor, shape [2, num_edges], optional
+            Edges that charges flow along, with both directions of each; for ``readout="flows"``
+            and ``"ions"``.
+        edge_weight : Tensor, shape [num_edges], in Å, optional
+            Their lengths, made of `pos`. Required with `cell`, and found from `pos` without one.
+        z : Tensor, shape [num_nodes], optional
+            Atomic numbers, for ``readout="ions"``.
 
         Returns
         -------
@@ -194,9 +233,11 @@ class LongRangeLayer(nn.Module):
             :meth:`sog_longrange.LongRangeEnergy.forward`.
         """
         boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
+        sites = self._sites(pos, batch, boundary, Graph(edge_index, edge_weight, z))
         if self.output == "features":
-            return self._features(x, pos, batch, boundary, total_charge)
-        out = self.part(x, pos, *boundary[:2], batch, boundary.batch_size, total_charge)
+            return self._features(x, pos, batch, boundary, total_charge, sites)
+        given = boundary.batch_size, total_charge
+        out = self.part(x, pos, *boundary[:2], batch, *given, sites=sites)
         return out.energy[:, None]
 
     def _features(
@@ -206,8 +247,9 @@ class LongRangeLayer(nn.Module):
         batch: Tensor | None,
         boundary: Boundary,
         total_charge: Tensor | None,
+        sites: Sites | None,
     ) -> tuple[Tensor, Tensor]:
-        charges, structures = self._charges(x, pos, batch, boundary, total_charge)
+        charges, structures = self._charges(x, pos, batch, boundary, total_charge, sites)
         energy = cast(LongRangeEnergy, self.part.energy)
         _, potential, field = energy.potentials(charges, structures, field=True)
         return potential, cast(Tensor, field)
@@ -221,12 +263,15 @@ class LongRangeLayer(nn.Module):
         pbc: Tensor | None = None,
         batch_size: int | None = None,
         total_charge: Tensor | None = None,
+        edge_index: Tensor | None = None,
+        edge_weight: Tensor | None = None,
+        z: Tensor | None = None,
     ) -> Tensor:
         """Read the latent charges of all nodes.
 
         Parameters
         ----------
-        x, pos, batch, cell, pbc, batch_size, total_charge
+        x, pos, batch, cell, pbc, batch_size, total_charge, edge_index, edge_weight, z
             As in :meth:`forward`.
 
         Returns
@@ -239,7 +284,8 @@ class LongRangeLayer(nn.Module):
             As :meth:`forward`.
         """
         boundary = self._fit(x, pos, batch, cell, pbc, batch_size)
-        return self._charges(x, pos, batch, boundary, total_charge)[0]
+        sites = self._sites(pos, batch, boundary, Graph(edge_index, edge_weight, z))
+        return self._charges(x, pos, batch, boundary, total_charge, sites)[0]
 
     def _charges(
         self,
@@ -248,11 +294,20 @@ class LongRangeLayer(nn.Module):
         batch: Tensor | None,
         boundary: Boundary,
         total_charge: Tensor | None,
+        sites: Sites | None,
     ) -> tuple[Tensor, Structures]:
         cell, pbc, batch_size = boundary
         values = not self.part.energy.traced
         shapes = check_shapes(pos, cell, pbc, batch, batch_size, values=values)
-        return self.part.look_at_charges(x, shapes, total_charge)
+        return self.part.look_at_charges(x, shapes, total_charge, sites)
+
+    def _sites(
+        self, pos: Tensor, batch: Tensor | None, boundary: Boundary, graph: Graph
+    ) -> Sites | None:
+        """Edges and elements; None for readouts that do not look at them."""
+        if not self.part.config.needs_sites:
+            return None
+        return find_sites(graph, pos, batch, boundary.cell, self.cutoff, self.places)
 
     def _fit(
         self,
@@ -270,8 +325,9 @@ class LongRangeLayer(nn.Module):
         check_shape("x", x, (len(pos), None), f"[num_nodes={len(pos)}, in_channels]")
         if x.shape[1] == 0:
             raise InputError(explain("x", "of at least one channel", "none"))
-        if self.readout.is_open:
-            self.readout.fit(x)
+        readout = self.readout
+        if isinstance(readout, LazyReadout) and readout.is_open:
+            readout.fit(x)
         return fit_boundary(cell, pbc, batch, batch_size)
 
     def __repr__(self) -> str:
@@ -281,14 +337,6 @@ class LongRangeLayer(nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.num_charges}, "
             f"kernel={kernel!r}, output={self.output!r})"
         )
-
-
-def _check_signs(config: SOGConfig) -> None:
-    """Refuse values that begin as those of elements, which a layer of a network does not know."""
-    if config.positive_channels:
-        expected = "of potentials whose charges have either sign in a LongRangeLayer"
-        remedy = "Use power_law, with a negative strength for an attraction of like charges."
-        raise ConfigError(explain("kernel", expected, repr(config.kernel), remedy))
 
 
 def _check_charge_states(output: str, in_channels: int) -> None:

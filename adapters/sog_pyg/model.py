@@ -9,7 +9,7 @@ from sog_longrange import HostError, InputError, InputTypeError
 from sog_longrange.errors import explain
 
 from .batching import fit_boundary
-from .latent import Latent, find_latent
+from .latent import Latent, Seen, find_cutoff, find_latent
 from .layer import LongRangeLayer
 
 _Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor | None, int]
@@ -32,13 +32,14 @@ class WithLongRange(nn.Module):
         ``latent(model, z, pos, batch, cell, pbc)`` runs a model of your own and returns its
         energies [batch_size, 1] and its node features [num_nodes, F], which must not
         change when a structure is rotated. It must use `cell` and `pbc`, see
-        :func:`~sog_pyg.periodic_edges`.
+        :func:`~sog_pyg.periodic_edges`. Where charges flow along edges, it also returns the
+        `edge_index` [2, num_edges] and lengths [num_edges] of the model's graph.
 
     Raises
     ------
     HostError
-        If the model is built for something that is not an energy, or its forces would miss
-        the long range.
+        If the model is built for something that is not an energy, its forces would miss
+        the long range, or its graph ends before flows do.
     InputError, InputTypeError
         If the long-range part does not return an energy.
 
@@ -66,6 +67,7 @@ class WithLongRange(nn.Module):
         self.latent = find_latent(model) if latent is None else latent
         self.model = model
         self.long_range = long_range
+        self._check_cutoff()
 
     def reset_parameters(self) -> None:
         """Reset the model and the long-range part.
@@ -97,7 +99,8 @@ class WithLongRange(nn.Module):
         Parameters
         ----------
         z : Tensor, shape [num_nodes]
-            Atomic numbers, or whatever the model takes in their place.
+            Atomic numbers, or whatever the model takes in their place; atomic numbers where
+            elements have charges.
         pos, batch, cell, pbc, batch_size, total_charge
             As in :meth:`LongRangeLayer.forward`.
 
@@ -113,9 +116,10 @@ class WithLongRange(nn.Module):
         InputError, InputTypeError, BoundaryError, SizeError
             As :meth:`LongRangeLayer.forward`.
         """
-        energy, features, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
-        long_range = self.long_range(features, *arguments, total_charge)
-        total: Tensor = _one_per_graph(energy, arguments[-1]) + long_range
+        seen, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
+        graph = total_charge, seen.edge_index, seen.edge_weight, z
+        long_range = self.long_range(seen.features, *arguments, *graph)
+        total: Tensor = _one_per_graph(seen.energy, arguments[-1]) + long_range
         return total
 
     def charges(
@@ -145,8 +149,9 @@ class WithLongRange(nn.Module):
         HostError, InputError, InputTypeError
             As :meth:`forward`.
         """
-        _, features, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
-        return self.long_range.charges(features, *arguments, total_charge)
+        seen, arguments = self._run(z, pos, batch, cell, pbc, batch_size)
+        graph = total_charge, seen.edge_index, seen.edge_weight, z
+        return self.long_range.charges(seen.features, *arguments, *graph)
 
     def _run(
         self,
@@ -156,13 +161,20 @@ class WithLongRange(nn.Module):
         cell: Tensor | None,
         pbc: Tensor | None,
         batch_size: int | None,
-    ) -> tuple[Tensor, Tensor, _Arguments]:
-        """Energies and features of the model, and what the long-range part is called with."""
+    ) -> tuple[Seen, _Arguments]:
+        """Run the model; what was read from it, and what the long-range part is called with."""
         cell, pbc, batch_size = fit_boundary(cell, pbc, batch, batch_size)
         if batch is None:
             batch = torch.zeros(len(pos), dtype=torch.int64, device=pos.device)
-        energy, features = self.latent(self.model, z, pos, batch, cell, pbc)
-        return energy, features, (pos, batch, cell, pbc, batch_size)
+        seen = Seen(*self.latent(self.model, z, pos, batch, cell, pbc))
+        return seen, (pos, batch, cell, pbc, batch_size)
+
+    def _check_cutoff(self) -> None:
+        """Refuse flows that would go on where the graph ends."""
+        reach, cutoff = self.long_range.cutoff, find_cutoff(self.model)
+        if reach is not None and cutoff is not None and reach > cutoff:
+            expected = f"at most that of the model, {cutoff} Å, where its graph ends"
+            raise HostError(explain("long_range.cutoff", expected, f"{reach} Å"))
 
     def __repr__(self) -> str:
         """Both parts."""

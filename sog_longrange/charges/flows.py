@@ -138,7 +138,7 @@ class FlowingCharges(ElementRows):
         Tensor, shape (n_atoms, num_channels), in e
         """
         reaches = self.reaches.type_as(ends)
-        r = edges.distances.type_as(ends)
+        r = edges.to_cutoff.type_as(ends)
         weights = (1.0 - (r[:, None] / reaches).square()).clamp_min(0.0).pow(3)
         a, b = ends.unflatten(1, (2, self.num_channels, reaches.shape[0])).unbind(1)
         swapped = torch.stack([b, -a], 1)[edges.neighbours] * weights[:, None, None]

@@ -20,11 +20,20 @@ class Edges(NamedTuple):
         Both atoms of each pair, which is there in both orders; images count as pairs of their own.
     distances : Tensor, shape (n_edges,), in Å
         Part of the autograd graph. Pairs beyond the cutoff change nothing.
+    scaled : Tensor, shape (n_edges,), in Å, or None
+        Distances over the cutoff of their pair, times the longest one, where pairs have cutoffs of
+        their own; None where all have one.
     """
 
     centres: Tensor
     neighbours: Tensor
     distances: Tensor
+    scaled: Tensor | None = None
+
+    @property
+    def to_cutoff(self) -> Tensor:
+        """Distances such that the cutoff of all pairs is the longest one, shape (n_edges,)."""
+        return self.distances if self.scaled is None else self.scaled
 
 
 class Sites(NamedTuple):
@@ -64,7 +73,7 @@ def edges_of(sites: Sites | None) -> Edges:
     if sites is None or sites.edges is None:
         remedy = "Pass the edges of the graph, or choose readout='atoms'."
         raise InputError(explain("edges", "given where charges flow along them", "None", remedy))
-    centres, neighbours, distances = sites.edges
+    centres, neighbours, distances = sites.edges[:3]
     for name, values in (("centres", centres), ("neighbours", neighbours)):
         check_tensor(name, values)
         count = distances.shape[0]

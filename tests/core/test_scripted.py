@@ -81,7 +81,7 @@ def results(model, inputs, charge):
         out = model(moving, x, lattice, pbc[None], **given)
         values = out.energy.sum(), out.atomic_energies, out.charges
     else:
-        (centres, neighbours, distances), species, _ = sites_of(x)
+        (centres, neighbours, distances, _), species, _ = sites_of(x)
         edges = torch.stack([centres, neighbours])
         more = edges, distances, species
         values = model(moving, vectors, x, lattice[0], pbc, charge, True, *more)[:3]

@@ -42,6 +42,7 @@ from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.registry import ASE_TARGET, BATCH_TARGET
 
 SOG = {"num_channels": 2, "tolerance": 1e-7}
+IONS = SOG | {"readout": "ions", "element_charges": "H=0.5,O=-1"}
 LARGEST = [11.0, 7.0, 7.0]
 CHARGED = {"charge_constraint": "total", "tolerance": 1e-7}
 FIELD = np.array([0.1, -0.2, 0.3])
@@ -119,7 +120,7 @@ def test_train_time_compilation_gives_the_same_outputs_and_gradients(base):
 @pytest.mark.parametrize("base", BOTH)
 def test_train_time_compilation_gives_the_gradients_of_a_force_and_stress_loss(base):
     eager, compiled = (
-        build(base, sog=SOG, **mode).train() for mode in ({}, {"compile_mode": "compile"})
+        build(base, sog=IONS, **mode).train() for mode in ({}, {"compile_mode": "compile"})
     )
     batch = AtomicDataDict.batched_from_list(
         [to_data(crystal()), to_data(crystal() * (2, 1, 1)), to_data(in_vacuum())]
@@ -149,8 +150,8 @@ def test_train_time_compilation_takes_fields_of_open_structures():
 
 @pytest.fixture(scope="module", params=BOTH)
 def with_boundary(request, tmp_path_factory):
-    """A model compiled for the target with the boundary among its inputs."""
-    model = build(request.param, sog=SOG)
+    """A model with flows compiled for the target with the boundary among its inputs."""
+    model = build(request.param, sog=IONS)
     return model, *export(model, ASE_TARGET, tmp_path_factory.mktemp("ase"))
 
 
@@ -206,8 +207,8 @@ def test_compiled_energies_are_nan_where_the_data_contradict_the_boundary(tmp_pa
 
 @pytest.fixture(scope="module")
 def batched(tmp_path_factory):
-    """A model compiled for batches with the boundary among its inputs."""
-    model = build(sog=SOG).eval()
+    """A model with flows compiled for batches with the boundary among its inputs."""
+    model = build(sog=IONS).eval()
     return model, *export(model, BATCH_TARGET, tmp_path_factory.mktemp("batch"))
 
 
@@ -351,15 +352,16 @@ def test_a_fixed_mesh_is_the_last_modifier():
             modify(fixed("nequip"), [modifier])
 
 
-def fixed(base, **changes):
-    model = build(base, sog=SOG, **changes)
+def fixed(base, sog=SOG):
+    model = build(base, sog=sog)
     modify(model, [{"modifier": "sog_largest_cell", "lengths": LARGEST}])
     return modify(model, [{"modifier": "sog_use_mesh"}]).eval()
 
 
 @every_base
-def test_the_fixed_mesh_equals_the_model_up_to_its_largest_cell(base):
-    model, mesh = build(base, sog=SOG).eval(), fixed(base)
+@pytest.mark.parametrize("sog", [SOG, IONS], ids=["atoms", "ions"])
+def test_the_fixed_mesh_equals_the_model_up_to_its_largest_cell(base, sog):
+    model, mesh = build(base, sog=sog).eval(), fixed(base, sog)
     assert (
         mesh.metadata["sog_largest_cell"] == "[[11.0, 0.0, 0.0], [0.0, 7.0, 0.0], [0.0, 0.0, 7.0]]"
     )
@@ -412,7 +414,7 @@ def cpp_program(tmp_path_factory):
 @slow
 @pytest.mark.parametrize("base", BOTH)
 def test_the_pair_nequip_target_runs_in_cpp_without_python(base, cpp_program, tmp_path):
-    mesh = fixed(base)
+    mesh = fixed(base, IONS)
     path, _ = export(mesh, "pair_nequip", tmp_path)
     target = COMPILE_TARGET_DICT["pair_nequip"]
     for atoms in (crystal() * (2, 2, 1), scaled(0.9)):
@@ -425,5 +427,5 @@ def test_the_pair_nequip_target_runs_in_cpp_without_python(base, cpp_program, tm
         expected = evaluate(mesh, atoms)
         for key, value in zip(target["output"], found, strict=True):
             torch.testing.assert_close(value, expected[key], atol=1e-8, rtol=1e-8)
-        model = build(base, sog=SOG).eval()
+        model = build(base, sog=IONS).eval()
         torch.testing.assert_close(found[1], evaluate(model, atoms)["forces"], atol=1e-5, rtol=1e-5)

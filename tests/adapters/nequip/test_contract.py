@@ -1,6 +1,7 @@
 """NequIP and Allegro keep the contract for hosts."""
 
 import functools
+from typing import ClassVar
 
 import torch
 from ase import Atoms
@@ -11,7 +12,6 @@ from sog_longrange.errors import SOGError
 from sog_longrange.testing import Evaluation, LongRangeContract
 
 SOG = {
-    "num_channels": 2,
     "tolerance": 1e-9,
     "charge_constraint": "total",
     "engine": "none",
@@ -19,12 +19,16 @@ SOG = {
 
 
 @functools.cache
-def make_model(base):
-    return build(base, sog=SOG).train()
+def make_model(base, **options):
+    return build(base, sog=SOG | options).train()
 
 
 class NequIPContract(LongRangeContract):
+    options: ClassVar[dict] = {"num_channels": 2}
     errors = (SOGError, RuntimeError)  # A singular cell has no neighbours in NequIP.
+
+    def _model(self):
+        return make_model(self.base, **self.options)
 
     def _outputs(self, structures, total_charge):
         # NequIP's list of neighbours takes half a minute for a position of NaN.
@@ -35,7 +39,7 @@ class NequIPContract(LongRangeContract):
         data["pos"] = torch.cat([s.positions for s in structures])
         if total_charge is not None:
             data["charge"] = torch.tensor(total_charge)[:, None]
-        return make_model(self.base)(data)
+        return self._model()(data)
 
     def evaluate(self, structures, total_charge=None):
         out = self._outputs(structures, total_charge)
@@ -46,7 +50,7 @@ class NequIPContract(LongRangeContract):
         return self._outputs(structures, total_charge)["forces"].square().sum()
 
     def parameters(self):
-        return list(make_model(self.base).parameters())
+        return list(self._model().parameters())
 
 
 class TestNequIP(NequIPContract):
@@ -55,3 +59,14 @@ class TestNequIP(NequIPContract):
 
 class TestAllegro(NequIPContract):
     base = "allegro"
+
+
+IONS = {"readout": "ions", "element_charges": "H=0.4,O=-0.8"}
+
+
+class TestNequIPWithFlows(NequIPContract):
+    base, options = "nequip", IONS
+
+
+class TestAllegroWithFlows(NequIPContract):
+    base, options = "allegro", IONS

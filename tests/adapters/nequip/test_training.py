@@ -165,6 +165,7 @@ def test_packages_are_extended_and_packaged_again(folder, short_range):
         "extended.model._target_=nequip.model.ModelFromPackage",
         f"+extended.model.package_path='{folder / 'bare.nequip.zip'}'",
         "~extended.model.checkpoint_path",
+        "+extended.sog.readout=ions",
     )
     tuned = extend(folder, "from_package", "warm_up_steps=2", "trained=", *target)
     run("nequip-package", folder, "build", tuned, "tuned.nequip.zip")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import MessagePassing, SchNet, ViSNet
+from torch_geometric.nn import DimeNetPlusPlus, MessagePassing, SchNet, ViSNet
 
 from sog_pyg import LongRangeLayer, StoreBoundary, WithLongRange, make_periodic, periodic_edges
 
@@ -108,6 +108,20 @@ def make_schnet(**options):
 def make_visnet(**options):
     sizes = {"hidden_channels": 16, "num_heads": 2, "num_layers": 2, "num_rbf": 8}
     return ViSNet(**(sizes | {"cutoff": CUTOFF} | options))
+
+
+def make_dimenet(out_channels=1):
+    torch.manual_seed(0)
+    sizes = {"hidden_channels": 8, "num_blocks": 2, "int_emb_size": 4, "basis_emb_size": 4}
+    sizes |= {"out_emb_channels": 8, "num_spherical": 3, "num_radial": 3, "cutoff": CUTOFF}
+    return DimeNetPlusPlus(
+        out_channels=out_channels, output_initializer="glorot_orthogonal", **sizes
+    )
+
+
+def call(model, data, **changes):
+    arguments = [data.z, data.pos, data.get("batch"), data.cell, data.pbc]
+    return model(*arguments, data.num_graphs if data.get("batch") is not None else 1, **changes)
 
 
 def make_model(name):

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from pyg_builders import PRECISE, make_model, mixed_batch
+from pyg_builders import CUTOFF, PRECISE, make_model, mixed_batch
 from torch import nn
 
 from sog_longrange import DerivativeError
-from sog_pyg import LongRangeLayer, energy_forces_stress
+from sog_pyg import LongRangeLayer, energy_forces_stress, periodic_edges
 
 
 @pytest.fixture(autouse=True)
@@ -21,15 +21,22 @@ def first_moment(result):
     return result if isinstance(result, torch.Tensor) else sum(x.tanh().sum() for x in result)
 
 
-@pytest.mark.parametrize("output", ["energy", "features"])
-def test_the_layer_compiles_into_one_graph(output):
+IONS = {"readout": "ions", "cutoff": CUTOFF, "elements": (1, 8)}
+
+
+# Of PyTorch's tracer, about inputs that are not leaves of the autograd graph.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(("output", "options"), [("energy", IONS), ("features", {})])
+def test_the_layer_compiles_into_one_graph(output, options):
     data = mixed_batch()
-    layer, x = LongRangeLayer(8, output=output, **PRECISE), torch.randn(len(data.pos), 8)
-    arguments = data.batch, data.cell, data.pbc, 5
+    layer, x = LongRangeLayer(8, output=output, **options, **PRECISE), torch.randn(len(data.pos), 8)
+    structures = data.batch, data.cell, data.pbc, 5
     compiled = torch.compile(layer, fullgraph=True)
     results = []
     for function in (layer, compiled):
         pos = data.pos.clone().requires_grad_()
+        index, vectors = periodic_edges(pos, CUTOFF, *structures[1:3], *structures[::3])
+        arguments = *structures, None, index, vectors.norm(dim=1), data.z
         energy = first_moment(function(x, pos, *arguments))
         results.append((energy, torch.autograd.grad(energy.sum(), pos)[0]))
     for found, expected in zip(*results, strict=True):

@@ -3,7 +3,7 @@
 import functools
 
 import torch
-from pyg_builders import PRECISE, HandWritten, make_schnet
+from pyg_builders import CUTOFF, PRECISE, HandWritten, make_schnet
 from torch_geometric.data import Batch, Data
 
 from sog_longrange.testing import Evaluation, LongRangeContract
@@ -29,9 +29,9 @@ def to_batch(structures, total_charge):
 
 
 @functools.cache
-def make_with_long_range():
+def make_with_long_range(**flows):
     torch.manual_seed(0)
-    layer = LongRangeLayer(16, **OPTIONS, charge_constraint="total")
+    layer = LongRangeLayer(16, **OPTIONS, charge_constraint="total", **flows)
     return WithLongRange(make_periodic(make_schnet()), layer)
 
 
@@ -68,6 +68,13 @@ class TestWithLongRange(PyGContract):
     def charges(self, batch):
         arguments = batch.z, batch.pos, batch.batch, batch.cell, batch.pbc, batch.num_graphs
         return self.model.charges(*arguments, batch.get("total_charge"))
+
+
+class TestWithFlows(TestWithLongRange):
+    @property
+    def model(self):
+        charges = {"readout": "ions", "element_charges": "H=0.4,O=-0.8"}
+        return make_with_long_range(**charges, cutoff=CUTOFF, elements=(1, 8))
 
 
 class TestLayer(PyGContract):

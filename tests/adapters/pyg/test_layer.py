@@ -306,8 +306,12 @@ def test_bad_options_are_named():
         LongRangeLayer(min_widht=1.0)
     with pytest.raises(ConfigError, match="`latent_dipoles` must be False for a model without"):
         LongRangeLayer(latent_dipoles=True)
-    with pytest.raises(ConfigError, match="either sign in a LongRangeLayer"):
+    with pytest.raises(ConfigError, match="`cutoff` must be given with .*dispersion"):
         LongRangeLayer(kernel="dispersion")
+    with pytest.raises(ConfigError, match="`in_channels` must be the number of features"):
+        LongRangeLayer(kernel="dispersion", cutoff=4.0)
+    with pytest.raises(ConfigError, match="`output` must be 'energy' where neighbours are left"):
+        LongRangeLayer(8, kernel="dispersion", cutoff=4.0, output="features")
     with pytest.raises(ConfigError, match="given as `num_charges`"):
         LongRangeLayer(num_channels=1)
     with pytest.raises(ConfigError, match="`in_channels` must be positive, or -1"):

@@ -6,13 +6,14 @@ import io
 import numpy as np
 import pytest
 import torch
-import torch_geometric.typing
 from pyg_builders import (
     CUTOFF,
     PRECISE,
     HandWritten,
+    call,
     left_handed,
     make_data,
+    make_dimenet,
     make_model,
     make_schnet,
     make_visnet,
@@ -23,8 +24,6 @@ from pyg_builders import (
 from torch import nn
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
-from torch_geometric.nn import DimeNetPlusPlus
-from torch_geometric.nn.models import dimenet, schnet, visnet
 
 from sog_longrange import HostError, InputError, InputTypeError, SOGConfig
 from sog_longrange.testing import (
@@ -39,50 +38,7 @@ from sog_pyg import (
     WithLongRange,
     energy_forces_stress,
     make_periodic,
-    periodic_edges,
 )
-
-
-def stand_in_graph(pos, r, batch=None, loop=False, **_):
-    """What `radius_graph` does, for environments without pyg-lib."""
-    index, _ = periodic_edges(pos, r, batch=batch)
-    loops = torch.arange(len(pos)).expand(2, -1)
-    return torch.cat([index, loops], 1) if loop else index
-
-
-def stand_in_triplets(edge_index, num_nodes):
-    """What `triplets` does, for environments without torch-sparse."""
-    row, col = edge_index
-    kj, ji = (col[:, None] == row).nonzero().unbind(1)
-    kept = row[kj] != col[ji]
-    kj, ji = kj[kept], ji[kept]
-    return col, row, col[ji], row[ji], row[kj], kj, ji
-
-
-@pytest.fixture
-def radius_graphs(monkeypatch):
-    """PyG's own graphs, by the libraries they need where those are installed."""
-    host = torch_geometric.typing
-    flag = "WITH_RADIUS" if hasattr(host, "WITH_RADIUS") else "WITH_TORCH_CLUSTER"
-    if not getattr(host, flag):
-        for module in (schnet, visnet, dimenet):
-            monkeypatch.setattr(module, "radius_graph", stand_in_graph)
-    if not host.WITH_TORCH_SPARSE:
-        monkeypatch.setattr(dimenet, "triplets", stand_in_triplets)
-
-
-def make_dimenet(out_channels=1):
-    torch.manual_seed(0)
-    sizes = {"hidden_channels": 8, "num_blocks": 2, "int_emb_size": 4, "basis_emb_size": 4}
-    sizes |= {"out_emb_channels": 8, "num_spherical": 3, "num_radial": 3, "cutoff": CUTOFF}
-    return DimeNetPlusPlus(
-        out_channels=out_channels, output_initializer="glorot_orthogonal", **sizes
-    )
-
-
-def call(model, data, **changes):
-    arguments = [data.z, data.pos, data.get("batch"), data.cell, data.pbc]
-    return model(*arguments, data.num_graphs if data.get("batch") is not None else 1, **changes)
 
 
 def energy_function(model):
@@ -123,9 +79,12 @@ def test_the_sum_is_that_of_its_parts(make, radius_graphs):
     assert features[0].shape == (9, 16 if make is not make_dimenet else 3 * 8)
 
 
-def test_dimenet_has_right_forces_in_open_structures(radius_graphs):
-    model = WithLongRange(make_dimenet(), LongRangeLayer(-1, **PRECISE))
-    call(model, molecule())
+def test_dimenet_has_right_forces_in_open_structures_also_with_flows(radius_graphs):
+    layer = LongRangeLayer(-1, readout="flows", cutoff=CUTOFF, **PRECISE)
+    model, one = WithLongRange(make_dimenet(), layer), molecule()
+    charges = model.charges(one.z, one.pos).detach()
+    assert float(charges.sum(0).abs().max()) < 1e-14
+    assert float(charges.abs().max()) > 1e-9
     energy = energy_function(model)
     assert_forces_match_finite_differences(energy, structure_of(molecule()), tolerance=1e-8)
     assert_batch_consistent(energy, [structure_of(molecule()), structure_of(molecule(6, 4))])
