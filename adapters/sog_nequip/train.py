@@ -205,8 +205,8 @@ class WarmUp(Callback):
 def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
     """Give the kernel a learning rate of its own, as `param_groups` of an optimizer.
 
-    A tenth of the model's is a good one: the kernel holds the physics that a few short
-    separations should not bend.
+    That of the model is a good one where :class:`WarmUp` starts the kernel late, as it does by
+    default, and a tenth of it where kernels learn from the first step.
 
     Parameters
     ----------

@@ -73,10 +73,10 @@ class Schedule:
     ----------
     lr_factor, kernel_lr_factor : float
         Learning rates of the charges, with their states and dipoles, and of the kernel, relative
-        to MACE's. The kernel's is small by default: it holds the physics that a few short
-        separations should not bend.
+        to MACE's.
     kernel_start : float
-        Share of all optimizer steps before which the kernel stays as it is.
+        Share of all optimizer steps before which the kernel stays as it is: it holds the physics
+        that charges which are still wrong should not bend.
     warmup : int
         Optimizer steps over which the long-range energy comes in; 0 for none.
     """
@@ -86,7 +86,7 @@ class Schedule:
         "learning rate of charges and charge states relative to --lr (stage two has one rate)",
     )
     kernel_lr_factor: float = option(
-        0.1, "learning rate of the kernel relative to --lr (stage two has one rate)"
+        1.0, "learning rate of the kernel relative to --lr (stage two has one rate)"
     )
     kernel_start: float = option(
         KERNEL_START,
