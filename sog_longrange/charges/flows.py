@@ -29,9 +29,10 @@ class FlowingCharges(ElementRows):
 
     .. math::
         q_i = e_{z_i} + \sum_j p_{ij}, \qquad
-        p_{ij} = \sum_m w_m(r_{ij}) \, (a_{im} b_{jm} - b_{im} a_{jm}) = -p_{ji},
+        p_{ij} = \frac1M \sum_m w_m(r_{ij}) \, (a_{im} (1 + b_{jm}) - (1 + b_{im}) a_{jm}) = -p_{ji},
 
-    where :math:`a` and :math:`b` are learned functions of the features and the weights
+    where :math:`a`, which acts as an electronegativity, and :math:`b` are learned functions of the
+    features, and the weights
     :math:`w_m = (1 - r^2 / \rho_m^2)^3` end smoothly at reaches :math:`\rho_m` of up to the
     cutoff. What one atom gains another loses, so the charge of a fragment that is
     farther than the cutoff from all others is the sum of those of its elements: zero without
@@ -137,16 +138,17 @@ class FlowingCharges(ElementRows):
         -------
         Tensor, shape (n_atoms, num_channels), in e
         """
-        reaches = self.reaches.type_as(ends)
-        r = edges.to_cutoff.type_as(ends)
+        # In float64: what two atoms exchange must cancel in the sum over a fragment.
+        reaches, r = self.reaches.double(), edges.to_cutoff.double()
         weights = (1.0 - (r[:, None] / reaches).square()).clamp_min(0.0).pow(3)
-        a, b = ends.unflatten(1, (2, self.num_channels, reaches.shape[0])).unbind(1)
+        a, b = ends.double().unflatten(1, (2, self.num_channels, -1)).unbind(1)
+        b = 1.0 + b
         swapped = torch.stack([b, -a], 1)[edges.neighbours] * weights[:, None, None]
         sums = swapped.new_zeros((n_atoms, *swapped.shape[1:]))
         sums = sums.index_add(0, edges.centres, swapped)
         own = torch.stack([a, b], 1)[:n_atoms]
-        charges: Tensor = (own * sums).sum((1, 3)) / reaches.shape[0] ** 0.5
-        return charges
+        charges: Tensor = (own * sums).sum((1, 3)) / reaches.shape[0]
+        return charges.type_as(ends)
 
     def add_elements(self, charges: Tensor, sites: Sites | None) -> Tensor:
         """Add the charges that elements bring with them.
