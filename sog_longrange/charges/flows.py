@@ -29,14 +29,14 @@ class FlowingCharges(ElementRows):
 
     .. math::
         q_i = e_{z_i} + \sum_j p_{ij}, \qquad
-        p_{ij} = \frac1M \sum_m w_m(r_{ij}) \, (a_{im} (1 + b_{jm}) - (1 + b_{im}) a_{jm}) = -p_{ji},
+        p_{ij} = \frac1M \sum_m w_m(r_{ij}) \,
+        (a_{im} (1 + b_{jm}) - (1 + b_{im}) a_{jm}) = -p_{ji},
 
     where :math:`a`, which acts as an electronegativity, and :math:`b` are learned functions of the
-    features, and the weights
-    :math:`w_m = (1 - r^2 / \rho_m^2)^3` end smoothly at reaches :math:`\rho_m` of up to the
-    cutoff. What one atom gains another loses, so the charge of a fragment that is
-    farther than the cutoff from all others is the sum of those of its elements: zero without
-    `element_charges`, whatever the weights are. Flows start random and small, as
+    features, and the weights :math:`w_m = (1 - r^2 / \rho_m^2)^3` end smoothly at reaches
+    :math:`\rho_m` of up to the cutoff. What one atom gains another loses, so the charge of a
+    fragment that is farther than the cutoff from all others is the sum of those of its elements:
+    zero without `element_charges`, whatever the weights are. Flows start random and small, as
     :class:`LatentCharges` do.
 
     Parameters
