@@ -79,6 +79,8 @@ PRESETS: Final[dict[str, Preset]] = {
         "neutral molecules and networks: what is beyond the cutoff of all else has no charge",
         {**_DISPERSION, "readout": "flows"},
         {"latent_dipoles": True},
+        # Charges of molecular ions are known, and close contacts would bend them first.
+        {"element_lr_factor": 0.1},
         by_cutoff=True,
     ),
     "dispersive": Preset(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .charges.flows import FlowingCharges
 from .errors import ConfigError, explain
 from .long_range import SOGLongRange
 
@@ -26,8 +27,9 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict
     ----------
     parts : iterable of SOGLongRange
     **rates : float
-        Learning rates of `kernel`, and of `charges`, which stand for all other parameters, those
-        of dipoles and charge states too.
+        Learning rates of `kernel`, of `elements`, the charges that elements bring with them, and
+        of `charges`, which stand for all other parameters, those of dipoles and charge states too,
+        and those of elements where they have no rate.
 
     Returns
     -------
@@ -43,9 +45,11 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict
     """
     modules = list(parts)
     kernel = [p for module in modules for p in module.energy.parameters()]
-    known = {id(p) for p in kernel}
+    named = [pair for module in modules for pair in module.readout.named_parameters()]
+    elements = [p for name, p in named if name.rpartition(".")[2] == FlowingCharges.by_element]
+    known = {id(p) for p in (*kernel, *(elements if "elements" in rates else ()))}
     charges = [p for module in modules for p in module.parameters() if id(p) not in known]
-    parameters = {"kernel": kernel, "charges": charges}
+    parameters = {"kernel": kernel, "charges": charges, "elements": elements}
     for name, rate in rates.items():
         if not 0.0 <= rate < float("inf"):
             raise ConfigError(explain(f"{name}_lr", "finite and not negative", str(rate)))

@@ -170,13 +170,14 @@ def _lines(summary: DataSummary, cutoff: float | None) -> list[str]:
     choice = choose_preset(summary)
     options = apply_preset(choice.preset, {}, cutoff=cutoff)
     every = apply_preset(choice.preset, {}, has_vectors=True, cutoff=cutoff)
+    of_mace = {**every, **choice.preset.schedule}
     of_pyg = {"num_charges" if k == "num_channels" else k: v for k, v in options.items()}
     lines = [
         f"Found: {summary.describe()}",
         f"Preset: {choice.name}, for {choice.preset.purpose}",
         *([f"Because {choice.why}"] if choice.why else []),
         "",
-        "MACE:   " + " ".join(f"--sog_{key}={value}" for key, value in every.items()),
+        "MACE:   " + " ".join(f"--sog_{key}={value}" for key, value in of_mace.items()),
         f"NequIP: sog: {{{', '.join(f'{k}: {_yaml(v)}' for k, v in every.items())}}}",
         f"PyG:    LongRangeLayer({', '.join(f'{k}={v!r}' for k, v in of_pyg.items())})",
         "",

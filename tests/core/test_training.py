@@ -85,3 +85,20 @@ def test_what_cannot_be_delayed_is_refused():
         delay_kernel([module], optimizer, 10)
     fixed = SOGLongRange([2], SOGConfig(learn_amplitudes=False, learn_widths=False))
     delay_kernel([fixed], optimizer, float("inf"))
+
+
+def test_charges_of_elements_have_a_rate_of_their_own():
+    config = SOGConfig(readout="ions", kernel="coulomb+dispersion", num_channels=2)
+    module = SOGLongRange([2], config, cutoff=3.0, atomic_numbers=(1, 8))
+    rates = {"charges": 1e-2, "elements": 1e-3, "kernel": 1e-4}
+    charges, elements, kernel = parameter_groups([module], **rates)
+    assert [group["lr"] for group in (charges, elements, kernel)] == list(rates.values())
+    (own,) = elements["params"]
+    assert own is module.readout.parts[0].element_charges
+    groups = (charges, elements, kernel)
+    every = [id(p) for group in groups for p in group["params"]]
+    assert sorted(every) == sorted(id(p) for p in module.parameters())
+    (together, _) = parameter_groups([module], charges=1e-2, kernel=1e-4)
+    assert id(own) in {id(p) for p in together["params"]}
+    atoms = SOGLongRange([2], SOGConfig())
+    assert parameter_groups([atoms], **rates)[1]["params"] == []

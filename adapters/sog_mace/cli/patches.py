@@ -71,9 +71,9 @@ class Schedule:
 
     Attributes
     ----------
-    lr_factor, kernel_lr_factor : float
-        Learning rates of the charges, with their states and dipoles, and of the kernel, relative
-        to MACE's.
+    lr_factor, element_lr_factor, kernel_lr_factor : float
+        Learning rates of the charges, with their states and dipoles, of the charges that elements
+        bring with them, and of the kernel, relative to MACE's.
     kernel_start : float
         Share of all optimizer steps before which the kernel stays as it is: it holds the physics
         that charges which are still wrong should not bend.
@@ -84,6 +84,11 @@ class Schedule:
     lr_factor: float = option(
         1.0,
         "learning rate of charges and charge states relative to --lr (stage two has one rate)",
+    )
+    element_lr_factor: float = option(
+        1.0,
+        "learning rate of the charges of elements (readout=ions) relative to --lr; a tenth holds "
+        "those of molecular ions, which are whole far apart",
     )
     kernel_lr_factor: float = option(
         1.0, "learning rate of the kernel relative to --lr (stage two has one rate)"
@@ -100,7 +105,7 @@ class Schedule:
     )
 
     def __post_init__(self) -> None:
-        for name in ("lr_factor", "kernel_lr_factor", "warmup"):
+        for name in ("lr_factor", "element_lr_factor", "kernel_lr_factor", "warmup"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(explain(name, "finite and not negative", str(value)))
@@ -255,6 +260,7 @@ class Patches:
         schedule = self.schedule
         rates = {
             "charges": schedule.lr_factor * args.lr,
+            "elements": schedule.element_lr_factor * args.lr,
             "kernel": schedule.kernel_lr_factor * args.lr,
         }
         groups = parameter_groups([model.long_range], **rates)
