@@ -80,18 +80,30 @@ def make_mixture(folder: Path, find: Find, seed: int) -> None:
     store(folder, {name: [mixture(rng) for _ in range(own)] for name, own in sizes.items()})
 
 
+def scatter(count: int, edges: np.ndarray, closest: float, rng: np.random.Generator) -> np.ndarray:
+    """Random places in a periodic box, none closer to another than allowed."""
+    places: list[np.ndarray] = []
+    while len(places) < count:
+        tried = rng.random((1024, 3)) * edges
+        for place in places:
+            tried = tried[_distances(tried, place, edges) >= closest]
+        while len(tried) and len(places) < count:
+            places.append(tried[0])
+            tried = tried[_distances(tried, tried[0], edges) >= closest]
+    return np.array(places)
+
+
+def _distances(places: np.ndarray, other: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    apart = places - other
+    return np.linalg.norm(apart - edges * np.round(apart / edges), axis=1)
+
+
 def mixture(rng: np.random.Generator, density: float = 1 / 27.0, closest: float = 2.4) -> Atoms:
     """One labelled box of ions and atoms."""
     symbols = [symbol for symbol, (_, _, count) in IONS.items() for _ in range(count)]
     edge = (len(symbols) / density) ** (1 / 3)
     edges = edge * np.exp(rng.uniform(-0.15, 0.15) + rng.uniform(-0.12, 0.12, 3))
-    places = np.empty((0, 3))
-    while len(places) < len(symbols):
-        new = rng.random(3) * edges
-        apart = places - new
-        apart -= edges * np.round(apart / edges)
-        if (np.linalg.norm(apart, axis=1) >= closest).all():
-            places = np.vstack([places, new])
+    places = scatter(len(symbols), edges, closest, rng)
     atoms = Atoms(symbols, places, cell=edges, pbc=True)
     for column, name in enumerate(("true_charges", "true_c6")):
         atoms.arrays[name] = np.array([IONS[symbol][column] for symbol in symbols])

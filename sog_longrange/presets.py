@@ -70,6 +70,9 @@ class Preset:
 
 _DISPERSION: Final = {"kernel": "coulomb+dispersion", "num_channels": 2}
 
+WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
+"""What a preset of charges is joined with where neutral atoms are among the ions."""
+
 PRESETS: Final[dict[str, Preset]] = {
     "ionic": Preset(
         "ions and ionic crystals, liquids and solutions: elements bring charges with them",
