@@ -207,22 +207,19 @@ def demo_charges(session: nox.Session) -> None:
     run_in(session, "mace", "examples/04_charge_states.py", *session.posargs)
 
 
-@nox.session(venv_backend="none", default=False, requires=["env_mace"])
-def accuracy(session: nox.Session) -> None:
-    """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
-    run_in(session, "mace", "benchmarks/accuracy.py", *session.posargs)
+SYSTEMS_HOST = "nequip" if {"nequip", "--host=nequip"} & set(sys.argv) else "mace"
+
+
+@nox.session(venv_backend="none", default=False, requires=[f"env_{SYSTEMS_HOST}"])
+def systems(session: nox.Session) -> None:
+    """Train and compare models on the systems of the papers; arguments are passed on."""
+    run_in(session, SYSTEMS_HOST, "benchmarks/run_systems.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_nequip"])
 def demo_nequip(session: nox.Session) -> None:
     """Train and compare NequIP models on binding curves; arguments after ``--`` are passed on."""
     run_in(session, "nequip", "examples/01_binding_curves.py", "--host=nequip", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
-def accuracy_nequip(session: nox.Session) -> None:
-    """Measure the accuracy of NequIP models; arguments after ``--`` are passed on."""
-    run_in(session, "nequip", "benchmarks/accuracy.py", "--host=nequip", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_pyg"])

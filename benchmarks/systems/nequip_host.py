@@ -1,4 +1,4 @@
-"""Models of NequIP for the accuracy benchmark: how they are trained, and what they say."""
+"""Models of NequIP of the benchmark: how they are trained, and what they say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the accuracy benchmark must show, line by line: measured figure, limit, pass or fail."""
+"""What models must show, line by line: measured figure, limit, pass or fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from collect import Results, is_worse, look_up, show
-from surface_energy import TRUE
+
+from .system import Answer
 
 AUTO = ("sog",)
 OR_DISPERSIVE = ("sog", "dispersive")
@@ -120,74 +121,48 @@ def _net_charges(result: dict, split: str) -> dict[str, dict[str, float]]:
     return result.get("net_charges", {}).get(split, {})
 
 
-def surface_error(result: dict) -> float | None:
-    """Largest error of a surface energy in J/m^2."""
-    found = result.get("probe")
-    return max(abs(value - TRUE) for value in found.values()) if found else None
-
-
 def one_sign(result: dict) -> float | None:
     """1 where latent dispersion coefficients of all elements have one sign, else 0."""
     found = look_up(result, "learned/dispersion/one_sign")
     return None if found is None else float(found)
 
 
-FORCES, ENERGY, NET = (f"errors/test/{own}" for own in ("forces", "energy", "net_force"))
-FAR = "errors/test_extrap/"
-ZERO_NET = "baselines/test_extrap/zero/net_force"
-WHOLE = off_whole("test_beyond", H4N=1, Cl=-1)
-CHECKS = (
-    *(
-        Check(f"dimers_{own}", largest_charge("test"), 1e-6, what="net charge of a molecule, e")
-        for own in ("pp", "pa", "aa")
-    ),
-    Check("ammonium_chloride", WHOLE, 0.02, what="NH4+ and Cl- at 10 to 20 Å, off ±1 e"),
-    Check("dimers_cc", ENERGY, 3.0),
-    Check("dimers_cp", FORCES, 6.0),
-    Check("dimers_cp", ENERGY, 3.0),
-    Check("dimers_pp", FORCES, 0.8, other="baselines/test/copy/forces"),
-    NotWorse("dimers_pa", FORCES),
-    NotWorse("dimers_aa", FORCES),
-    *(
-        NotWorse("dimers_all", f"errors/test_{own}/forces")
-        for own in ("CC", "CP", "PP", "CA", "PA", "AA")
-    ),
-    *(
-        Check("dimers_all", f"errors/test_{own}/forces", 0.95, other="sr")
-        for own in ("CC", "CP", "CA", "PP")
-    ),
-    Check("decay_p1", FAR + "forces", 2.5),
-    Check("decay_yuk", FAR + "forces", 1.0),
-    Check("decay_p4", FAR + "net_force", 0.5, OR_DISPERSIVE, ZERO_NET),
-    Check("decay_p6", FAR + "net_force", 0.8, OR_DISPERSIVE, ZERO_NET),
-    NotWorse("decay_p4", FAR + "forces", columns=OR_DISPERSIVE),
-    NotWorse("decay_p6", FAR + "forces", columns=OR_DISPERSIVE),
-    NotWorse("decay_p4", FAR + "forces", columns=("default",)),
-    NotWorse("decay_p6", FAR + "forces", columns=("default",)),
-    Check("multivalent_gas", "errors/test_triclinic/energy", 1.05, other="les"),
-    # As measured before: means of three seeds, and what counts as worse.
-    Check("coulomb_gas", FORCES, 1.05 * 8.8),
-    Check("coulomb_gas", "errors/test_triclinic/forces", 1.05 * 8.5),
-    Check("coulomb_gas", "errors/test_large/forces", 1.05 * 14.0),
-    Check("mixture", FORCES, 5.0),
-    Check("mixture", "learned/dispersion/r2", 0.95, ("sog", "dispersive"), least=True),
-    Check("mixture", one_sign, 1.0, ("sog", "dispersive"), least=True, what="one sign of sqrt(C6)"),
-    NotWorse("ecemc", FORCES),
-    NotWorse("ecemc", "errors/test/stress"),
-    Check("water", FORCES, 0.97, other="sr"),
-    NotWorse("wca_control", FORCES),
-    Check("surface", surface_error, 0.15, what="surface energy off 0.210 J/m²"),
-    Check("surface", surface_error, 0.15, ("interface",), what="surface energy off 0.210 J/m²"),
-    Check("dipeptides", FORCES, 75.0),
-    Check("dipeptides", "learned/dipole/r2", 0.99, least=True),
-)
-NEQUIP_CHECKS = (Check("coulomb_gas", FORCES, 15.0),)
+@dataclass(frozen=True)
+class AnswerCheck(Check):
+    """A physical answer of each column, which must have the sign and about the size of the labels.
+
+    Parameters
+    ----------
+    answer : what is asked.
+    """
+
+    answer: Answer | None = None
+
+    def line(self, results: Results) -> str:
+        """The row of the table; every column is told, those that may pass decide."""
+        truth = {0: np.nan}
+        texts, right = [], []
+        for column in dict.fromkeys(row["column"] for row in results.rows):
+            found = results.values(self.system, column, self.answer.found)
+            if not found:
+                continue
+            truth = results.values(self.system, column, self.answer.truth)
+            good = [self.answer.is_right(found[seed], truth[seed]) for seed in found]
+            texts.append(f"{column} {show(found)} ({sum(good)} of {len(good)} right)")
+            right += [all(good)] if column in self.columns else []
+        verdict = ("pass" if any(right) else "FAIL") if right else "not measured"
+        limit = f"{show(truth)}, sign and factor {self.answer.factor:g}"
+        return self._row(", ".join(texts), limit, verdict)
 
 
-def checklist(results: Results, host: str) -> str:
+def of_answers(system: str, answers: tuple[Answer, ...]) -> tuple[Check, ...]:
+    """The lines of a system's physical answers."""
+    return tuple(AnswerCheck(system, own.found, what=own.what, answer=own) for own in answers)
+
+
+def checklist(results: Results, checks: tuple[Check, ...]) -> str:
     """All lines as a Markdown table."""
     head = ["| system | model | figure | limit | measured | |", "|---|---|---|---|---|---|"]
-    checks = CHECKS if host == "mace" else NEQUIP_CHECKS
     there = {row["system"] for row in results.rows}
     lines = [own.line(results) for own in checks if own.system in there]
     return "\n".join(["### Acceptance", "", *head, *lines]) if lines else ""

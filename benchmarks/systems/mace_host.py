@@ -1,4 +1,4 @@
-"""Models of MACE for the accuracy benchmark: how they are trained, and what they say."""
+"""Models of MACE of the benchmark: how they are trained, and what they say."""
 
 from __future__ import annotations
 

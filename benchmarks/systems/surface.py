@@ -5,10 +5,12 @@ is known for any boundary: 0.210 J/m^2. A tiny model is trained on 40 rocksalt f
 periodic along all axes, and asked for slabs of two and four layers, with the boundary T T F and
 with T T T and vacuum, which must agree.
 
-    python -m nox -s accuracy -- surface --columns sog "free=--sog_charge_constraint=none"
+    python -m nox -s systems -- surface --model sog "free=--sog_charge_constraint=none"
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +19,12 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.neighborlist import neighbor_list
 from ase.units import J, m
+from mace_options import SURFACE
 
 from sog_longrange import LongRangeEnergy, SumOfGaussians
+
+from .checks import Check
+from .system import Find, System, store
 
 LATTICE = 5.4  # Å
 CUTOFF = 5.0  # Å, of the repulsion
@@ -71,8 +77,9 @@ def energy(atoms: Atoms, calculator: Calculator) -> float:
     return atoms.get_potential_energy()
 
 
-def surface_energies(calculator: Calculator) -> dict[str, float]:
+def surface_energies(model, data: Path) -> dict[str, float]:
     """Surface energies in J/m^2 by number of layers and boundary."""
+    calculator = model.calculator()
     unit = bulk("NaCl", "rocksalt", a=LATTICE, cubic=True)
     of_bulk, found = energy(unit, calculator), {}
     for layers in (2, 4):
@@ -83,3 +90,25 @@ def surface_energies(calculator: Calculator) -> dict[str, float]:
             excess = (energy(slab, calculator) - layers * of_bulk) / (2.0 * LATTICE**2)
             found[f"{layers} layers {boundary}"] = excess / (J / m**2)
     return found
+
+
+def make_surface(folder: Path, find: Find, seed: int) -> None:
+    """Rattled bulk crystals of the ionic world; a fifth validates."""
+    frames = make_frames(World())
+    store(folder, {"val": frames[::5], "train": [f for i, f in enumerate(frames) if i % 5]})
+
+
+def surface_error(result: dict) -> float | None:
+    """Largest error of a surface energy in J/m^2."""
+    found = result.get("probe")
+    return max(abs(value - TRUE) for value in found.values()) if found else None
+
+
+SYSTEMS = {
+    "surface": System("surface", ("val",), 350, SURFACE, make=make_surface, probe=surface_energies),
+}
+WORDS = "surface energy off 0.210 J/m²"
+CHECKS = tuple(
+    Check("surface", surface_error, 0.15, columns, what=WORDS)
+    for columns in (("sog",), ("interface",))
+)

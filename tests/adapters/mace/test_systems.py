@@ -1,4 +1,4 @@
-"""The accuracy benchmark: jobs that run once, what they measure, and the tables."""
+"""The benchmark of systems: jobs that run once, what they measure, and the tables."""
 
 import importlib
 import json
@@ -186,7 +186,7 @@ def test_net_forces_see_no_error_inside_a_molecule(load):
 
 
 def test_the_mixture_is_labelled_exactly(load, monkeypatch):
-    made = load("accuracy_data")
+    made = load("systems.gases")
     monkeypatch.setattr(made, "REACH", 12.0)
     atoms = made.mixture(np.random.default_rng(0))
     moved, step = [], 1e-4
@@ -212,8 +212,15 @@ def test_a_tiny_model_is_trained_measured_and_collected_once(load, tmp_path, cap
     for name, gaps in {"train": (3, 4, 5, 6), "val": (4,), "test_interp": (4,)}.items():
         write(data / f"{name}.xyz", [two_molecules(gap) for gap in gaps])
     write(data / "test_extrap.xyz", [two_molecules(gap) for gap in (10, 11)])
-    arguments = ["decay_p1", "decay_p4", f"--data={data.parent}", f"--output={output}", "--quick"]
-    load("accuracy").main([*arguments, "--columns", "default"])
+    arguments = [
+        "decay_p1",
+        "decay_p4",
+        f"--data={data.parent}",
+        f"--output={output}",
+        "--epochs=2",
+        "--seeds=1",
+    ]
+    load("systems.command").main([*arguments, "--model", "default"])
     (row,) = json.loads((output / "mace.json").read_text())
     assert (row["system"], row["column"], row["seed"], row["epochs_done"]) == (
         *("decay_p1", "default", 1),
@@ -223,7 +230,7 @@ def test_a_tiny_model_is_trained_measured_and_collected_once(load, tmp_path, cap
     assert {"true_charges", "law"} <= row["learned"].keys()
     assert row["net_charges"]["test_extrap"].keys() == {"N2", "O2"}
     log = (output / "mace/decay_p1/default" / f"1-{row['key'][:8]}" / "train.log").stat()
-    load("accuracy").main([*arguments, "--columns", "default"])
+    load("systems.command").main([*arguments, "--model", "default"])
     (again,) = (output / "mace/decay_p1/default").iterdir()
     assert (again / "train.log").stat().st_mtime_ns == log.st_mtime_ns
     printed = capsys.readouterr().out

@@ -1,13 +1,14 @@
-"""Accuracy of models with and without a long range: same backbone, seeds, data and budget.
+"""Models with and without a long range on the same systems: backbone, seeds and budget alike.
 
 Each model is one job, which is trained, measured and kept: it is run again only where its data,
 its options or the code have changed. Without names all systems are run. The tables show what
 is there, and the commit of what other code made.
 
-    python -m nox -s accuracy -- --data DIR                       # all systems, three seeds
-    python -m nox -s accuracy -- dimers_cc water --columns sr sog --seeds 1 --data DIR
-    python -m nox -s accuracy -- dimers_cp --columns sog "dip=--sog_latent_dipoles=True"
-    python -m nox -s accuracy -- --collect --data DIR             # tables alone
+    python -m nox -s systems -- --quick                     # a subset, made from nothing
+    python -m nox -s systems -- --data DIR                  # all systems, three seeds
+    python -m nox -s systems -- dimers_cc water --model sr sog --seeds 1 --data DIR
+    python -m nox -s systems -- dimers_cp --model sog "dip=--sog_latent_dipoles=True" --data DIR
+    python -m nox -s systems -- --collect --data DIR        # tables alone
 """
 
 from __future__ import annotations
@@ -23,23 +24,22 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-import accuracy_checks
 import collect
 import jobs
-from accuracy_systems import SYSTEMS, System
 from workbench.training import TrainingError
 
+from . import checks
+from .registry import CHECKS, HOMES, QUICK, SYSTEMS
+from .system import System
+
 HERE = Path(__file__).resolve().parent
-MEASURING = tuple(
-    HERE / f"{name}.py" for name in ("accuracy_measure", "measures", "learned", "surface_energy")
-)
-MAKING = (HERE / "accuracy_data.py", HERE / "surface_energy.py")
+MEASURING = (HERE / "measure.py", HERE.parent / "measures.py", HERE.parent / "learned.py")
+RUN = HERE.parent / "run_systems.py"
 DEFAULT_COLUMNS = ("sr", "les", "sog")
-QUICK_EPOCHS = 2
 
 
 class MissingDataError(Exception):
-    """A set is in no folder of data."""
+    """A set is in no folder of data, or its labels do not show what is asked of models."""
 
 
 @dataclass
@@ -64,18 +64,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add, folder = parser.add_argument, os.environ.get("SOG_DATA")
     add("systems", nargs="*", metavar="system", help=", ".join(SYSTEMS))
     add("--host", choices=("mace", "nequip"), default="mace")
-    add("--columns", nargs="+", default=DEFAULT_COLUMNS, help="names, or NAME=options of the head")
+    add("--model", nargs="+", default=DEFAULT_COLUMNS, help="names, or NAME=options of the head")
     add("--seeds", type=int, nargs="+", help="default: 1 2 3; the folds of water, 1 of dipeptides")
     add("--data", type=Path, default=folder, help="folder of the data sets (default: SOG_DATA)")
     add("--more-data", type=Path, help="folder of sets that --data lacks")
-    add("--output", type=Path, default=Path("benchmark_output/accuracy"))
+    add("--output", type=Path, default=Path("benchmark_output/systems"))
     add(
         "--minutes",
         type=float,
         help="core minutes after which a training is stopped (10; dipeptides 60)",
     )
     add("--jobs", type=int, default=2, help="jobs at a time, a core each (default: 2)")
-    add("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs, one seed")
+    add("--quick", action="store_true", help=f"one seed; without names {', '.join(QUICK)}")
+    add("--epochs", type=int, help="of all models, to try what runs")
     add("--collect", action="store_true", help="write the tables without running anything")
     args = parser.parse_args(argv)
     if unknown := set(args.systems) - set(SYSTEMS):
@@ -111,7 +112,7 @@ def data_of(system: System, seed: int, args: argparse.Namespace) -> Path:
     if system.make is None:
         return find(folders, system.folder)
     name = f"{system.folder}-{seed}" if system.by_seed else system.folder
-    folder, stamp = args.output / "data" / name, jobs.hash_code(MAKING)
+    folder, stamp = args.output / "data" / name, str(system.recipe)
     written = folder / "made_by"
     if not written.exists() or written.read_text() != stamp:
         print(f"  making {folder}")
@@ -120,12 +121,27 @@ def data_of(system: System, seed: int, args: argparse.Namespace) -> Path:
     return folder
 
 
+def look_at_labels(name: str, system: System, folder: Path, output: Path) -> None:
+    """Print what the labels show, and refuse those that do not show it."""
+    if system.effects is None:
+        return
+    told = output / "effects" / f"{name}.json"
+    found = system.effects(folder)
+    for own in found:
+        verdict = "" if own.is_shown else f", below {own.least:g}: NOT SHOWN"
+        print(f"  {name}, labels: {own.what} {own.value:.4g}{verdict}")
+    told.parent.mkdir(parents=True, exist_ok=True)
+    jobs.write_json(told, {own.what: own.value for own in found})
+    if hidden := [own.what for own in found if not own.is_shown]:
+        raise MissingDataError(f"the labels do not show {', '.join(hidden)}")
+
+
 def plan(args: argparse.Namespace) -> Plan:
     """All jobs, seed by seed, so that one seed of everything comes first."""
-    host, result = importlib.import_module(f"accuracy_{args.host}"), Plan()
-    chosen = columns(host, args.columns)
+    host, result = importlib.import_module(f"systems.{args.host}_host"), Plan()
+    chosen = columns(host, args.model)
     rounds: dict[int, list[jobs.Job]] = {}
-    for name in args.systems or SYSTEMS:
+    for name in args.systems or (QUICK if args.quick else SYSTEMS):
         system = SYSTEMS[name]
         if getattr(system, host.NAME) is None:
             result.skipped[name] = f"has no options for {host.NAME}"
@@ -133,6 +149,7 @@ def plan(args: argparse.Namespace) -> Plan:
         seeds = args.seeds or (system.seeds[:1] if args.quick else system.seeds)
         try:
             data = {seed: data_of(system, seed, args) for seed in seeds}
+            look_at_labels(name, system, data[seeds[0]], args.output)
         except MissingDataError as reason:
             result.skipped[name] = str(reason)
             continue
@@ -154,7 +171,8 @@ def make_job(
 ) -> jobs.Job:
     """One model of one system."""
     system, head = SYSTEMS[name], chosen[column]
-    epochs = QUICK_EPOCHS if args.quick else system.epochs
+    epochs = args.epochs or system.epochs
+    head = None if head is None else (*head, *(system.heads if host.NAME == "mace" else ()))
     train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
     files = dict.fromkeys(("train", system.valid, *system.tests))
     return jobs.Job(
@@ -164,11 +182,11 @@ def make_job(
         seed=seed,
         train=train,
         finish=lambda folder: host.finish(train(folder), folder),
-        measure=lambda folder: [sys.executable, str(HERE / "accuracy_measure.py"), str(folder)],
+        measure=lambda folder: [sys.executable, str(RUN), "--measure", str(folder)],
         data=data,
         inputs=tuple(data / f"{file}.xyz" for file in files),
         code=jobs.hash_code(() if head is None else host.CODE, host.LIBRARIES),
-        measuring=jobs.hash_code((*MEASURING, HERE / f"accuracy_{host.NAME}.py")),
+        measuring=jobs.hash_code((*MEASURING, HOMES[name], HERE / f"{host.NAME}_host.py")),
         epochs=epochs,
         model=host.model_file,
         output=args.output,
@@ -193,8 +211,8 @@ def main(argv: list[str] | None = None) -> None:
         except TrainingError as error:
             raise SystemExit(str(error)) from error
     results = collect.collect(todo.jobs)
-    parts = [collect.tables(results, importlib.import_module(f"accuracy_{args.host}").BARE)]
-    parts.append(accuracy_checks.checklist(results, args.host))
+    parts = [collect.tables(results, importlib.import_module(f"systems.{args.host}_host").BARE)]
+    parts.append(checks.checklist(results, CHECKS[args.host]))
     parts += [f"{name} is left out: {reason}." for name, reason in todo.skipped.items()]
     if results.missing:
         parts.append(f"Not there yet: {', '.join(results.missing)}.")
@@ -205,7 +223,3 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{text}\n\n{args.output / args.host}.md and .json are written")
     if failed:
         raise SystemExit(f"{len(failed)} jobs failed: {', '.join(failed)}")
-
-
-if __name__ == "__main__":
-    main()

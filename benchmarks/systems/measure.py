@@ -1,33 +1,33 @@
-"""Measure one trained model of the accuracy benchmark: FOLDER/job.json to FOLDER/measured.json.
-
-python benchmarks/accuracy_measure.py FOLDER
-"""
+"""Measure one trained model: FOLDER/job.json to FOLDER/measured.json."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
-import jobs  # first: it makes the modules of the examples importable
+import jobs
 import learned
 import measures
-from accuracy_systems import SYSTEMS, System
 from ase import Atoms
-from ase.io import read
+
+from .registry import SYSTEMS
+from .system import System, frames_of
 
 
 def measure(folder: Path) -> dict:
     """All figures of a model."""
     about = json.loads((folder / jobs.JOB).read_text())
-    system, host = SYSTEMS[about["system"]], importlib.import_module(f"accuracy_{about['host']}")
+    system, host = (
+        SYSTEMS[about["system"]],
+        importlib.import_module(f"systems.{about['host']}_host"),
+    )
     data = Path(about["data_folder"])
     model = host.Model(host.model_file(folder))
     result: dict = {"parameters": model.parameters, "errors": {}, "baselines": {}, "learned": {}}
-    training = labelled(data / "train.xyz")
+    training = frames_of(data, "train")
     for name in ("train", *system.tests):
-        frames = training if name == "train" else labelled(data / f"{name}.xyz")
+        frames = training if name == "train" else frames_of(data, name)
         measure_split(result, name, frames, model, system)
         if name != "train" and system.copies:
             parts = [measures.fragments(own) for own in frames]
@@ -35,13 +35,8 @@ def measure(folder: Path) -> dict:
     if system.law is not None and model.long_range is not None:
         result["learned"] |= learned.compare_law(model.long_range, system.law, folder)
     if system.probe is not None:
-        result["probe"] = system.probe(model.calculator())
+        result["probe"] = system.probe(model, data)
     return result
-
-
-def labelled(path: Path) -> list[Atoms]:
-    """Frames of a file without isolated atoms, which are no test."""
-    return [own for own in read(path, ":") if own.info.get("config_type") != "IsolatedAtom"]
 
 
 def measure_split(result: dict, name: str, frames: list[Atoms], model, system: System) -> None:
@@ -75,6 +70,7 @@ def compare(frames: list[Atoms], charges: list, model) -> dict:
     return results
 
 
-if __name__ == "__main__":
-    path = Path(sys.argv[1])
+def main(folder: str) -> None:
+    """Measure the model in a folder."""
+    path = Path(folder)
     jobs.write_json(path / jobs.MEASURED, measure(path))

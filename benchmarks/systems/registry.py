@@ -1,0 +1,24 @@
+"""All systems by name, and what they must show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import dimers, gases, laws, liquids, peptides, surface
+from .checks import of_answers
+from .system import System
+
+FAMILIES = (dimers, laws, gases, liquids, peptides, surface)
+SYSTEMS: dict[str, System] = {
+    name: system for family in FAMILIES for name, system in family.SYSTEMS.items()
+}
+HOMES = {name: Path(str(family.__file__)) for family in FAMILIES for name in family.SYSTEMS}
+CHECKS = {
+    "mace": (
+        *(check for family in FAMILIES for check in family.CHECKS),
+        *(check for name, own in SYSTEMS.items() for check in of_answers(name, own.answers)),
+    ),
+    "nequip": gases.NEQUIP_CHECKS,
+}
+QUICK = ("ammonium_chloride", "surface")
+"""What ``--quick`` runs without names: sets that are made from nothing in minutes."""
