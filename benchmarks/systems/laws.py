@@ -36,6 +36,6 @@ CHECKS = (
     Check("decay_p6", FAR + "net_force", 0.8, OR_DISPERSIVE, ZERO_NET),
     NotWorse("decay_p4", FAR + "forces", columns=OR_DISPERSIVE),
     NotWorse("decay_p6", FAR + "forces", columns=OR_DISPERSIVE),
-    NotWorse("decay_p4", FAR + "forces", columns=("default",)),
-    NotWorse("decay_p6", FAR + "forces", columns=("default",)),
+    NotWorse("decay_p4", FAR + "forces", columns=("sog",)),
+    NotWorse("decay_p6", FAR + "forces", columns=("sog",)),
 )

@@ -25,9 +25,13 @@ SOG_OPTIONS = ("--sog_preset=auto",)  # what is recommended
 COLUMNS = {
     BARE: (),
     # As published (arXiv:2408.15165, 2412.15455): Gaussians of 1 Å, free charges.
-    "les": ("--sog_kernel=ewald(smearing=1.0)", "--sog_charge_constraint=none"),
+    "les": (
+        "--sog_preset=none",
+        "--sog_kernel=ewald(smearing=1.0)",
+        "--sog_charge_constraint=none",
+    ),
     "sog": SOG_OPTIONS,
-    "default": (),
+    "none": ("--sog_preset=none",),
     **{name: (f"--sog_preset={name}",) for name in PRESETS},
 }
 

@@ -21,11 +21,11 @@ BARE = "sr"
 OPTIONS = "training_module.model.sog"
 
 PRESETS = ("ionic", "molecular", "dispersive", "interface")
-SOG_OPTIONS: tuple[str, ...] = ()  # what is recommended
+AUTO = "auto"  # what is recommended: by the data, see `nequip_runs.recommended`
 COLUMNS = {
     BARE: (),
     "les": (f"+{OPTIONS}.kernel='ewald(smearing=1.0)'", f"+{OPTIONS}.charge_constraint=none"),
-    "sog": SOG_OPTIONS,
+    "sog": (AUTO,),
     "default": (),
     **{name: (f"+{OPTIONS}.preset={name}",) for name in PRESETS},
 }
@@ -36,13 +36,20 @@ def train(
 ):
     """Return the training command, given data and folder; `head` is None for the bare model."""
     label = "NequIP" if head is None else "SOG-NequIP"
-    told = [f"validation={valid}", f"seed={seed}", *options, *(head or ())]
+    told = [f"validation={valid}", f"seed={seed}", *options]
 
     def command(data: Path, folder: Path) -> list[str]:
         frames = read(data / "train.xyz", ":")
-        return nequip_runs.make_job(label, frames, data, folder, epochs, told).command
+        by_data = nequip_runs.recommended(frames, cutoff_of(options))
+        own = by_data if head == (AUTO,) else head or ()
+        return nequip_runs.make_job(label, frames, data, folder, epochs, [*told, *own]).command
 
     return command
+
+
+def cutoff_of(options: tuple[str, ...], name: str = "cutoff_radius=") -> float:
+    """Cutoff in Å that options ask for, or the one of the config."""
+    return next((float(own.removeprefix(name)) for own in options if own.startswith(name)), 4.5)
 
 
 def finish(command: list[str], folder: Path) -> None:

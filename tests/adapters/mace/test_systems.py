@@ -220,17 +220,17 @@ def test_a_tiny_model_is_trained_measured_and_collected_once(load, tmp_path, cap
         "--epochs=2",
         "--seeds=1",
     ]
-    load("systems.command").main([*arguments, "--model", "default"])
+    load("systems.command").main([*arguments, "--model", "none"])
     (row,) = json.loads((output / "mace.json").read_text())
     assert (row["system"], row["column"], row["seed"], row["epochs_done"]) == (
-        *("decay_p1", "default", 1),
+        *("decay_p1", "none", 1),
         2,
     )
     assert row["errors"]["test_extrap"]["frames"] == 2
     assert {"true_charges", "law"} <= row["learned"].keys()
     assert row["net_charges"]["test_extrap"].keys() == {"N2", "O2"}
     log = (output / "mace/decay_p1/default" / f"1-{row['key'][:8]}" / "train.log").stat()
-    load("systems.command").main([*arguments, "--model", "default"])
+    load("systems.command").main([*arguments, "--model", "none"])
     (again,) = (output / "mace/decay_p1/default").iterdir()
     assert (again / "train.log").stat().st_mtime_ns == log.st_mtime_ns
     printed = capsys.readouterr().out
