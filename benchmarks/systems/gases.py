@@ -58,7 +58,9 @@ def mixture(rng: np.random.Generator, density: float = 1 / 27.0, closest: float 
     """One labelled box of ions and atoms."""
     symbols = [symbol for symbol, (_, _, count) in IONS.items() for _ in range(count)]
     edge = (len(symbols) / density) ** (1 / 3)
-    edges = edge * np.exp(rng.uniform(-0.15, 0.15) + rng.uniform(-0.12, 0.12, 3))
+    # Random places end at a packing fraction of 0.38: this is at most 0.3.
+    edges = edge * np.exp(rng.uniform(-0.03, 0.15) + rng.uniform(-0.12, 0.12, 3))
+    edges *= max(1.0, edge * 0.96 / np.prod(edges) ** (1 / 3))
     places = scatter(len(symbols), edges, closest, rng)
     atoms = Atoms(symbols, places, cell=edges, pbc=True)
     for column, name in enumerate(("true_charges", "true_c6")):
