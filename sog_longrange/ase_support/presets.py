@@ -78,6 +78,8 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
         return Choice(name, PRESETS[name], "all fragments are neutral")
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
+    if summary.charges is None:
+        return _complete(name, _reads(CAREFUL, preset), summary)
     if summary.has_molecules:
         preset = preset.joined(PRESETS["molecular"])
     elif summary.has_neutral_atoms:

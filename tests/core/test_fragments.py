@@ -260,6 +260,7 @@ SALT = apart(ammonium(), Atoms("Cl"))
         ([bulk("NaCl", "rocksalt", a=5.64)], "ionic", "ions", "Na=1,Cl=-1", False),
         ([SALT], "ionic", "ions", "H=0.2353,N=0.0588,Cl=-1", True),
         ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], "ionic", "atoms", None, False),
+        ([apart(Atoms("O"), Atoms("F"), molecule("H2O"))], "ionic", "atoms", None, False),
         ([Atoms("Ar2", [[0, 0, 0], [0, 0, 2.4]])], "dispersive", "flows", None, False),
         ([GAS], "ionic", "ions", "Na=1,Cl=-1", False),
         ([mgo_slab()], "interface", "ions", "O=-2,Mg=2", False),
