@@ -36,7 +36,7 @@ def languages(page):
 
 
 def commands(page):
-    """Commands of the bash blocks of a page, each as a list of words."""
+    """Commands of the bash blocks of a page, each as a list of words, without variables."""
     found = []
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -44,7 +44,7 @@ def commands(page):
             for word in shlex.split(line, comments=True):
                 if word in ("&&", "|", ";"):
                     own.append([])
-                else:
+                elif own[-1] or not re.match(r"\w+=", word):
                     own[-1].append(word)
             found += filter(None, own)
     return found

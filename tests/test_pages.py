@@ -15,6 +15,7 @@ import torch
 from pages import GENERATED, ROOT, anchors, blocks, commands, languages, links, pages, text_of
 
 from sog_longrange.errors import explain
+from sog_longrange.kernels.registry import GROUP
 from sog_longrange.summation.resolution import Resolution
 
 PAGES = pages()
@@ -33,6 +34,7 @@ TESTED = {
     ("docs/extend/add_a_host.md", "python"): "tests/test_doctests.py",
     ("docs/extend/add_a_host.md", "py"): "tests/test_pages.py",
     ("docs/extend/add_a_kernel.md", "python"): "tests/core/test_registry.py",
+    ("docs/extend/add_a_kernel.md", "toml"): "tests/test_pages.py",
     ("docs/engines/export.md", "python"): "tests/adapters/mace/test_export.py",
     ("docs/engines/export.md", ""): "tests/adapters/md/test_plugin.py",
     ("docs/engines/ipi.md", "json"): "tests/adapters/md/test_ipi.py",
@@ -88,6 +90,13 @@ def test_blocks_that_need_a_model_or_a_gpu_are_python(page, language):
             exec(code, names)  # noqa: S102
             parents = {name for own in names.values() for name in dir(own)}
             assert {"evaluate", "force_loss", "parameters"} <= parents
+
+
+def test_the_entry_point_of_the_page_on_kernels_is_one_that_is_looked_for():
+    (text,) = blocks("docs/extend/add_a_kernel.md", "toml")
+    group, value = re.search(r'entry-points\."(.*)"\]\n\w+ = "(.*)"', text).groups()
+    assert group == GROUP
+    assert value in text_of("docs/extend/add_a_kernel.md").replace(text, "")
 
 
 def test_links_lead_to_pages_and_headings():
