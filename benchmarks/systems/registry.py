@@ -9,6 +9,8 @@ from . import (
     clusters,
     dimers,
     gases,
+    interfaces,
+    ionic_liquid,
     laws,
     liquids,
     mgo,
@@ -23,7 +25,7 @@ from .system import System
 
 FAMILIES = (
     *(dimers, clusters, chains, silver, mgo),
-    *(salts, solutions, laws, gases, liquids, peptides, surface),
+    *(salts, solutions, ionic_liquid, interfaces, laws, gases, liquids, peptides, surface),
 )
 SYSTEMS: dict[str, System] = {
     name: system for family in FAMILIES for name, system in family.SYSTEMS.items()
