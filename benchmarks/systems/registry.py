@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import dimers, gases, laws, liquids, peptides, surface
+from . import (
+    chains,
+    clusters,
+    dimers,
+    gases,
+    interfaces,
+    ionic_liquid,
+    laws,
+    liquids,
+    mgo,
+    peptides,
+    salts,
+    silver,
+    solutions,
+    surface,
+)
 from .checks import of_answers
 from .system import System
 
-FAMILIES = (dimers, laws, gases, liquids, peptides, surface)
+FAMILIES = (
+    *(dimers, clusters, chains, silver, mgo),
+    *(salts, solutions, ionic_liquid, interfaces, laws, gases, liquids, peptides, surface),
+)
 SYSTEMS: dict[str, System] = {
     name: system for family in FAMILIES for name, system in family.SYSTEMS.items()
 }
