@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pygments import token
+from pygments.lexer import RegexLexer, bygroups
 from sphinx.application import Sphinx
 
 from sog_longrange.hosts import SupportedVersions
@@ -34,15 +37,41 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
             shutil.copyfile(source / name, goal)
 
 
-def skip_member(app: Sphinx, what: str, name: str, member: Any, skip: bool, options: Any) -> bool:  # noqa: ANN401
-    """Leave out what Python writes itself: the fields of tuples are among the attributes."""
-    return skip or type(member).__name__ == "_tuplegetter"
+class LammpsLexer(RegexLexer):
+    """Colours of input files of LAMMPS."""
+
+    name = "LAMMPS"
+    aliases: ClassVar = ["lammps"]
+    tokens: ClassVar = {
+        "root": [
+            (r"#.*$", token.Comment),
+            (r"^(\s*)([a-z_]+)\b", bygroups(token.Text, token.Keyword)),
+            (r"\$\{\w+\}|\$\w|\b[vcf]_\w+", token.Name.Variable),
+            (r"\"[^\"\n]*\"|'[^'\n]*'", token.String),
+            (r"(?<![\w.])[-+]?\d+\.?\d*(e[-+]?\d+)?(?![\w.])", token.Number),
+            (r"\s+", token.Text),
+            (r"[^\s#$\"']+|.", token.Text),
+        ],
+    }
+
+
+def skip_member(app: Sphinx, what: str, name: str, member: Any, *_: Any) -> bool | None:  # noqa: ANN401
+    """Leave out fields of tuples, which are among the attributes, and what a stand-in has."""
+    is_field = type(member).__name__ == "_tuplegetter"
+    return True if is_field or getattr(member, "__sphinx_mock__", False) else None
 
 
 def accept_stand_ins(app: Sphinx) -> None:
     """Let adapters import beside stand-ins of their hosts, which have no version."""
-    if app.config.autodoc_mock_imports:
-        SupportedVersions.contains = lambda self, version: True  # type: ignore[method-assign]
+    of_versions = SupportedVersions.contains
+
+    def contains(self: SupportedVersions, version: object) -> bool:
+        # Without NequIP, its adapter need not register anything.
+        is_real = isinstance(version, str)
+        return of_versions(self, version) if is_real else self.package != "nequip"
+
+    SupportedVersions.contains = contains  # type: ignore[method-assign]
+    warnings.filterwarnings("ignore", message="sog-longrange adds a long range to nequip")
 
 
 def reset_tutorial(gallery_conf: dict[str, Any], name: str) -> None:
@@ -53,6 +82,7 @@ def reset_tutorial(gallery_conf: dict[str, Any], name: str) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Tell Sphinx when to call what."""
+    app.add_lexer("lammps", LammpsLexer)
     app.connect("builder-inited", accept_stand_ins)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("build-finished", copy_mathjax)
