@@ -17,8 +17,8 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
-    "sphinx.ext.napoleon",
     "myst_parser",
+    "numpydoc",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
@@ -81,10 +81,9 @@ autodoc_mock_imports = [name for name in HOSTS if importlib.util.find_spec(name)
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autosummary_generate = False
-napoleon_google_docstring = False
-napoleon_use_ivar = True
-napoleon_use_rtype = False
-napoleon_preprocess_types = False
+autodoc_default_options = {"exclude-members": "extra_repr"}
+numpydoc_show_class_members = False
+toc_object_entries_show_parents = "hide"
 
 # Tutorials: `nox -s docs_quick` shows their text and code without running them.
 sphinx_gallery_conf = {

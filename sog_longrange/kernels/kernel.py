@@ -70,7 +70,7 @@ class Kernel:
 
         Returns
         -------
-        Tensor, shape (n_kernels, *k2.shape), in eV Å^3/e^2
+        Tensor, shape (n_kernels, ...), in eV Å^3/e^2
         """
         raise NotImplementedError
 
@@ -84,7 +84,7 @@ class Kernel:
 
         Returns
         -------
-        Tensor, shape (n_kernels, *r2.shape), in eV/e^2
+        Tensor, shape (n_kernels, ...), in eV/e^2
         """
         raise NotImplementedError
 
@@ -101,7 +101,7 @@ class Kernel:
 
         Returns
         -------
-        list of Tensor, each of shape (n_kernels, *r2.shape), in eV/e^2 and 1/Å^2 to the order
+        list of Tensor, each of shape (n_kernels, ...), in eV/e^2 and 1/Å^2 to the order
         """
         learned = isinstance(self, nn.Module) and any(p.requires_grad for p in self.parameters())
         keeps_graph = torch.is_grad_enabled() and (r2.requires_grad or learned)
