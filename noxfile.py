@@ -55,7 +55,7 @@ def run_in(session: nox.Session, host: str, *args: str, **env: str) -> None:
 @nox.session(reuse_venv=True, default=False)
 def env_core(session: nox.Session) -> None:
     """Environment without any host framework."""
-    install_project(session, "core", "dev")
+    install_project(session, "core,docs", "dev,docs")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -80,6 +80,12 @@ def env_nequip(session: nox.Session) -> None:
 def env_pyg(session: nox.Session) -> None:
     """Environment of the PyTorch Geometric adapter."""
     install_project(session, "pyg", "pyg,fast,plot,test,parallel", "ase")
+
+
+@nox.session(reuse_venv=True, default=False)
+def env_docs(session: nox.Session) -> None:
+    """Environment of the documentation, whose tutorials run MACE and PyG."""
+    install_project(session, "mace,md,pyg,docs", "mace,pyg,spectra,phonons,fast,demo,docs")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -184,7 +190,37 @@ def tests_triton(session: nox.Session) -> None:
     run_tests(session, "triton", "tests/summation/test_triton.py")
 
 
-SESSIONS = ["tests_core", "tests_mace", "tests_md", "tests_nequip", "tests_pyg"]
+SITE = Path("docs", "_build")
+LINKCHECK = "--linkcheck"
+
+
+def run_sphinx(session: nox.Session, host: str, builder: str, out: Path, **env: str) -> None:
+    """Build the documentation; a warning is an error."""
+    options = ("-W", "--keep-going", "-q", "-b", builder, "-d", f"{out}_trees")
+    run_in(session, host, "-m", "sphinx", *options, "docs", str(out), **env)
+
+
+def build_site(session: nox.Session, host: str, name: str, **env: str) -> None:
+    """Build the documentation as a site, and check its links."""
+    run_sphinx(session, host, "html", SITE / name, **env)
+    run_in(session, host, "docs/_tools/check_site.py", str(SITE / name))
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_docs"])
+def docs(session: nox.Session) -> None:
+    """Build the documentation, and run its tutorials; ``-- --linkcheck`` tries links elsewhere."""
+    build_site(session, "docs", "html")
+    if LINKCHECK in session.posargs:
+        run_sphinx(session, "docs", "linkcheck", SITE / "linkcheck", SOG_DOCS_QUICK="1")
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_core"])
+def docs_quick(session: nox.Session) -> None:
+    """Build the documentation without running its tutorials, with stand-ins for the hosts."""
+    build_site(session, "core", "quick", SOG_DOCS_QUICK="1")
+
+
+SESSIONS = ["tests_core", "tests_mace", "tests_md", "tests_nequip", "tests_pyg", "docs_quick"]
 
 
 @nox.session(venv_backend="none", default=False, requires=SESSIONS)

@@ -117,7 +117,7 @@ class WarmUp(Callback):
         ----------
         trainer : Trainer
         pl_module : LightningModule
-        loss : Tensor
+        loss : Tensor, scalar
 
         Raises
         ------
