@@ -82,7 +82,8 @@ print(commands.summary(folder, number=1))
 # Farther apart
 # -------------
 # A rigid scan, from contact to nearly twice the separations of the training. The two calculators
-# of ASE differ in that ``SOGMACECalculator`` reads the total charge of ``atoms.info["charge"]``.
+# of ASE differ in that ``SOGMACECalculator`` reads the total charge, ``atoms.info["charge"]`` or
+# ``["total_charge"]``.
 
 from mace.calculators import MACECalculator
 
@@ -97,11 +98,8 @@ calculators = {
 }
 energies = {}
 for name, calculator in calculators.items():
-    values = []
-    for frame in scan:
-        frame.info["charge"] = 0
-        values.append(calculator.get_potential_energy(frame) - separate)
-    energies[name] = np.array(values)
+    values = [calculator.get_potential_energy(frame) for frame in scan]
+    energies[name] = np.array(values) - separate
 
 beyond = distances > near
 for name, values in energies.items():

@@ -11,7 +11,6 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
 from sog_longrange import Ewald, LongRangeEnergy
 from sog_longrange.units import COULOMB_CONSTANT
@@ -74,6 +73,12 @@ class PointIons(Calculator):
         return far + (COULOMB_CONSTANT * products * near + wall).sum()
 
 
+def set_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -> None:
+    """Give atoms the velocities of Maxwell's distribution at a temperature in K."""
+    scatter = np.sqrt(atoms.get_masses()[:, None] * units.kB * temperature)
+    atoms.set_momenta(scatter * rng.normal(size=(len(atoms), 3)))
+
+
 def make_melt(
     calculator: Calculator, frames: int, temperature: float, every: int, seed: int, steps: int = 400
 ) -> list[Atoms]:
@@ -95,7 +100,7 @@ def make_melt(
     rng = np.random.default_rng(seed)
     atoms = bulk("NaCl", "rocksalt", a=6.28, cubic=True).repeat(2)
     atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=4 * temperature, rng=rng)
+    set_velocities(atoms, 4 * temperature, rng)
     options = {"friction": 0.02 / units.fs, "rng": rng, "fixcm": False}
     dynamics = Langevin(atoms, 2 * units.fs, temperature_K=4 * temperature, **options)
     dynamics.run(steps // 2)
