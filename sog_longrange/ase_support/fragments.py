@@ -69,7 +69,7 @@ def find_fragments(atoms: Any) -> list[Fragment]:  # noqa: ANN401
     list of Fragment
         In the order of their first atoms.
     """
-    bonds = _find_bonds(atoms)
+    bonds = _find_bonds(_without_open_cell(atoms))
     fragments, seen = [], set()
     for first in range(len(atoms)):
         if first not in seen:
@@ -77,6 +77,16 @@ def find_fragments(atoms: Any) -> list[Fragment]:  # noqa: ANN401
             seen.update(members)
             fragments.append(_describe(atoms, members, is_network, bonds))
     return fragments
+
+
+def _without_open_cell(atoms: Any) -> Any:  # noqa: ANN401
+    """Copy without cell vectors along open axes, where hosts make some of a hundred Å and more.
+
+    ASE would divide all of that cell into bins of the size of a bond.
+    """
+    copy = atoms.copy()
+    copy.set_cell(np.asarray(copy.cell) * np.asarray(copy.pbc)[:, None])
+    return copy
 
 
 def _describe(

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("ase", reason="ASE is not installed in this environment")
 
 import ase.io
+import ase.neighborlist
 from ase import Atoms
 from ase.build import bulk, fcc100, molecule, surface
 
@@ -83,6 +84,22 @@ def test_molecules_are_found_across_periodic_boundaries():
         assert names(fragments) == ["H2O", "H2O"]
         assert sorted(i for fragment in fragments for i in fragment.atoms) == list(range(6))
         assert not any(fragment.is_network for fragment in fragments)
+
+
+def test_a_cell_along_open_axes_does_not_matter(monkeypatch):
+    seen = []
+    find = ase.neighborlist.neighbor_list
+    monkeypatch.setattr(
+        ase.neighborlist,
+        "neighbor_list",
+        lambda q, a, c: seen.append(a.cell.copy()) or find(q, a, c),
+    )
+    dimer = apart(molecule("H2O"), molecule("H2O"), distance=4.0)
+    for pbc in (False, [True, True, False]):
+        dimer.cell, dimer.pbc = np.diag([8.0, 8.0, 500.0]), pbc
+        assert names(find_fragments(dimer)) == ["H2O", "H2O"]
+    assert [np.diag(cell).tolist() for cell in seen] == [[0.0] * 3, [8.0, 8.0, 0.0]]
+    assert dimer.cell[2, 2] == 500.0
 
 
 def test_a_crystal_of_nonmetals_is_a_network_and_a_long_molecule_is_none():
