@@ -88,7 +88,7 @@ def label_mixture(atoms: Atoms) -> Atoms:
 
 
 TESTS = ("test", "test_triclinic", "test_large")
-NEQUIP_GAS = ("cutoff_radius=5.0", "batch_size=4", "energy_weight=1.0")
+NEQUIP_GAS = ("cutoff_radius=5.0", "batch_size=2", "energy_weight=1.0")
 SYSTEMS = {
     "coulomb_gas": System("syn_coulomb_gas", TESTS, 30, GAS, NEQUIP_GAS),
     "multivalent_gas": System(
