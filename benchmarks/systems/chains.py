@@ -116,10 +116,17 @@ SYSTEMS = {
         probe=probe,
         answers=(Answer("change of the far force, eV/Å", "probe/far_force", "probe/truth"),),
         published=(PUBLISHED,),
+        labels="GFN2-xTB",
         physics="The proton at one end changes the forces at the other.",
     ),
     "carbon_chains_4g": System(
-        "carbon_chains_4g", ("test",), 250, SHORT, heads=STATES, published=(PUBLISHED,)
+        "carbon_chains_4g",
+        ("test",),
+        250,
+        SHORT,
+        heads=STATES,
+        published=(PUBLISHED,),
+        labels="DFT, published",
     ),
 }
 CHECKS = tuple(NotWorse(name, "errors/test/forces") for name in SYSTEMS)

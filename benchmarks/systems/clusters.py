@@ -119,6 +119,7 @@ SYSTEMS = {
         published=(
             Published("force RMSE 32.8 meV/Å (4G-HDNNP) on DFT frames", "SpookyNet, table 1"),
         ),
+        labels="GFN1-xTB",
         physics="The far Na, beyond the cutoff, shifts the minimum of the moved one.",
     )
 }

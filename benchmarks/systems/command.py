@@ -28,7 +28,7 @@ import collect
 import jobs
 from workbench.training import TrainingError
 
-from . import checks
+from . import checks, dynamics, page
 from .registry import CHECKS, HOMES, QUICK, SYSTEMS
 from .system import System
 
@@ -78,6 +78,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help=f"one seed; without names {', '.join(QUICK)}")
     add("--epochs", type=int, help="of all models, to try what runs")
     add("--collect", action="store_true", help="write the tables without running anything")
+    add(
+        "--page", type=Path, help="folder of the documentation, where to write the page of evidence"
+    )
     args = parser.parse_args(argv)
     if unknown := set(args.systems) - set(SYSTEMS):
         parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(SYSTEMS)}")
@@ -195,6 +198,13 @@ def make_job(
     )
 
 
+def told(args: argparse.Namespace) -> str:
+    """The command that makes the same results."""
+    words = [*args.systems, "--model", *args.model] if args.systems else ["--model", *args.model]
+    words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    return f"python -m nox -s systems -- {' '.join(words)} --data path/to/data --page docs"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run what is left to do, and write the tables."""
     args = parse_arguments(argv)
@@ -210,7 +220,10 @@ def main(argv: list[str] | None = None) -> None:
             failed = jobs.run_all(left, args.jobs)
         except TrainingError as error:
             raise SystemExit(str(error)) from error
+        if args.md:
+            dynamics.run_left(todo.jobs, RUN, args.md)
     results = collect.collect(todo.jobs)
+    dynamics.add(results.rows, todo.jobs)
     parts = [collect.tables(results, importlib.import_module(f"systems.{args.host}_host").BARE)]
     parts.append(checks.checklist(results, CHECKS[args.host]))
     parts += [f"{name} is left out: {reason}." for name, reason in todo.skipped.items()]
@@ -221,5 +234,7 @@ def main(argv: list[str] | None = None) -> None:
     (args.output / f"{args.host}.json").write_text(json.dumps(results.rows, indent=1) + "\n")
     (args.output / f"{args.host}.md").write_text(text + "\n")
     print(f"\n{text}\n\n{args.output / args.host}.md and .json are written")
+    if args.page:
+        page.write(results, args.host, args.page, told(args), todo.skipped)
     if failed:
         raise SystemExit(f"{len(failed)} jobs failed: {', '.join(failed)}")

@@ -103,6 +103,7 @@ def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] |
         valid="train",
         bond=BOND,
         copies=True,
+        labels="DFT, published",
     )
 
 
@@ -117,6 +118,7 @@ SYSTEMS = {
         200,
         (*MANY, "--valid_batch_size=20"),
         valid="train",
+        labels="DFT, published",
         make=join_dimers,
         bond=BOND,
         copies=True,
@@ -126,6 +128,7 @@ SYSTEMS = {
         ("test_inside", "test_beyond"),
         100,
         (*MANY, "--r_max=5.0"),
+        labels="GFN2-xTB",
         make=make_ammonium_chloride,
         bond=BOND,
     ),

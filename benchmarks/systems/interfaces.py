@@ -129,6 +129,7 @@ def interface(build: Callable, number: int, physics: str) -> System:
         make=partial(make_frames, build, number),
         effects=effects,
         probe=probe,
+        labels="GFN1-xTB, periodic",
         physics=physics,
     )
 

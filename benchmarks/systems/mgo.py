@@ -21,7 +21,7 @@ from .checks import NotWorse
 from .system import Answer, Effect, Find, Published, System, frames_of, store
 
 LATTICE, LAYERS, HEIGHT = 4.21, 3, 22.0  # Å, layers, Å of the cell
-SIZES = {"train": 20, "val": 2, "test": 5}  # frames of each of the four kinds
+SIZES = {"train": 12, "val": 2, "test": 3}  # frames of each of the four kinds
 RATTLE = 0.06  # Å
 STEPS = 12  # of the relaxation
 KINDS = [(doped, site) for doped in (False, True) for site in ("wetting", "non-wetting")]
@@ -138,10 +138,17 @@ SYSTEMS = {
                 "Ko et al. 2021 and later papers on their whole DFT set",
             ),
         ),
+        labels="GFN1-xTB, periodic",
         physics="Al in the lowest layer, beyond the cutoff, turns the preferred site around.",
     ),
     "aumgo_4g": System(
-        "aumgo_4g", ("test",), 60, SLAB, valid="test", physics="15 frames: it loads and trains."
+        "aumgo_4g",
+        ("test",),
+        60,
+        SLAB,
+        valid="test",
+        labels="DFT, published",
+        physics="15 frames: it loads and trains.",
     ),
 }
 CHECKS = (NotWorse("gold_mgo", "errors/test/forces"),)

@@ -8,7 +8,15 @@ from .checks import Check
 from .system import System
 
 SYSTEMS = {
-    "dipeptides": System("dipeptides_spice", ("test",), 120, PEPTIDES, minutes=60.0, seeds=(1,)),
+    "dipeptides": System(
+        "dipeptides_spice",
+        ("test",),
+        120,
+        PEPTIDES,
+        minutes=60.0,
+        seeds=(1,),
+        labels="DFT, published",
+    ),
 }
 CHECKS = (
     Check("dipeptides", "errors/test/forces", 75.0),

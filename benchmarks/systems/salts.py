@@ -108,7 +108,9 @@ SYSTEMS = {
         effects=near_k0,
         probe=structure.probe,
         answers=structure.ANSWERS,
+        labels="exact sums",
         physics="Forces; charges screen each other at small k.",
+        kelvin=KELVIN,
     ),
     "toy_electrolyte": System(
         "toy_electrolyte",
@@ -122,6 +124,7 @@ SYSTEMS = {
         published=(
             Published("the same configurations; its labels are other energies", "SOG-Net's code"),
         ),
+        labels="exact sums",
         physics="Forces; charges screen each other at small k.",
     ),
 }

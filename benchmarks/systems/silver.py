@@ -101,6 +101,7 @@ SYSTEMS = {
                 "SpookyNet, table 1",
             ),
         ),
+        labels="GFN1-xTB",
         physics="One model gives the triangle of the cation and the chain of the anion.",
     )
 }

@@ -150,6 +150,7 @@ SYSTEMS = {
             ),
             *structure.ANSWERS,
         ),
+        labels="exact sums",
         physics="Ions and molecules screen at small k; molecules at the surface are oriented.",
     ),
     "spcfw_water": System(
@@ -162,6 +163,7 @@ SYSTEMS = {
         probe=structure.probe,
         bond=BOND,
         answers=structure.ANSWERS,
+        labels="exact sums",
         physics="Longitudinal polarisation at small k is suppressed by the dielectric constant.",
     ),
 }

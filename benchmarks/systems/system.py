@@ -96,6 +96,8 @@ class System:
     answers : physical answers, of the errors and figures of a result.
     published : figures of the papers.
     physics : what physics says.
+    labels : what the labels are of.
+    kelvin : temperature at which molecular dynamics is compared with exact snapshots; 0 for none.
     """
 
     folder: str
@@ -118,6 +120,8 @@ class System:
     answers: tuple[Answer, ...] = ()
     published: tuple[Published, ...] = ()
     physics: str = ""
+    labels: str = ""
+    kelvin: float = 0.0
 
 
 def elements(*numbers: int) -> str:
