@@ -117,7 +117,10 @@ SYSTEMS = {
         probe=probe,
         answers=(Answer("shift of the minimum, Å", "probe/minima/shift", "probe/truth/shift"),),
         published=(
-            Published("force RMSE 32.8 meV/Å (4G-HDNNP) on DFT frames", "SpookyNet, table 1"),
+            Published(
+                "forces 57.4 (2G, short range), 32.8 (4G), 1.1 meV/Å (SpookyNet), DFT",
+                "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1",
+            ),
         ),
         labels="GFN1-xTB",
         physics="The far Na, beyond the cutoff, shifts the minimum of the moved one.",

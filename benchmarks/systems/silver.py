@@ -97,8 +97,8 @@ SYSTEMS = {
         answers=answers(),
         published=(
             Published(
-                "force RMSE 31.7 (4G-HDNNP), 26.6 meV/Å (SpookyNet) on DFT frames",
-                "SpookyNet, table 1",
+                "forces 1803 (2G, short range), 31.7 (4G), 26.6 meV/Å (SpookyNet), DFT",
+                "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1",
             ),
         ),
         labels="GFN1-xTB",
