@@ -187,8 +187,8 @@ def dynamics_table(results: Results) -> str:
     text = (
         "S(k): structure factor of the ions' true charges at the three smallest k, over that of "
         "the exact dynamics, with the errors of blocks. Peak: the first of unlike ions, distance "
-        "and height. Energy: power of the time step by which its fluctuation falls (2 is right), and "
-        "drift in meV/atom/ps, at constant energy in float64."
+        "and height. Energy: power of the time step by which its fluctuation falls (2 is right), "
+        "and drift in meV/atom/ps, at constant energy in float64."
     )
     return f"## Molecular dynamics\n\n{text}\n\n{table(head, lines)}" if lines else ""
 
