@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import DIMERS
+from mace_options import CLUSTERS
 
 from . import xtb
 from .checks import NotWorse
@@ -98,20 +98,12 @@ def probe(model, folder: Path) -> dict:
     }
 
 
-SHORT = (
-    *DIMERS,
-    "--num_interactions=1",
-    "--hidden_irreps=32x0e",
-    "--r_max=3.6",
-    "--batch_size=4",
-    "--eval_interval=4",
-)
 SYSTEMS = {
     "nacl_clusters": System(
         "nacl_clusters",
         ("test", "curve"),
         80,
-        SHORT,
+        (*CLUSTERS, "--r_max=3.6"),
         make=make_frames,
         effects=effects,
         probe=probe,

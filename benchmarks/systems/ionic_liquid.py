@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import LIQUID
+from mace_options import BOXES
 from scipy.spatial.transform import Rotation
 
 from . import xtb
@@ -162,7 +162,7 @@ SYSTEMS = {
         "ionic_liquid",
         ("test", "test_pairs"),
         60,
-        (*LIQUID, "--E0s=average", "--num_interactions=1", "--hidden_irreps=16x0e"),
+        (*BOXES, "--E0s=average"),
         make=make_frames,
         effects=effects,
         probe=probe,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from mace_options import LIQUID
+from mace_options import BOXES
 
 from . import xtb
 from .checks import NotWorse
@@ -113,10 +113,8 @@ def answers() -> tuple[Answer, ...]:
 
 
 SLAB = (
-    *LIQUID,
+    *BOXES,
     "--E0s=average",
-    "--num_interactions=1",
-    "--hidden_irreps=16x0e",
     "--r_max=4.0",
     "--energy_weight=3000",
     "--default_dtype=float64",

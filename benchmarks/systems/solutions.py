@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import LIQUID
+from mace_options import BOXES
 from measures import BOND
 from scipy.spatial.transform import Rotation
 
@@ -132,13 +132,12 @@ def probe(model, folder: Path) -> dict:
     return found | structure.probe(model, folder)
 
 
-WATER = (*LIQUID, "--num_interactions=1", "--hidden_irreps=16x0e", "--batch_size=2")
 SYSTEMS = {
     "kf_water": System(
         "kf_water",
         ("test_bulk", "test_interface"),
         30,
-        (*WATER, elements(1, 8, 9, 19)),
+        (*BOXES, elements(1, 8, 9, 19)),
         make=make_solution,
         effects=effects,
         probe=probe,
@@ -157,7 +156,7 @@ SYSTEMS = {
         "spcfw_water",
         ("test",),
         30,
-        (*WATER, elements(1, 8)),
+        (*BOXES, elements(1, 8)),
         make=make_water,
         effects=polarisation,
         probe=structure.probe,
