@@ -1,9 +1,9 @@
 """Molecular dynamics by trained models: is energy conserved, and is the structure the true one.
 
 Energy: constant-energy runs at three time steps; what the total energy fluctuates by falls with
-the square of the step where forces are the slopes of the energy. Structure: a thermostatted run of
-216 ions from an exact snapshot, against exact snapshots: charge structure factors by the true
-charges of the ions at the smallest wave vectors, and the first peak of the radial distribution.
+the square of the step where forces are the slopes of the energy. Structure: a thermostatted run
+from an exact snapshot, against exact snapshots: charge structure factors by the true charges of
+the atoms at the smallest wave vectors, and the first peak of a radial distribution.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from . import structure
 from .registry import SYSTEMS
-from .system import frames_of
+from .system import Motion, frames_of
 
 DYNAMICS = "dynamics.json"
-STEPS = 4.0, 2.83, 2.0  # fs
+STEPS = 2.0, 2.0**0.5, 1.0  # times the step of a system
 PICOSECONDS = 20.0
-EVERY, SETTLE = 50, 2.0  # steps between snapshots of the thermostatted run, ps before the first
-BINS, REACH = 120, 9.0  # of the radial distribution, and Å
+EVERY, SETTLE = 50, 0.1  # steps between snapshots, and share of the run before the first
+BINS, REACH = 80, 5.5  # of the radial distribution, and Å
 
 
 def progress(motion: object, steps: int, words: str) -> None:
@@ -67,67 +67,65 @@ def fluctuation(atoms: Atoms, femtoseconds: float, picoseconds: float) -> tuple[
     return float(rest.std()), float(slope)
 
 
-def conservation(calculator: Calculator, frame: Atoms, kelvin: float, picoseconds: float) -> dict:
+def conservation(calculator: Calculator, frame: Atoms, motion: Motion, picoseconds: float) -> dict:
     """Fluctuations by time step, their power, and the drift at the smallest step."""
     atoms = frame.copy()
     atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=kelvin, rng=np.random.default_rng(1))
+    MaxwellBoltzmannDistribution(atoms, temperature_K=motion.kelvin, rng=np.random.default_rng(1))
     Stationary(atoms)
-    found = {step: fluctuation(atoms, step, picoseconds) for step in STEPS}
-    power = np.polyfit(np.log(STEPS), np.log([found[step][0] for step in STEPS]), 1)[0]
+    steps = [own * motion.step for own in STEPS]
+    found = {step: fluctuation(atoms, step, picoseconds) for step in steps}
+    power = np.polyfit(np.log(steps), np.log([found[step][0] for step in steps]), 1)[0]
     return {
-        "fluctuation": {f"{step:g} fs": own[0] for step, own in found.items()},
+        "fluctuation": {f"{step:.3g} fs": own[0] for step, own in found.items()},
         "power": float(power),
-        "drift": found[min(STEPS)][1],
+        "drift": found[steps[-1]][1],
     }
 
 
 def thermostatted(
-    calculator: Calculator, frame: Atoms, kelvin: float, picoseconds: float
+    calculator: Calculator, frame: Atoms, motion: Motion, picoseconds: float
 ) -> list[Atoms]:
-    """Snapshots of a Langevin run at 2 fs."""
+    """Snapshots of a Langevin run."""
     atoms = frame.copy()
     atoms.calc = calculator
-    rng = np.random.default_rng(2)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=kelvin, rng=rng)
-    motion = Langevin(
-        atoms, 2.0 * units.fs, temperature_K=kelvin, friction=0.01 / units.fs, rng=rng
-    )
-    kept: list[Atoms] = []
+    rng, heat = np.random.default_rng(2), {"temperature_K": motion.kelvin}
+    MaxwellBoltzmannDistribution(atoms, rng=rng, **heat)
+    run = Langevin(atoms, motion.step * units.fs, friction=0.01 / units.fs, rng=rng, **heat)
+    steps, kept = int(1e3 * picoseconds / motion.step), []
 
     def look() -> None:
-        if motion.nsteps >= 500.0 * SETTLE:
+        if run.nsteps >= SETTLE * steps:
             kept.append(atoms.copy())
 
-    motion.attach(look, interval=EVERY)
-    progress(motion, int(500.0 * (picoseconds + SETTLE)), "structure")
+    run.attach(look, interval=EVERY)
+    progress(run, steps, "structure")
     return kept
 
 
-def first_peak(frames: list[Atoms]) -> dict[str, float]:
-    """Distance in Å and height of the first peak between unlike ions."""
+def first_peak(frames: list[Atoms], pair: tuple[str, str]) -> dict[str, float]:
+    """Distance in Å and height of the first peak of a radial distribution."""
     edges = np.linspace(0.0, REACH, BINS + 1)
-    counts = np.zeros(BINS)
+    counts, symbols = np.zeros(BINS), np.array(frames[0].get_chemical_symbols())
+    first, second = (np.flatnonzero(symbols == own) for own in pair)
     for frame in frames:
-        unlike = frame.numbers[:, None] != frame.numbers
-        distances = frame.get_all_distances(mic=True)[unlike]
-        counts += np.histogram(distances, edges)[0]
-    volume = 4.0 / 3.0 * np.pi * np.diff(edges**3)
-    half = len(frames[0]) // 2
-    density = half / frames[0].get_volume()
-    g = counts / (len(frames) * 2 * half * density * volume)
+        distances = frame.get_all_distances(mic=True)[np.ix_(first, second)]
+        counts += np.histogram(distances[distances > 0.1], edges)[0]
+    shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)
+    density = len(second) / frames[0].get_volume()
+    g = counts / (len(frames) * len(first) * density * shells)
     at = int(g.argmax())
     return {"distance": float(edges[at : at + 2].mean()), "height": float(g[at])}
 
 
-def describe(frames: list[Atoms]) -> dict:
+def describe(frames: list[Atoms], pair: tuple[str, str]) -> dict:
     """Structure factors by true charges with their block errors, and the first peak."""
     charges = [own.arrays["true_charges"] for own in frames]
     found = structure.charge_structure(frames, charges)
     return {
         "structure": structure.names(found.mean(0)),
         "block_error": structure.names(structure.block_error(found)),
-        "peak": first_peak(frames),
+        "peak": first_peak(frames, pair),
     }
 
 
@@ -136,19 +134,21 @@ def main(folder: str, picoseconds: str = str(PICOSECONDS)) -> None:
     path, length = Path(folder), float(picoseconds)
     torch.set_num_threads(1)
     about = json.loads((path / jobs.JOB).read_text())
-    system = SYSTEMS[about["system"]]
+    motion = SYSTEMS[about["system"]].motion
+    if motion is None:
+        raise SystemExit(f"{about['system']} has no molecular dynamics")
     data = Path(about["data_folder"])
     host = importlib.import_module(f"systems.{about['host']}_host")
     calculator = host.Model(host.model_file(path)).calculator()
     exact = frames_of(data, "snapshots")
-    kept = thermostatted(calculator, exact[-1], system.kelvin, length)
+    kept = thermostatted(calculator, exact[-1], motion, length)
     jobs.write_json(
         path / DYNAMICS,
         {
             "picoseconds": length,
-            "model": describe(kept),
-            "truth": describe(exact),
-            "energy": conservation(calculator, frames_of(data, "test")[0], system.kelvin, length),
+            "model": describe(kept, motion.pair),
+            "truth": describe(exact, motion.pair),
+            "energy": conservation(calculator, frames_of(data, "test")[0], motion, length),
         },
     )
 
@@ -158,14 +158,14 @@ def run_left(todo: list[jobs.Job], script: Path, picoseconds: float) -> None:
 
     Parameters
     ----------
-    todo : jobs, of which those without a model or a temperature are passed over.
+    todo : jobs, of which those without a model or dynamics are passed over.
     script : what runs :func:`main`.
     picoseconds : of each run.
     """
     seeds: dict[tuple[str, str], int] = {}
     for job in todo:
         first = seeds.setdefault((job.system, job.column), job.seed) == job.seed
-        if not (first and SYSTEMS[job.system].kelvin and job.result()):
+        if not (first and SYSTEMS[job.system].motion and job.result()):
             continue
         found = jobs.read_json(job.folder / DYNAMICS)
         if found is None or found["picoseconds"] < picoseconds:

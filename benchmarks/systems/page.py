@@ -185,8 +185,8 @@ def dynamics_table(results: Results) -> str:
         "energy",
     ]
     text = (
-        "S(k): structure factor of the ions' true charges at the three smallest k, over that of "
-        "the exact dynamics, with the errors of blocks. Peak: the first of unlike ions, distance "
+        "S(k): structure factor of true charges at the three smallest k, over that of "
+        "the exact dynamics, with the errors of blocks. Peak: Na-Cl or O-O, distance "
         "and height. Energy: power of the time step by which its fluctuation falls (2 is right), "
         "and drift in meV/atom/ps, at constant energy in float64."
     )

@@ -17,7 +17,7 @@ from mace_options import GAS
 
 from . import exact, structure
 from .checks import Check, NotWorse
-from .system import Effect, Find, Published, System, elements, frames_of, store
+from .system import Effect, Find, Motion, Published, System, elements, frames_of, store
 
 # Fumi, Tosi, J. Phys. Chem. Solids 25, 31 and 45 (1964): strengths by pair, lengths and C, D in
 # eV Å^6, eV Å^8.
@@ -110,7 +110,7 @@ SYSTEMS = {
         answers=structure.ANSWERS,
         labels="exact sums",
         physics="Forces; charges screen each other at small k.",
-        kelvin=KELVIN,
+        motion=Motion(KELVIN, STEP, ("Na", "Cl")),
     ),
     "toy_electrolyte": System(
         "toy_electrolyte",

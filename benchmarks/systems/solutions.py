@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from . import exact, structure
 from .checks import NotWorse
 from .exact import KCAL
-from .system import Answer, Effect, Find, System, elements, frames_of, store
+from .system import Answer, Effect, Find, Motion, System, elements, frames_of, store
 
 # Wu, Tepper, Voth (2006) for water; Joung, Cheatham, J. Phys. Chem. B 112, 9020 (2008), those for
 # SPC/E: epsilon in kcal/mol, half of the distance of the minimum in Å.
@@ -163,6 +163,7 @@ SYSTEMS = {
         bond=BOND,
         answers=structure.ANSWERS,
         labels="exact sums",
+        motion=Motion(KELVIN, 0.5, ("O", "O")),
         physics="Longitudinal polarisation at small k is suppressed by the dielectric constant.",
     ),
 }

@@ -72,6 +72,22 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Motion:
+    """Molecular dynamics by a model.
+
+    Parameters
+    ----------
+    kelvin : temperature.
+    step : time step in fs; energy is looked at with it, 1.41 and 2 times it.
+    pair : symbols of the atoms whose radial distribution is compared.
+    """
+
+    kelvin: float
+    step: float
+    pair: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class System:
     """One data set and how all models are trained on it.
 
@@ -97,7 +113,7 @@ class System:
     published : figures of the papers.
     physics : what physics says.
     labels : what the labels are of.
-    kelvin : temperature at which molecular dynamics is compared with exact snapshots; 0 for none.
+    motion : molecular dynamics that is compared with exact snapshots.
     """
 
     folder: str
@@ -121,7 +137,7 @@ class System:
     published: tuple[Published, ...] = ()
     physics: str = ""
     labels: str = ""
-    kelvin: float = 0.0
+    motion: Motion | None = None
 
 
 def elements(*numbers: int) -> str:
