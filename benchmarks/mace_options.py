@@ -45,14 +45,8 @@ DIMERS = (
     "--eval_interval=10",
     "--default_dtype=float64",
 )
-# One layer, that sees its cutoff and nothing else: what is farther is left to a head.
-CLUSTERS = (
-    *DIMERS,
-    "--num_interactions=1",
-    "--hidden_irreps=32x0e",
-    "--batch_size=4",
-    "--eval_interval=4",
-)
+# It sees its cutoff and nothing else: what is farther is left to a head.
+ONE_LAYER = (*DIMERS, "--num_interactions=1", "--hidden_irreps=32x0e")
 PEPTIDES = (
     "--E0s=average",
     "--num_interactions=2",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import CLUSTERS
+from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import NotWorse
@@ -91,7 +91,7 @@ def probe(model, folder: Path) -> dict[str, float]:
     return {"far_force": far_force(found), "truth": of_labels(folder)}
 
 
-SHORT = (*CLUSTERS, "--r_max=4.0")
+SHORT = (*ONE_LAYER, "--r_max=4.0", "--batch_size=4", "--eval_interval=4")
 STATES = ("--sog_charge_embedding=32", "--sog_charge_constraint=total")
 PUBLISHED = Published(
     "forces 129.5 (2G, short range), 78.0 (4G), 36.9 (LES), 33.5 meV/Å (SOG-Net), DFT",

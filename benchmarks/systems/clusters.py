@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import CLUSTERS
+from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import NotWorse
@@ -103,7 +103,7 @@ SYSTEMS = {
         "nacl_clusters",
         ("test", "curve"),
         80,
-        (*CLUSTERS, "--r_max=3.6"),
+        (*ONE_LAYER, "--r_max=3.6", "--batch_size=4", "--eval_interval=4"),
         make=make_frames,
         effects=effects,
         probe=probe,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import CLUSTERS
+from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import Check, NotWorse
@@ -89,7 +89,7 @@ SYSTEMS = {
         "ag3",
         ("test", "curve"),
         120,
-        CLUSTERS,
+        (*ONE_LAYER, "--batch_size=4"),
         heads=("--sog_charge_embedding=32", "--sog_charge_constraint=total"),
         make=make_frames,
         effects=effects,
