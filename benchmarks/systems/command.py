@@ -75,7 +75,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="core minutes after which a training is stopped (10; dipeptides 60)",
     )
     add("--jobs", type=int, default=2, help="jobs at a time, a core each (default: 2)")
-    add("--quick", action="store_true", help=f"one seed; without names {', '.join(QUICK)}")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"one seed, half of the epochs; without names {', '.join(QUICK)}",
+    )
     add("--epochs", type=int, help="of all models, to try what runs")
     add("--collect", action="store_true", help="write the tables without running anything")
     add(
@@ -174,7 +178,7 @@ def make_job(
 ) -> jobs.Job:
     """One model of one system."""
     system, head = SYSTEMS[name], chosen[column]
-    epochs = args.epochs or system.epochs
+    epochs = args.epochs or (system.epochs // 2 if args.quick else system.epochs)
     head = None if head is None else (*head, *(system.heads if host.NAME == "mace" else ()))
     train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
     files = dict.fromkeys(("train", system.valid, *system.tests))
