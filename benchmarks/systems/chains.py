@@ -120,6 +120,7 @@ SYSTEMS = {
         heads=STATES,
         published=(PUBLISHED,),
         labels="DFT, published",
+        physics="The same, by few DFT frames.",
     ),
 }
 CHECKS = tuple(NotWorse(name, "errors/test/forces") for name in SYSTEMS)

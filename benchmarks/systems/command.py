@@ -122,6 +122,8 @@ def data_of(system: System, seed: int, args: argparse.Namespace) -> Path:
     folder, stamp = args.output / "data" / name, str(system.recipe)
     written = folder / "made_by"
     if not written.exists() or written.read_text() != stamp:
+        if args.collect:
+            raise MissingDataError(f"{folder} is not made yet")
         print(f"  making {folder}")
         system.make(folder, partial(find, folders), seed)
         written.write_text(stamp)
@@ -239,6 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     (args.output / f"{args.host}.md").write_text(text + "\n")
     print(f"\n{text}\n\n{args.output / args.host}.md and .json are written")
     if args.page:
-        page.write(results, args.host, args.page, told(args), todo.skipped)
+        found = {
+            path.stem: jobs.read_json(path) for path in (args.output / "effects").glob("*.json")
+        }
+        page.write(results, args.host, args.page, told(args), todo.skipped, found)
     if failed:
         raise SystemExit(f"{len(failed)} jobs failed: {', '.join(failed)}")

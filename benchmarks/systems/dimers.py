@@ -104,6 +104,7 @@ def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] |
         bond=BOND,
         copies=True,
         labels="DFT, published",
+        physics="Molecules farther apart than any that was trained.",
     )
 
 
@@ -119,6 +120,7 @@ SYSTEMS = {
         (*MANY, "--valid_batch_size=20"),
         valid="train",
         labels="DFT, published",
+        physics="One model for all six kinds.",
         make=join_dimers,
         bond=BOND,
         copies=True,
@@ -129,6 +131,7 @@ SYSTEMS = {
         100,
         (*MANY, "--r_max=5.0"),
         labels="GFN2-xTB",
+        physics="Ions keep whole charges at any distance.",
         make=make_ammonium_chloride,
         bond=BOND,
     ),

@@ -76,14 +76,26 @@ def label_mixture(atoms: Atoms) -> Atoms:
 TESTS = ("test", "test_triclinic", "test_large")
 NEQUIP_GAS = ("cutoff_radius=5.0", "batch_size=4", "energy_weight=1.0")
 EXACT = "exact sums"
+IONS_PHYSICS = "Charges are found; other cells and sizes."
 SYSTEMS = {
-    "coulomb_gas": System("syn_coulomb_gas", TESTS, 30, GAS, NEQUIP_GAS, labels=EXACT),
+    "coulomb_gas": System(
+        "syn_coulomb_gas", TESTS, 30, GAS, NEQUIP_GAS, labels=EXACT, physics=IONS_PHYSICS
+    ),
     "multivalent_gas": System(
-        "syn_multivalent_gas", TESTS[:2], 40, (*GAS, elements(8, 11, 12, 17)), labels=EXACT
+        "syn_multivalent_gas",
+        TESTS[:2],
+        40,
+        (*GAS, elements(8, 11, 12, 17)),
+        labels=EXACT,
+        physics=IONS_PHYSICS,
     ),
     # Forces hold the response of the charges to the geometry.
-    "envq": System("syn_envq", TESTS[:2], 40, GAS, labels=EXACT),
-    "wca_control": System("syn_wca_control", ("test",), 40, GAS, labels=EXACT),
+    "envq": System(
+        "syn_envq", TESTS[:2], 40, GAS, labels=EXACT, physics="Charges follow the geometry."
+    ),
+    "wca_control": System(
+        "syn_wca_control", ("test",), 40, GAS, labels=EXACT, physics="No long range: do no harm."
+    ),
     "mixture": System(
         "mixture",
         ("test",),
@@ -91,6 +103,7 @@ SYSTEMS = {
         (*GAS, elements(9, 10, 11, 17, 18, 19)),
         make=make_mixture,
         labels=EXACT,
+        physics="Charges and dispersion at once.",
     ),
 }
 FORCES = "errors/test/forces"

@@ -35,6 +35,7 @@ SYSTEMS = {
         (*LIQUID, "--r_max=4.0", "--batch_size=4", *STRESS),
         bond=BOND,
         labels="DFT, published",
+        physics="Forces and stress not worse.",
     ),
     "water": System(
         "water",
@@ -44,6 +45,7 @@ SYSTEMS = {
         seeds=(1, 2, 3, 4, 5),
         make=fold_water,
         labels="DFT, published",
+        physics="A polar liquid.",
         by_seed=True,
         bond=BOND,
     ),

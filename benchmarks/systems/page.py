@@ -81,6 +81,16 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(own) + " |" for own in rows)
 
 
+def system_table(effects: dict[str, dict[str, float]]) -> str:
+    """What physics says of each system, and what its labels show."""
+    lines = []
+    for name, own in SYSTEMS.items():
+        shown = "; ".join(f"{what} {value:.3g}" for what, value in effects.get(name, {}).items())
+        lines.append([name, own.labels, ", ".join(own.tests), own.physics, shown])
+    head = ["system", "labels", "tests", "what must come out", "what the labels show"]
+    return f"## Systems\n\n{table(head, lines)}"
+
+
 def rank_table(results: Results) -> str:
     """Force errors and ranks of all systems, and mean ranks."""
     lines, total = [], []
@@ -210,7 +220,14 @@ def published_table() -> str:
     return f"## Published\n\n{text}\n\n{table(['system', 'figures', 'source'], lines)}"
 
 
-def write(results: Results, host: str, folder: Path, command: str, skipped: dict[str, str]) -> None:
+def write(
+    results: Results,
+    host: str,
+    folder: Path,
+    command: str,
+    skipped: dict[str, str],
+    effects: dict[str, dict[str, float]],
+) -> None:
     """Write the page, its data and its figure.
 
     Parameters
@@ -220,6 +237,7 @@ def write(results: Results, host: str, folder: Path, command: str, skipped: dict
     folder : of the documentation.
     command : what made them.
     skipped : why systems are left out.
+    effects : what labels show, by system.
     """
     (folder / "evidence").mkdir(parents=True, exist_ok=True)
     (folder / "figures").mkdir(exist_ok=True)
@@ -231,7 +249,7 @@ def write(results: Results, host: str, folder: Path, command: str, skipped: dict
         words = "Force errors over those of short range, and physical answers over their labels"
         parts.append(f"![{words}](../figures/systems.png)")
     parts += [answer_table(results), dynamics_table(results), cost_table(results)]
-    parts.append(published_table())
+    parts += [published_table(), system_table(effects)]
     tables = collect.tables(results, "sr")
     parts += [f"## All errors\n\n{tables}", checklist(results, CHECKS[host])]
     left = [f"- `{name}`: {reason}." for name, reason in skipped.items()]

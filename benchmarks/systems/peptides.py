@@ -16,6 +16,7 @@ SYSTEMS = {
         minutes=60.0,
         seeds=(1,),
         labels="DFT, published",
+        physics="Dipoles without being trained.",
     ),
 }
 CHECKS = (

@@ -113,6 +113,7 @@ SYSTEMS = {
         make=make_surface,
         probe=surface_energies,
         labels="exact sums",
+        physics="Slabs by a model of bulk crystals.",
     ),
 }
 WORDS = "surface energy off 0.210 J/m²"

@@ -262,12 +262,15 @@ def test_the_page_ranks_models_and_judges_their_answers(load, tmp_path):
     page, collect = load("systems.page"), load("collect")
     found = rows("ag3", sr=silver(100.0, 0.8), les=silver(50.0, -0.3), sog=silver(50.2, -0.19))
     results = collect.Results(found, ["ag3 sog 2"])
-    page.write(results, "mace", tmp_path, "the command", {"water": "no data"})
+    page.write(
+        results, "mace", tmp_path, "the command", {"water": "no data"}, {"ag3": {"gap": 1.0}}
+    )
     text = (tmp_path / "evidence" / "systems.md").read_text()
     assert "| ag3 | GFN1-xTB | 1 | 100 | 50.0 | 50.2 | 3 / 1.5 / 1.5 |" in text
     assert "**3.00** / **1.50** / **1.50**" in text
     assert "-0.200 | 0.800 ✗ | -0.300 ✓ | -0.190 ✓ |" in text
     assert "`water`: no data" in text
+    assert "| gap 1 |" in text
     assert len(json.loads((tmp_path / "evidence" / "systems.json").read_text())) == 3
     assert (tmp_path / "figures" / "systems.png").stat().st_size > 10000
 
