@@ -134,6 +134,28 @@ def answer_table(results: Results) -> str:
     return f"## Physical answers\n\n{text}\n\n{table(head, lines)}" if lines else ""
 
 
+LEARNED = {
+    "true_charges/r2": "charges, R²",
+    "mbis_charges/r2": "MBIS charges, R²",
+    "dipole/r2": "dipoles, R²",
+    "dispersion/r2": "sqrt(C6) by element, R²",
+    "law/largest_error": "law over 4 to 12 Å, largest relative error",
+}
+
+
+def learned_table(results: Results) -> str:
+    """What heads learned without being told."""
+    lines = []
+    for name in SYSTEMS:
+        for path, words in LEARNED.items():
+            found = [results.values(name, own, f"learned/{path}") for own in COLUMNS[1:]]
+            if any(found):
+                lines.append([name, words, *(show(own) if own else "–" for own in found)])
+    text = "Quantities that no model was trained on, by the latent charges of the first test."
+    head = ["system", "quantity", *COLUMNS[1:]]
+    return f"## Learned charges and laws\n\n{text}\n\n{table(head, lines)}" if lines else ""
+
+
 def share(results: Results, system: str, column: str) -> str:
     """Core time of a training over that of the bare model, in percent more."""
     own, bare = (results.values(system, name, _seconds) for name in (column, "sr"))
@@ -248,8 +270,8 @@ def write(
     if draw(results, folder / "figures" / "systems.png"):
         words = "Force errors over those of short range, and physical answers over their labels"
         parts.append(f"![{words}](../figures/systems.png)")
-    parts += [answer_table(results), dynamics_table(results), cost_table(results)]
-    parts += [published_table(), system_table(effects)]
+    parts += [answer_table(results), learned_table(results), dynamics_table(results)]
+    parts += [cost_table(results), published_table(), system_table(effects)]
     tables = collect.tables(results, "sr")
     parts += [f"## All errors\n\n{tables}", checklist(results, CHECKS[host])]
     left = [f"- `{name}`: {reason}." for name, reason in skipped.items()]
