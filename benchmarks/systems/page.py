@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import collect
 import numpy as np
 from collect import Results, is_worse, show
 
+from . import structure
 from .checks import checklist
 from .registry import CHECKS, SYSTEMS
+from .system import Answer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = ("sr", "les", "sog")
 KEPT = (
@@ -292,28 +298,35 @@ def draw(results: Results, path: Path) -> bool:
         (name, own)
         for name, system in SYSTEMS.items()
         for own in system.answers
-        if _has(results, name, own)
+        if _is_drawn(results, name, own)
     ]
-    height = 0.24 * max(len(names), len(answers)) + 1.4
+    height = 0.22 * max(len(names), len(answers)) + 1.8
     figure, axes = plt.subplots(1, 2, figsize=(11.0, height), layout="constrained")
     _draw_errors(axes[0], results, names)
     _draw_answers(axes[1], results, answers)
+    marks = [
+        plt.Line2D([], [], color=color, marker=marker, ls="", ms=7, label=WORDS[column])
+        for column, (color, marker) in STYLE.items()
+    ]
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return True
 
 
-def _has(results: Results, name: str, answer) -> bool:
-    return any(results.values(name, column, answer.found) for column in COLUMNS)
-
-
 STYLE = {"sr": ("0.45", "s"), "les": ("tab:orange", "D"), "sog": ("tab:blue", "o")}
+WORDS = {"sr": "short range", "les": "LES", "sog": "SOG (recommended preset)"}
 
 
-def _draw_errors(ax, results: Results, names: list[str]) -> None:
+def _is_drawn(results: Results, name: str, answer: Answer) -> bool:
+    """Whether a model has the answer; of structure factors the first alone is drawn."""
+    others = answer in structure.ANSWERS[1:]
+    return not others and any(results.values(name, own, answer.found) for own in COLUMNS)
+
+
+def _draw_errors(ax: Axes, results: Results, names: list[str]) -> None:
     """Ratios of force errors; left of the line a head helps."""
     ax.axvline(1.0, color=STYLE["sr"][0], lw=1.5)
-    ax.text(1.0, -1.0, "short range", color=STYLE["sr"][0], ha="center", va="bottom")
     for column in ("les", "sog"):
         color, marker = STYLE[column]
         for row, name in enumerate(names):
@@ -321,43 +334,31 @@ def _draw_errors(ax, results: Results, names: list[str]) -> None:
             ratios = [own[seed] / bare[seed] for seed in own.keys() & bare.keys()]
             ax.plot(ratios, [row] * len(ratios), marker, color=color, ms=3, alpha=0.4)
             ax.plot(np.mean(ratios), row, marker, color=color, ms=7)
-            if row == 0:
-                ax.annotate(
-                    column,
-                    (np.mean(ratios), row),
-                    (0, 7),
-                    textcoords="offset points",
-                    color=color,
-                    ha="center",
-                )
-    ax.set(xscale="log", ylim=(len(names) - 0.5, -1.6), xlabel="force RMSE / that of short range")
+    ax.set(xscale="log", ylim=(len(names) - 0.5, -0.6), title="better ← forces → worse")
+    ax.set_xlabel("force RMSE / short range")
+    ticks = [own for own in TICKS if ax.get_xlim()[0] <= own <= ax.get_xlim()[1]]
+    ax.set_xticks(ticks, [f"{own:g}" for own in ticks])
+    ax.set_xticks([], minor=True)
     ax.set_yticks(range(len(names)), names)
+    ax.grid(axis="y", color="0.93")
 
 
-def _draw_answers(ax, results: Results, answers: list) -> None:
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+def _draw_answers(ax: Axes, results: Results, answers: list[tuple[str, Answer]]) -> None:
     """Answers over those of the labels; the band is what counts as right."""
-    ax.axvline(1.0, color="k", lw=1.5)
-    ax.text(1.0, -1.0, "labels", ha="center", va="bottom")
     for row, (name, answer) in enumerate(answers):
-        ax.barh(row, answer.factor - 1.0 / answer.factor, 0.8, 1.0 / answer.factor, color="0.92")
+        ax.barh(row, answer.factor - 1.0 / answer.factor, 0.8, 1.0 / answer.factor, color="0.9")
         for column in COLUMNS:
-            found, known = (
-                results.values(name, column, own) for own in (answer.found, answer.truth)
-            )
+            paths = answer.found, answer.truth
+            found, known = (results.values(name, column, own) for own in paths)
             ratios = [np.clip(found[seed] / known[seed], -1.0, 3.0) for seed in found]
             color, marker = STYLE[column]
-            ax.plot(ratios, [row] * len(ratios), marker, color=color, ms=5, alpha=0.8)
-            if row == 0 and ratios:
-                ax.annotate(
-                    column,
-                    (ratios[0], row),
-                    (0, 6),
-                    textcoords="offset points",
-                    color=color,
-                    ha="center",
-                )
-    ax.set(xlim=(-1.1, 3.1), ylim=(len(answers) - 0.5, -1.6), xlabel="answer / that of the labels")
-    ax.set_yticks(
-        range(len(answers)), [f"{name}: {own.what.rpartition(',')[0]}" for name, own in answers]
-    )
+            ax.plot(ratios, [row] * len(ratios), marker, color=color, ms=6, alpha=0.8)
+    ax.axvline(1.0, color="k", lw=1.5)
+    ax.set(xlim=(-1.1, 3.1), ylim=(len(answers) - 0.5, -0.6), title="physical answers (band: right)")
+    ax.set_xlabel("answer / labels")
+    words = [f"{name}: {own.what.rpartition(',')[0]}" for name, own in answers]
+    ax.set_yticks(range(len(answers)), words)
     ax.yaxis.tick_right()
