@@ -357,7 +357,7 @@ def _draw_answers(ax: Axes, results: Results, answers: list[tuple[str, Answer]])
             color, marker = STYLE[column]
             ax.plot(ratios, [row] * len(ratios), marker, color=color, ms=6, alpha=0.8)
     ax.axvline(1.0, color="k", lw=1.5)
-    ax.set(xlim=(-1.1, 3.1), ylim=(len(answers) - 0.5, -0.6), title="physical answers (band: right)")
+    ax.set(xlim=(-1.1, 3.1), ylim=(len(answers) - 0.5, -0.6), title="answers (band: right)")
     ax.set_xlabel("answer / labels")
     words = [f"{name}: {own.what.rpartition(',')[0]}" for name, own in answers]
     ax.set_yticks(range(len(answers)), words)
