@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from ase import Atoms
+from ase.build import molecule
 from workbench import dimers
 
-DISTORTION = 0.015  # Å, of each coordinate
+DISTORTION = 0.015  # Å, of each coordinate; three times as much in water
+SMALLEST = 1.7  # Å, between atoms of two molecules of water
 
 
 def make_pairs(
@@ -50,6 +52,42 @@ def make_scan(kind: str, points: int, far: float) -> tuple[list[Atoms], float]:
     alone = [_labelled(dimers.isolated(name, 0.0, rng)) for name in dimers.DIMERS[kind]]
     frames = [_labelled(frame) for frame in dimers.rigid_scan(kind, points, far)]
     return frames, sum(frame.info["REF_energy"] for frame in alone)
+
+
+def make_water(count: int, near: float, far: float, seed: int, alone: int = 0) -> list[Atoms]:
+    """Pairs of water molecules at random distances and orientations, and molecules alone.
+
+    Parameters
+    ----------
+    count : how many pairs.
+    near, far : least and largest distance of the centres of mass in Å.
+    seed : of the random numbers.
+    alone : how many single molecules.
+
+    Returns
+    -------
+    Frames with ``REF_energy`` in eV, ``REF_forces`` in eV/Å and a ``total_charge`` of zero.
+    """
+    rng, frames = np.random.default_rng(seed), []
+    while len(frames) < count:
+        first, second = _bent_water(rng), _bent_water(rng)
+        direction = rng.normal(size=3)
+        second.positions += rng.uniform(near, far) * direction / np.linalg.norm(direction)
+        pair = first + second
+        if pair.get_all_distances()[:3, 3:].min() > SMALLEST:
+            frames.append(pair)
+    frames += [_bent_water(rng) for _ in range(alone)]
+    for frame in frames:
+        frame.info.update(total_charge=0, first_atoms=3)
+    return [_labelled(frame) for frame in frames]
+
+
+def _bent_water(rng: np.random.Generator) -> Atoms:
+    """A distorted molecule of water at the origin, turned at random."""
+    water = molecule("H2O")
+    water.positions += rng.normal(scale=3 * DISTORTION, size=(3, 3)) - water.get_center_of_mass()
+    water.rotate(360 * rng.random(), rng.normal(size=3))
+    return water
 
 
 def _labelled(frame: Atoms) -> Atoms:
