@@ -94,8 +94,8 @@ for name, values in energies.items():
     print(f"{name:7s} mean error up to {near:g} Å {inside:6.1f} meV, beyond {beyond:6.1f} meV")
 
 # %%
-# Errors at trained separations become smaller as well. In part that is the long range, which is felt
-# there too, in part the training that goes on.
+# Errors at trained separations become smaller as well. In part that is the long range, which is
+# felt there too, in part the training that goes on.
 #
 # In the figure, the shaded region is that of the training. Right of it the model before is flat,
 # since neither molecule sees the other.
