@@ -6,6 +6,8 @@ other. The sessions ``env_*`` build them; every other session names the one it r
 
 import hashlib
 import os
+import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -46,13 +48,14 @@ def run_in(session: nox.Session, host: str, *args: str, **env: str) -> None:
     bin_dir = prefix / ("Scripts" if os.name == "nt" else "bin")
     env["PATH"] = os.pathsep.join((str(bin_dir), os.environ["PATH"]))
     env["VIRTUAL_ENV"] = str(prefix)
-    session.run(str(bin_dir / "python"), *args, env=env, external=True)
+    python = "python.exe" if os.name == "nt" else "python"
+    session.run(str(bin_dir / python), *args, env=env, external=True)
 
 
 @nox.session(reuse_venv=True, default=False)
 def env_core(session: nox.Session) -> None:
     """Environment without any host framework."""
-    install_project(session, "core", "dev")
+    install_project(session, "core,docs", "dev,docs")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -77,6 +80,12 @@ def env_nequip(session: nox.Session) -> None:
 def env_pyg(session: nox.Session) -> None:
     """Environment of the PyTorch Geometric adapter."""
     install_project(session, "pyg", "pyg,fast,plot,test,parallel", "ase")
+
+
+@nox.session(reuse_venv=True, default=False)
+def env_docs(session: nox.Session) -> None:
+    """Environment of the documentation, whose tutorials run MACE and PyG."""
+    install_project(session, "mace,md,pyg,docs", "mace,pyg,spectra,phonons,fast,demo,docs")
 
 
 @nox.session(reuse_venv=True, default=False)
@@ -138,6 +147,12 @@ def quick(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_core"])
+def quick_core(session: nox.Session) -> None:
+    """Fast tests of the core: what needs neither a host nor a compiler, on any system."""
+    run_core(session, *QUICK)
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_core"])
 def tests_core(session: nox.Session) -> None:
     """Tests of the core, without any host framework."""
     cover = coverage_of(session, "sog_longrange")
@@ -175,7 +190,37 @@ def tests_triton(session: nox.Session) -> None:
     run_tests(session, "triton", "tests/summation/test_triton.py")
 
 
-SESSIONS = ["tests_core", "tests_mace", "tests_md", "tests_nequip", "tests_pyg"]
+SITE = Path("docs", "_build")
+LINKCHECK = "--linkcheck"
+
+
+def run_sphinx(session: nox.Session, host: str, builder: str, out: Path, **env: str) -> None:
+    """Build the documentation; a warning is an error."""
+    options = ("-W", "--keep-going", "-q", "-b", builder, "-d", f"{out}_trees")
+    run_in(session, host, "-m", "sphinx", *options, "docs", str(out), **env)
+
+
+def build_site(session: nox.Session, host: str, name: str, **env: str) -> None:
+    """Build the documentation as a site, and check its links."""
+    run_sphinx(session, host, "html", SITE / name, **env)
+    run_in(session, host, "docs/_tools/check_site.py", str(SITE / name))
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_docs"])
+def docs(session: nox.Session) -> None:
+    """Build the documentation, and run its tutorials; ``-- --linkcheck`` tries links elsewhere."""
+    build_site(session, "docs", "html")
+    if LINKCHECK in session.posargs:
+        run_sphinx(session, "docs", "linkcheck", SITE / "linkcheck", SOG_DOCS_QUICK="1")
+
+
+@nox.session(venv_backend="none", default=False, requires=["env_core"])
+def docs_quick(session: nox.Session) -> None:
+    """Build the documentation without running its tutorials, with stand-ins for the hosts."""
+    build_site(session, "core", "quick", SOG_DOCS_QUICK="1")
+
+
+SESSIONS = ["tests_core", "tests_mace", "tests_md", "tests_nequip", "tests_pyg", "docs_quick"]
 
 
 @nox.session(venv_backend="none", default=False, requires=SESSIONS)
@@ -207,22 +252,19 @@ def demo_charges(session: nox.Session) -> None:
     run_in(session, "mace", "examples/04_charge_states.py", *session.posargs)
 
 
-@nox.session(venv_backend="none", default=False, requires=["env_mace"])
-def accuracy(session: nox.Session) -> None:
-    """Measure the accuracy of MACE models; arguments after ``--`` are passed on."""
-    run_in(session, "mace", "benchmarks/accuracy.py", *session.posargs)
+SYSTEMS_HOST = "nequip" if {"nequip", "--host=nequip"} & set(sys.argv) else "mace"
+
+
+@nox.session(venv_backend="none", default=False, requires=[f"env_{SYSTEMS_HOST}"])
+def systems(session: nox.Session) -> None:
+    """Train and compare models on the systems of the papers; arguments are passed on."""
+    run_in(session, SYSTEMS_HOST, "benchmarks/run_systems.py", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_nequip"])
 def demo_nequip(session: nox.Session) -> None:
     """Train and compare NequIP models on binding curves; arguments after ``--`` are passed on."""
     run_in(session, "nequip", "examples/01_binding_curves.py", "--host=nequip", *session.posargs)
-
-
-@nox.session(venv_backend="none", default=False, requires=["env_nequip"])
-def accuracy_nequip(session: nox.Session) -> None:
-    """Measure the accuracy of NequIP models; arguments after ``--`` are passed on."""
-    run_in(session, "nequip", "benchmarks/accuracy.py", "--host=nequip", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_pyg"])
@@ -258,18 +300,75 @@ def fit_costs(session: nox.Session) -> None:
     run_in(session, "bench", "benchmarks/fit_costs.py", *session.posargs)
 
 
+DIST = Path("dist")
+"""Folder of the built files."""
+
+BUILD_TOOLS = ("build", "hatchling", "hatch-vcs", "twine")
+SMOKE = {"core": "", "mace": "[mace]", "nequip": "[allegro]", "pyg": "[pyg]"}
+"""Extras of each host that has a smoke test in tests/smoke."""
+
+
+def find_wheel(session: nox.Session) -> Path:
+    """Return the one wheel that was built."""
+    wheels = list(DIST.resolve().glob("sog_longrange-*.whl"))
+    if len(wheels) != 1:
+        session.error(f"{DIST} must hold one wheel: python -m nox -s build")
+    return wheels[0]
+
+
+def check_wheel(session: nox.Session, wheel: Path) -> None:
+    """Ask for all files of the packages, and for no others."""
+    names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    roots = [Path(name) for name in PACKAGES[:1]] + [Path("adapters", n) for n in PACKAGES[1:]]
+    files = [(root.parent, file) for root in roots for file in root.rglob("*")]
+    kinds = {".py", ".typed", ".h", ".cpp"}
+    wanted = {file.relative_to(top).as_posix() for top, file in files if file.suffix in kinds}
+    if differing := sorted(wanted ^ names):
+        session.error(f"only in the tree or only in {wheel.name}: {', '.join(differing)}")
+    session.log(f"{wheel.name} holds {', '.join(PACKAGES)}, and nothing else")
+
+
+def check_release(session: nox.Session, wheel: Path, version: str) -> None:
+    """Ask for a version: of the wheel and of CITATION.cff, and with a date in the changelog."""
+    if wheel.name.split("-")[1] != version:
+        session.error(f"{wheel.name} is not version {version}")
+    if f"\nversion: {version}\n" not in Path("CITATION.cff").read_text("utf-8"):
+        session.error(f"CITATION.cff is not of version {version}")
+    dated = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    if not re.search(dated, Path("CHANGELOG.md").read_text("utf-8"), re.MULTILINE):
+        session.error(f"CHANGELOG.md has no date for {version}")
+
+
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Build the sdist and the wheel, and check what the wheel holds."""
-    session.install("--quiet", "--constraint", "constraints/core.txt", "build")
-    out = Path(session.create_tmp()).resolve() / "dist"
-    session.run("python", "-m", "build", "--outdir", str(out), silent=True)
-    (wheel,) = out.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {f"{package}/{file}" for package in PACKAGES for file in ("__init__.py", "py.typed")}
-    if missing := sorted(wanted - names):
-        session.error(f"{wheel.name} lacks {', '.join(missing)}")
-    top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    if extra := sorted(top - set(PACKAGES)):
-        session.error(f"{wheel.name} must not contain {', '.join(extra)}")
-    session.log(f"{wheel.name} holds {', '.join(PACKAGES)}")
+    """Build the sdist, and the wheel from it alone; check both; ``-- v1.2.3``: as a release."""
+    session.install("--quiet", "--constraint=constraints/build.txt", *BUILD_TOOLS)
+    for old in DIST.glob("sog_longrange-*"):
+        old.unlink()
+    making = ("--sdist", "--no-isolation", f"--outdir={DIST}")
+    session.run("python", "-m", "build", *making, silent=True)
+    (sdist,) = DIST.glob("sog_longrange-*.tar.gz")
+    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--no-cache-dir")
+    session.run("python", "-m", "pip", "wheel", *offline, f"--wheel-dir={DIST}", str(sdist))
+    wheel = find_wheel(session)
+    check_wheel(session, wheel)
+    session.run("python", "-m", "twine", "check", "--strict", str(sdist), str(wheel))
+    for tag in session.posargs:
+        check_release(session, wheel, tag.removeprefix("v"))
+    session.notify("smoke(core)")
+
+
+@nox.session(default=False)
+@nox.parametrize("host", [nox.param(host, id=host) for host in SMOKE])
+def smoke(session: nox.Session, host: str) -> None:
+    """Install the wheel for a host into a fresh environment, and run its smoke test there."""
+    wheel, script = find_wheel(session), Path("tests", "smoke", f"smoke_{host}.py").resolve()
+    pins = f"--constraint=constraints/{host}.txt"
+    # What a test imports is compiled then: a few of the thousands of files.
+    wanted = f"sog-longrange{SMOKE[host]} @ {wheel.as_uri()}"
+    session.install("--quiet", "--no-compile", pins, wanted)
+    folder = Path(session.create_tmp(), "smoke")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with session.chdir(folder):
+        session.run("python", str(script), env={"PYTHONPATH": None, "OMP_NUM_THREADS": "2"})

@@ -1,3 +1,13 @@
-"""Version of the distribution, read by the build backend."""
+"""Version of the distribution, which the build took from the tag in git."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+
+def _installed_version() -> str:
+    try:
+        return version("sog-longrange")
+    except PackageNotFoundError:
+        return "0+unknown"  # a copy of the sources that nothing has installed
+
+
+__version__ = _installed_version()

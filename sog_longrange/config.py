@@ -150,9 +150,9 @@ class SOGConfig:
         text = "+".join(str(spec) for spec in parse_kernels(_check_text(self.kernel)))
         object.__setattr__(self, "kernel", text)
         check_choice("charge_constraint", self.charge_constraint, CHARGE_CONSTRAINTS)
+        self._check_combined()
         self._check_readout()
         self._check_used()
-        self._check_combined()
         self._check_coupling()
         # A kernel is cheap to build and checks what it takes; so does an energy.
         self._check_channels(self.build_energy().kernel)

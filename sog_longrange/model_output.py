@@ -82,7 +82,19 @@ class ModelOutput(NamedTuple):
         charge_state: ChargeStateOutput | None = None,
         external_field: FieldOutput | None = None,
     ) -> ModelOutput:
-        """Sum the parts that there are."""
+        """Sum the parts that there are.
+
+        Parameters
+        ----------
+        long_range : LongRangeOutput
+            With charges and dipoles.
+        charge_state : ChargeStateOutput, optional
+        external_field : FieldOutput, optional
+
+        Returns
+        -------
+        ModelOutput
+        """
         energy, atomic_energies = long_range.energy, long_range.atomic_energies
         parts = EnergyParts(Energies(energy, atomic_energies), charge_state, external_field)
         for part in (charge_state, external_field):

@@ -70,6 +70,9 @@ class Preset:
 
 _DISPERSION: Final = {"kernel": "coulomb+dispersion", "num_channels": 2}
 
+WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
+"""What a preset of charges is joined with where neutral atoms are among the ions."""
+
 PRESETS: Final[dict[str, Preset]] = {
     "ionic": Preset(
         "ions and ionic crystals, liquids and solutions: elements bring charges with them",
@@ -137,7 +140,8 @@ def apply_preset(
     given : mapping
         Options of :class:`~sog_longrange.SOGConfig` that were given explicitly, which win. What
         a preset says of channels is left out if a kernel is given, what it says of charges if
-        that kernel has none, and its charges of elements if another readout was given.
+        that kernel has none, its charges of elements if another readout was given, and its
+        kernels if channels were given that these cannot share.
     has_vectors : bool
         Whether the model of the host has vectors.
     cutoff : float, in Å, optional
@@ -159,9 +163,18 @@ def apply_preset(
         own["min_width"] = round(cutoff / 3.0, 3)
     if "kernel" in given:
         own = {key: value for key, value in own.items() if key not in _unused(given["kernel"])}
+    elif not _fits(own, given):
+        own.pop("kernel")
     if given.get("readout", own.get("readout")) != own.get("readout"):
         own.pop("element_charges", None)
     return {**own, **given}
+
+
+def _fits(own: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Tell whether the kernels of a preset can share the channels that were given."""
+    count = len(parse_kernels(own["kernel"])) if "kernel" in own else 1
+    channels = given.get("num_channels", count)
+    return not isinstance(channels, int) or channels % count == 0
 
 
 def _unused(kernel: str) -> set[str]:

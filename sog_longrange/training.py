@@ -20,16 +20,16 @@ _STEPS: Final = "sog_kernel_steps"
 """Where an optimizer counts its steps: among the options of its first parameter group."""
 
 
-def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict[str, Any]]:
+def parameter_groups(parts: Iterable[SOGLongRange], **rates: float | None) -> list[dict[str, Any]]:
     """Give kernels, or charges, a learning rate of their own.
 
     Parameters
     ----------
     parts : iterable of SOGLongRange
-    **rates : float
-        Learning rates of `kernel`, of `elements`, the charges that elements bring with them, and
-        of `charges`, which stand for all other parameters, those of dipoles and charge states too,
-        and those of elements where they have no rate.
+    **rates : float or None
+        Learning rates, None for that of the optimizer, of `kernel`, of `elements`, the charges that
+        elements bring with them, and of `charges`, which stand for all other parameters, those of
+        dipoles and charge states too, and those of elements where they have no rate.
 
     Returns
     -------
@@ -51,12 +51,13 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float) -> list[dict
     charges = [p for module in modules for p in module.parameters() if id(p) not in known]
     parameters = {"kernel": kernel, "charges": charges, "elements": elements}
     for name, rate in rates.items():
-        if not 0.0 <= rate < float("inf"):
+        if rate is not None and not 0.0 <= rate < float("inf"):
             raise ConfigError(explain(f"{name}_lr", "finite and not negative", str(rate)))
-    return [
-        {"params": parameters[name], "lr": rate, "weight_decay": 0.0, "amsgrad": False}
-        for name, rate in rates.items()
-    ]
+    groups = []
+    for name, rate in rates.items():
+        own = {} if rate is None else {"lr": rate}
+        groups.append({"params": parameters[name], "weight_decay": 0.0, "amsgrad": False, **own})
+    return groups
 
 
 def delay_kernel(

@@ -30,7 +30,7 @@ def test_examples_are_found(name):
 
 
 def test_the_block_of_the_page_on_hosts_runs():
-    page = Path(__file__).parents[1] / "docs" / "add_a_host.md"
+    page = Path(__file__).parents[1] / "docs" / "extend" / "add_a_host.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     names = {}
     exec(compile(code, str(page), "exec"), names)  # noqa: S102

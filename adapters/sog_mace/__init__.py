@@ -1,9 +1,11 @@
 """Long-range MACE: a drop-in head for training, and a calculator for ASE."""
 
-# MACE must be imported before e3nn: e3nn 0.4.4 alone does not load on current PyTorch.
-import mace
+from sog_longrange.hosts import load_library
 
-from .host import SUPPORTED
+# MACE must be imported before e3nn: e3nn 0.4.4 alone does not load on current PyTorch.
+mace = load_library("mace", "mace")
+
+from .host import SUPPORTED  # noqa: E402
 
 SUPPORTED.check(mace.__version__)
 

@@ -84,6 +84,11 @@ class GromacsSOGMACE(nn.Module):
         -------
         edge_index : Tensor, shape (2, n_edges)
         unit_shifts : Tensor, shape (n_edges, 3)
+
+        Raises
+        ------
+        ValueError
+            If a periodic cell has no volume.
         """
         reach: list[int] = [0, 0, 0]
         turns = torch.zeros_like(x)

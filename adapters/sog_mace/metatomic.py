@@ -59,7 +59,27 @@ class MetatomicSOGMACE(nn.Module):
         outputs: Dict[str, ModelOutput],  # noqa: UP006
         selected_atoms: Optional[Labels] = None,  # noqa: UP045
     ) -> Dict[str, TensorMap]:  # noqa: UP006
-        """Evaluate structures; see `metatomic.torch.ModelInterface`."""
+        """Evaluate structures; see `metatomic.torch.ModelInterface`.
+
+        Parameters
+        ----------
+        systems : list of System
+            In Å, with the neighbours that were asked for.
+        outputs : dict of str to ModelOutput
+            What is wanted: "energy" of structures or atoms, "charge" of atoms.
+        selected_atoms : Labels, optional
+            Must be all atoms.
+
+        Returns
+        -------
+        dict of str to TensorMap
+            In eV and e.
+
+        Raises
+        ------
+        ValueError
+            If some atoms are left out.
+        """
         count = sum([len(system) for system in systems])
         if selected_atoms is not None and len(selected_atoms) != count:
             raise ValueError(

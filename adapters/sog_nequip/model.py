@@ -45,7 +45,6 @@ def SOGModel(  # noqa: N802
     boundary: str = "data",
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
-    per_type_charges: bool = False,
     preset: str | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -64,9 +63,6 @@ def SOGModel(  # noqa: N802
     warm_up : bool
         Start without the long-range energy; :class:`~sog_nequip.train.WarmUp` must be among
         the callbacks of the trainer and adds it step by step.
-    per_type_charges : bool
-        Let the type of an atom alone give it a charge, too. Needed where isolated ions must
-        carry one; the energy of isolated atoms is then not that of their type alone.
     preset : str, optional
         Options by the kind of matter, by the name of one of
         :data:`~sog_longrange.presets.PRESETS`. The command ``sog_preset`` finds the one that fits
@@ -90,10 +86,9 @@ def SOGModel(  # noqa: N802
     Ji, Liang, Xu, arXiv:2502.04668; Cheng, arXiv:2408.15165.
     """
     graph = _graph_of(kwargs)
-    n_types = len(graph.type_names) if per_type_charges else 0
     model = get_method(base)(**kwargs)
     options = _read_options(sog, preset, model, graph.r_max)
-    return attach(model, options, boundary, largest_cell, warm_up, n_types, graph)
+    return attach(model, options, boundary, largest_cell, warm_up, graph)
 
 
 @model_builder
@@ -105,7 +100,6 @@ def SOGModelFromSaved(  # noqa: N802
     boundary: str = "data",
     largest_cell: list[Any] | None = None,
     warm_up: bool = True,
-    per_type_charges: bool = False,
     per_edge_type_cutoff: Mapping[str, Any] | None = None,
     preset: str | None = None,
 ) -> nn.Module:
@@ -120,7 +114,7 @@ def SOGModelFromSaved(  # noqa: N802
         "nequip.model.ModelFromPackage".
     r_max, type_names, per_edge_type_cutoff
         As the model was trained with.
-    sog, boundary, largest_cell, warm_up, per_type_charges, preset
+    sog, boundary, largest_cell, warm_up, preset
         As for :func:`SOGModel`.
 
     Returns
@@ -144,9 +138,8 @@ def SOGModelFromSaved(  # noqa: N802
     own = {"r_max": r_max, "type_names": type_names, "per_edge_type_cutoff": per_edge_type_cutoff}
     _check_same(saved, own)
     saved.requires_grad_(True).train()
-    n_types = len(type_names) if per_type_charges else 0
     options = _read_options(sog, preset, saved, float(r_max))
-    return attach(saved, options, boundary, largest_cell, warm_up, n_types, _graph_of(own))
+    return attach(saved, options, boundary, largest_cell, warm_up, _graph_of(own))
 
 
 def attach(
@@ -155,7 +148,6 @@ def attach(
     boundary: str = "data",
     largest_cell: list[Any] | None = None,
     warm_up: bool = False,
-    n_types: int = 0,
     graph: HostGraph | None = None,
 ) -> HostModule:
     """Put a long-range part behind the sum of atomic energies of a model, in place.
@@ -167,7 +159,7 @@ def attach(
     config : SOGConfig
     boundary, largest_cell, warm_up
         As for :func:`SOGModel`.
-    n_types, graph
+    graph
         See :class:`~sog_nequip.nn.LongRange`.
 
     Returns
@@ -191,7 +183,6 @@ def attach(
         edge_norm=_edge_norm(network),
         boundary=boundary,
         largest_cell=largest_cell,
-        n_types=n_types,
         graph=graph,
     )
     if warm_up:

@@ -72,9 +72,6 @@ class LongRange(GraphModuleMixin, nn.Module):
     largest_cell : list of 3 floats or of 3 rows, in Å, optional
         Longest lattice vectors that a model compiled for C++ will be used for, see
         :meth:`sog_use_mesh`.
-    n_types : int
-        Number of types of atoms, where the type itself gives each atom a charge, also without
-        neighbours; 0 by default, so that isolated atoms have none.
     graph : HostGraph, optional
         What the graph of the model is made for; needed where charges flow along its edges.
 
@@ -96,7 +93,6 @@ class LongRange(GraphModuleMixin, nn.Module):
         edge_norm: nn.Module | None = None,
         boundary: str = "data",
         largest_cell: list[Any] | None = None,
-        n_types: int = 0,
         graph: HostGraph | None = None,
     ) -> None:
         super().__init__()
@@ -111,11 +107,8 @@ class LongRange(GraphModuleMixin, nn.Module):
         self.scalars = feature_slices(irreps, *SCALARS)
         if not self.scalars:
             raise HostError(explain(self.field, "features with scalars (0e)", str(irreps)))
-        self.n_types = n_types
-        sizes = [n_types, count_columns(self.scalars)]
-        sizes = [size for size in sizes if size > 0]
         self.long_range = SOGLongRange(
-            sizes,
+            [count_columns(self.scalars)],
             config,
             num_vectors=count_vectors(config, irreps_in),
             cutoff=None if graph is None else graph.r_max,
@@ -253,15 +246,6 @@ class LongRange(GraphModuleMixin, nn.Module):
         return unflatten_vectors(data[LATENT_VECTORS_KEY])
 
     def _features(self, data: Data) -> Tensor:
-        """Features that charges are made from: of the type, if wanted, and of the model."""
-        features = self._scalar_features(data)
-        if self.n_types == 0:
-            return features
-        types = data[AtomicDataDict.ATOM_TYPE_KEY].view(-1, 1)
-        one_hot = (types == torch.arange(self.n_types, device=types.device)).to(features)
-        return torch.cat([one_hot, features], dim=1)
-
-    def _scalar_features(self, data: Data) -> Tensor:
         """Scalar features of atoms; those of edges are summed first."""
         features = torch.cat([data[self.field][:, s] for s in self.scalars], dim=1)
         if self.edge_norm is None:

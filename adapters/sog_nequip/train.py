@@ -117,7 +117,7 @@ class WarmUp(Callback):
         ----------
         trainer : Trainer
         pl_module : LightningModule
-        loss : Tensor
+        loss : Tensor, scalar
 
         Raises
         ------
@@ -202,11 +202,13 @@ class WarmUp(Callback):
                 warnings.warn(f"Training ended too early. {message}", stacklevel=2)
 
 
-def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
-    """Give the kernel a learning rate of its own, as `param_groups` of an optimizer.
+def long_range_groups(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
+    """Train the long-range part in its own way, as `param_groups` of an optimizer.
 
-    That of the model is a good one where :class:`WarmUp` starts the kernel late, as it does by
-    default, and a tenth of it where kernels learn from the first step.
+    Charges have the optimizer's own learning rate, but neither its AMSGrad, which would keep their
+    steps as small as the first gradients made them, nor its weight decay; the kernel has a rate of
+    its own besides. That of the model is a good one where :class:`WarmUp` starts the kernel late,
+    as it does by default, and a tenth of it where kernels learn from the first step.
 
     Parameters
     ----------
@@ -218,7 +220,7 @@ def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Parameter groups: everything else with the optimizer's own `lr`, and the kernel.
+        Parameter groups: the short-range model, charges, and the kernel.
 
     Raises
     ------
@@ -228,7 +230,7 @@ def kernel_group(model: nn.Module, kernel_lr: float) -> list[dict[str, Any]]:
         If the model has no long-range part.
     """
     parts = [part.long_range for part in long_range_parts(model)]
-    (kernel,) = parameter_groups(parts, kernel=kernel_lr)
-    known = {id(p) for p in kernel["params"]}
+    groups = parameter_groups(parts, charges=None, kernel=kernel_lr)
+    known = {id(p) for group in groups for p in group["params"]}
     others = [p for p in model.parameters() if id(p) not in known]
-    return [{"params": others}, kernel]
+    return [{"params": others}, *groups]

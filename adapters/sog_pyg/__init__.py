@@ -1,9 +1,10 @@
 """Long-range message passing and periodic structures for PyTorch Geometric."""
 
-import torch_geometric
+from sog_longrange.hosts import load_library
 
 from .host import SUPPORTED
 
+torch_geometric = load_library("torch_geometric", "pyg")
 SUPPORTED.check(torch_geometric.__version__)
 
 from .derivatives import EnergyForcesStress, energy_forces_stress  # noqa: E402

@@ -21,8 +21,7 @@ COMMANDS = {"MACE": "mace_run_train", "SOG-MACE": "sog_mace_run_train"}
 LABELS = tuple(COMMANDS)
 EXTRA = {
     "MACE": [],
-    # A start that is 1/r far beyond the separations of the tests, smooth inside the molecules.
-    "SOG-MACE": ["--sog_min_width=2", "--sog_max_width=200", "--sog_lr_factor=3"],
+    "SOG-MACE": ["--sog_preset=auto"],
 }
 
 # What both are told.

@@ -73,6 +73,30 @@ def make_job(
     return training.Job(label, command, folder, epochs, pattern=EPOCH)
 
 
+def recommended(frames: list[Atoms], cutoff: float) -> list[str]:
+    """Overrides of the config that the command `sog_preset` recommends for frames.
+
+    Parameters
+    ----------
+    frames : training frames.
+    cutoff : of the model, in Å.
+
+    Returns
+    -------
+    list of str
+    """
+    from sog_longrange.ase_support import choose_preset, formal_charges, total_charge
+    from sog_longrange.presets import apply_preset
+
+    totals = [total_charge(frame) for frame in frames]
+    choice = choose_preset(formal_charges(frames, totals))
+    options = apply_preset(choice.preset, {}, has_vectors=True, cutoff=cutoff)
+    if any(totals):  # which the configs here do not read
+        options["charge_constraint"] = "none"
+    told = {key: f"'{own}'" if isinstance(own, str) else own for key, own in options.items()}
+    return [f"++training_module.model.sog.{key}={own}" for key, own in told.items()]
+
+
 def demo_job(label: str, args: argparse.Namespace, frames: list[Atoms]) -> training.Job:
     """The training command of one model of the demo.
 
@@ -93,10 +117,7 @@ def demo_job(label: str, args: argparse.Namespace, frames: list[Atoms]) -> train
         f"training_module.model.num_features={args.features}",
     ]
     if label == "SOG-NequIP":
-        # A start that is 1/r far beyond the separations of the tests. Some pairs are ions, whose
-        # total charges this config does not read: their latent charges are free.
-        sog = "{min_width: 2, max_width: 200, charge_constraint: none}"
-        options.append(f"+training_module.model.sog={sog}")
+        options += recommended(frames, args.r_max)
     return make_job(label, frames, args.output / "data", args.output / label, args.epochs, options)
 
 

@@ -91,8 +91,20 @@ class ChargesInASE:
     ) -> None:
         """Calculate all properties of a structure; see `ase.calculators.calculator`.
 
-        Energies and forces that are not finite raise an error that names two atoms at one place,
-        if there are any.
+        Parameters
+        ----------
+        atoms : ase.Atoms, optional
+            By default the structure that the calculator belongs to.
+        properties : sequence of str, optional
+            What must be among the results, by the names of ASE.
+        system_changes : sequence of str, optional
+            What ASE found to have changed.
+
+        Raises
+        ------
+        NotFiniteError
+            If energies or forces are not finite; it names two atoms at one place, if there are
+            any.
         """
         given = self.atoms if atoms is None else atoms
         self.results: dict[str, Any] = {}  # Those of another structure, if what follows fails.
@@ -207,7 +219,19 @@ class ChargesInASE:
             warnings.warn(text, stacklevel=2)
 
     def check_state(self, atoms: AtomsLike, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last calculation, field and total charge included."""
+        """Tell what changed since the last calculation, field and total charge included.
+
+        Parameters
+        ----------
+        atoms : ase.Atoms
+        tol : float
+            Largest difference of numbers that counts as none.
+
+        Returns
+        -------
+        list of str
+            Names of ASE, and "info" for field and total charge.
+        """
         changes: list[str] = super().check_state(atoms, tol)  # type: ignore[misc]
         if not changes and is_info_changed(self.atoms, atoms):
             changes.append("info")

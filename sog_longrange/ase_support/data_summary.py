@@ -51,7 +51,13 @@ class DataSummary:
     @property
     def has_molecules(self) -> bool:
         """Whether there are fragments of several atoms."""
-        return any(sum(n for _, n in composition) > 1 for composition in self.fragments)
+        return not all(_is_atom(composition) for composition in self.fragments)
+
+    @property
+    def has_neutral_atoms(self) -> bool:
+        """Whether there are single atoms without a charge, which only dispersion attracts."""
+        charges = self.charges or {}
+        return any(_is_atom(own) and charges.get(own) == 0 for own in self.fragments)
 
     @property
     def has_slabs(self) -> bool:
@@ -87,6 +93,10 @@ class DataSummary:
     def _name(self, composition: Composition) -> str:
         charge = f" {self.charges[composition]:+d}" if self.charges is not None else ""
         return formula(composition) + charge.replace("+0", "0")
+
+
+def _is_atom(composition: Composition) -> bool:
+    return sum(count for _, count in composition) == 1
 
 
 def formula(composition: Composition) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sog_longrange.hosts import load_library
 
@@ -17,6 +18,8 @@ NONMETALS: Final = frozenset(
 """Atomic numbers of the elements between which bonds make molecules; half-metals count."""
 
 _HALOGENS: Final = (9, 17, 35, 53, 85)
+_NOBLE: Final = (2, 10, 18, 36, 54, 86)
+_BOND_NOBLE: Final = (8, 9)
 _STRETCH: Final = 1.25
 """Longest bond over the sum of covalent radii."""
 
@@ -55,7 +58,7 @@ def find_fragments(atoms: Any) -> list[Fragment]:  # noqa: ANN401
     """Divide a structure into molecules and single atoms.
 
     Only nonmetals bond: contacts of metals are not taken as covalent, and neither are those of
-    halogens with each other where there are metals.
+    halogens with each other where there are metals. Noble gases bond with oxygen and fluorine.
 
     Parameters
     ----------
@@ -126,12 +129,24 @@ def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
     radii = _STRETCH * data.covalent_radii[numbers[bonding]]
     find = load_library("ase.neighborlist", "ase").neighbor_list
     first, second, shifts = find("ijS", atoms[bonding], radii)
-    halogens = np.isin(numbers[bonding], _HALOGENS)
-    allowed = ~(halogens[first] & halogens[second] & (len(bonding) < len(numbers)))
+    allowed = _may_bond(numbers[bonding], first, second, len(bonding) < len(numbers))
     pairs = zip(bonding[first[allowed]], bonding[second[allowed]], shifts[allowed], strict=True)
     for i, j, shift in pairs:
         bonds[int(i)].setdefault(int(j), set()).add(tuple(int(x) for x in shift))
     return bonds
+
+
+def _may_bond(
+    numbers: NDArray[Any], first: NDArray[Any], second: NDArray[Any], with_metals: bool
+) -> NDArray[np.bool_]:
+    """Tell which contacts can be bonds."""
+    halogens, noble = np.isin(numbers, _HALOGENS), np.isin(numbers, _NOBLE)
+    partners = np.isin(numbers, _BOND_NOBLE)
+    ions = halogens[first] & halogens[second] & with_metals
+    allowed: NDArray[np.bool_] = (
+        ~ions & (~noble[first] | partners[second]) & (~noble[second] | partners[first])
+    )
+    return allowed
 
 
 def open_axes(atoms: Any) -> int:  # noqa: ANN401

@@ -11,7 +11,15 @@ from typing import Final
 
 from sog_longrange.errors import InputError, SOGError, explain
 from sog_longrange.hosts import load_library
-from sog_longrange.presets import AUTO, COMMAND, PRESETS, Preset, apply_preset, find_preset
+from sog_longrange.presets import (
+    AUTO,
+    COMMAND,
+    PRESETS,
+    WITH_DISPERSION,
+    Preset,
+    apply_preset,
+    find_preset,
+)
 
 from .data_summary import DataSummary
 from .formal_charges import formal_charges
@@ -19,6 +27,9 @@ from .structures import TOTAL_CHARGE, total_charge
 
 CAREFUL: Final = "atoms"
 """Readout where charges of fragments are not known: of each atom's features."""
+
+IONS: Final = "ions"
+"""Readout where charges of elements sum to those of fragments."""
 
 
 @dataclass(frozen=True)
@@ -63,20 +74,31 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
         why = "each structure is one molecule, whose charge is the total charge"
         return Choice("molecular", PRESETS["molecular"], why)
     if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
-        return Choice("molecular", PRESETS["molecular"], "all fragments are neutral")
+        name = "molecular" if summary.has_molecules else "dispersive"
+        return Choice(name, PRESETS[name], "all fragments are neutral")
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
+    if summary.charges is None:
+        return _complete(name, _reads(CAREFUL, preset), summary)
     if summary.has_molecules:
         preset = preset.joined(PRESETS["molecular"])
+    elif summary.has_neutral_atoms:
+        preset = preset.joined(WITH_DISPERSION)
     if summary.element_charges is None:
-        careful = {**preset.options, "readout": CAREFUL}
-        preset = dataclasses.replace(preset, options=careful)
+        preset = _reads(CAREFUL, preset)
     return _complete(name, preset, summary)
+
+
+def _reads(readout: str, preset: Preset) -> Preset:
+    """Return a preset with another readout."""
+    return dataclasses.replace(preset, options={**preset.options, "readout": readout})
 
 
 def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
     """Add the charges of elements that the data tell, where a preset takes them."""
-    if preset.options.get("readout") != "ions":
+    if name == "dispersive" and summary.has_ions:
+        preset = _reads(CAREFUL if summary.element_charges is None else IONS, preset)
+    if preset.options.get("readout") != IONS:
         return Choice(name, preset, summary.reason)
     if not summary.element_charges:
         why = summary.reason or "no element has a charge"

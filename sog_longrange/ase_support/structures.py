@@ -31,7 +31,20 @@ CHARGES_SUM_TO_ZERO: Final = (
 
 
 class AtomsLike(Protocol):
-    """What is read of an `ase.Atoms`."""
+    """What is read of an `ase.Atoms`.
+
+    Attributes
+    ----------
+    info : dict
+        May have the total charge and the external field.
+    numbers : array, shape (n_atoms,), of int
+        Atomic numbers.
+    symbols : ase.symbols.Symbols
+    positions : array, shape (n_atoms, 3), in Å
+    cell : ase.cell.Cell
+        Lattice vectors as rows, in Å.
+    pbc : array, shape (3,), of bool
+    """
 
     info: dict[str, Any]
     numbers: np.ndarray

@@ -23,17 +23,19 @@ from .initial import InitialPotential
 
 
 class CoupledGaussians(SumOfGaussians):
-    """Learnable kernel K_pq(r) of all pairs of channels, each a sum of Gaussians.
+    r"""Learnable kernel K_pq(r) of all pairs of channels, each a sum of Gaussians.
 
     K_pp is what :class:`~sog_longrange.SumOfGaussians` has for channel p, with its initial
     potential, its sign and its value pinned at `normalisation_radius`, so that the charges of
     each channel have a scale.
     K_pq = K_qp with p < q has amplitudes of either sign,
 
-        a_pq,l = c_pq,l sqrt(|a_pp,l a_qq,l|)    of the initial a_pp,l,
+    .. math::
+        a_{pq,l} = c_{pq,l} \sqrt{|a_{pp,l} \, a_{qq,l}|}
 
-    and widths of its own. With c = 0 channels do not interact, and training finds out whether
-    they should; with c = 1 and one potential, all pairs begin with the same kernel.
+    of the initial a_pp,l, and widths of its own. With c = 0 channels do not interact, and
+    training finds out whether they should; with c = 1 and one potential, all pairs begin with
+    the same kernel.
 
     Parameters
     ----------

@@ -246,7 +246,7 @@ class SumOfGaussians(nn.Module, Kernel):
         Returns
         -------
         float
-            max |K(r) / K_initial(r) - 1| over 2000 log-spaced distances.
+            Largest abs(K(r) / K_initial(r) - 1) at 2000 log-spaced distances.
 
         Raises
         ------

@@ -40,7 +40,13 @@ class InitialPotential:
 
     @property
     def zero_mode(self) -> bool:
-        """Whether k = 0 is kept; a class of your own sets it, ``zero_mode = True``."""
+        """Whether k = 0 is kept; a class of your own sets it, ``zero_mode = True``.
+
+        Raises
+        ------
+        ConfigError
+            If it does not.
+        """
         got = f"no such attribute of {type(self).__name__}"
         remedy = "True for a potential that is integrable over all space, as 1/r^6 is."
         raise ConfigError(explain("zero_mode", "True or False", got, remedy))
@@ -74,11 +80,36 @@ class InitialPotential:
         raise NotImplementedError
 
     def radial(self, r: Tensor) -> Tensor:
-        """Value in eV/e^2 at distances r in Å."""
+        """Value of the potential.
+
+        Parameters
+        ----------
+        r : Tensor, any shape, in Å
+            Above zero.
+
+        Returns
+        -------
+        Tensor, of the shape of r, in eV/e^2
+        """
         raise NotImplementedError
 
     def amplitudes(self, widths: Tensor) -> Tensor:
-        """Amplitudes in eV/e^2 of Gaussians of log-spaced widths in Å, by a fit of `radial`."""
+        """Amplitudes of the Gaussians, by a fit of `radial`.
+
+        Parameters
+        ----------
+        widths : Tensor, shape (n_gaussians,), float64, in Å
+            Log-spaced and ascending.
+
+        Returns
+        -------
+        Tensor, shape (n_gaussians,), in eV/e^2
+
+        Raises
+        ------
+        ConfigError
+            If Gaussians of these widths cannot follow the potential to 10 %.
+        """
         return fit_amplitudes(self, widths)
 
 

@@ -61,17 +61,47 @@ class Kernel:
         return None
 
     def fourier(self, k2: Tensor) -> Tensor:
-        """Khat(k) in eV Å^3/e^2 of squared wave numbers; shape (n_kernels, *k2.shape)."""
+        """Fourier transform Khat(k), of the wave numbers squared.
+
+        Parameters
+        ----------
+        k2 : Tensor, any shape, in 1/Å^2
+            Zero only if a kernel keeps k = 0; those that do not may be infinite there.
+
+        Returns
+        -------
+        Tensor, shape (n_kernels, ...), in eV Å^3/e^2
+        """
         raise NotImplementedError
 
     def radial(self, r2: Tensor) -> Tensor:
-        """K(r) in eV/e^2 of squared distances; shape (n_kernels, *r2.shape)."""
+        """Potential K(r), of the distances squared.
+
+        Parameters
+        ----------
+        r2 : Tensor, any shape, in Å^2
+            Zero included: K(0) is what a charge and itself would interact by.
+
+        Returns
+        -------
+        Tensor, shape (n_kernels, ...), in eV/e^2
+        """
         raise NotImplementedError
 
     def radial_derivatives(self, r2: Tensor, order: int) -> list[Tensor]:
-        """K and its derivatives in r^2 up to an order, each of shape (n_kernels, *r2.shape).
+        """K and its derivatives in r^2 up to an order.
 
         By automatic differentiation here; a kernel with a closed form may have its own.
+
+        Parameters
+        ----------
+        r2 : Tensor, any shape, in Å^2
+        order : int
+            Of the last derivative.
+
+        Returns
+        -------
+        list of Tensor, each of shape (n_kernels, ...), in eV/e^2 and 1/Å^2 to the order
         """
         learned = isinstance(self, nn.Module) and any(p.requires_grad for p in self.parameters())
         keeps_graph = torch.is_grad_enabled() and (r2.requires_grad or learned)

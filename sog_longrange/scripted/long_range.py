@@ -111,6 +111,11 @@ class ScriptedLongRange(nn.Module):
             Where they are not wanted, all atoms have the same part of the interaction.
         charges : Tensor, shape (n_atoms, n_channels), in e
         dipoles : Tensor, shape (n_atoms, 3, n_channels or 0), in e Å
+
+        Raises
+        ------
+        ValueError
+            If a structure is periodic along some axes only, or what is needed was not given.
         """
         periodic = bool(pbc.all())
         if bool(pbc.any()) and not periodic:
@@ -193,6 +198,11 @@ class ScriptedLongRange(nn.Module):
         Returns
         -------
         Tensor, shape (n_atoms,), in eV
+
+        Raises
+        ------
+        ValueError
+            Where gradients are disabled.
         """
         if not torch.is_grad_enabled():
             raise ValueError("`per_atom` must be false where gradients are disabled, got true.")

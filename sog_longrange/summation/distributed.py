@@ -25,12 +25,13 @@ def accumulate(local: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
     Parameters
     ----------
-    local : Tensor
+    local : Tensor, any shape
+        Of one shape on all ranks.
     group : ProcessGroup, optional
 
     Returns
     -------
-    Tensor
+    Tensor, of the same shape
         Differentiable to any order.
     """
     total: Tensor = local if group is None else apply_function(_Accumulate, local, group)
@@ -42,12 +43,13 @@ def replicate(shared: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
     Parameters
     ----------
-    shared : Tensor
+    shared : Tensor, any shape
+        The same on all ranks.
     group : ProcessGroup, optional
 
     Returns
     -------
-    Tensor
+    Tensor, of the same shape
         Differentiable to any order.
     """
     local: Tensor = shared if group is None else apply_function(_Replicate, shared, group)

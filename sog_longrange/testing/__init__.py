@@ -16,9 +16,9 @@ place of charges, and on any other code:
 >>> assert_invariant(lambda *inputs: model(*inputs).energy, structure)
 
 A host framework, or any code that adds a long range to a network, derives a test class from
-:class:`LongRangeContract`; ``docs/add_a_host.md`` explains it.
+:class:`LongRangeContract`; ``docs/extend/add_a_host.md`` explains it.
 
-Energies are compared relative to the larger of |E| and 1 eV per atom.
+Energies are compared relative to the larger of abs(E) and 1 eV per atom.
 """
 
 from .contract import LongRangeContract

@@ -43,7 +43,7 @@ def compare(
     factor : float
         Energy expected, in energies of `structure`.
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
     change : str
         What was changed, for the message.
 

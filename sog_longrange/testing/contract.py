@@ -95,11 +95,37 @@ class LongRangeContract:
     def force_loss(
         self, structures: Sequence[AtomicStructure], total_charge: Charges = None
     ) -> Tensor:
-        """Sum of the squared forces of a batch, to be differentiated in the parameters."""
+        """Sum of the squared forces of a batch, to be differentiated in the parameters.
+
+        Parameters
+        ----------
+        structures : sequence of AtomicStructure
+        total_charge : sequence of float, or None
+            As of :meth:`evaluate`.
+
+        Returns
+        -------
+        Tensor, scalar
+
+        Raises
+        ------
+        unittest.SkipTest
+            If the host does not define it.
+        """
         raise unittest.SkipTest("The host defines no force_loss.")
 
     def parameters(self) -> list[Tensor]:
-        """Parameters that `force_loss` depends on: some of the host's, all of the long range."""
+        """Parameters that `force_loss` depends on: some of the host's, all of the long range.
+
+        Returns
+        -------
+        list of Tensor
+
+        Raises
+        ------
+        unittest.SkipTest
+            If the host does not define it.
+        """
         raise unittest.SkipTest("The host defines no parameters.")
 
     # Symmetries.

@@ -39,7 +39,7 @@ def assert_invariant(
     structure : Structure
         Periodic along all three axes or none.
     tolerance, rotation_tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
     seed : int
         Seed of the random transformations.
 
@@ -68,7 +68,7 @@ def assert_translation_invariant(
         See :mod:`sog_longrange.testing`.
     structure : Structure
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
     seed : int
         Seed of the random translation.
 
@@ -94,7 +94,7 @@ def assert_image_invariant(
     structure : Structure
         Periodic along all three axes.
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
     seed : int
         Seed of the random lattice vectors, one for each atom.
 
@@ -119,7 +119,7 @@ def assert_permutation_invariant(
         See :mod:`sog_longrange.testing`.
     structure : Structure
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
     seed : int
         Seed of the random order.
 
@@ -146,7 +146,7 @@ def assert_rotation_invariant(
         See :mod:`sog_longrange.testing`.
     structure : Structure
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
     seed : int
         Seed of the random rotation.
 
@@ -182,7 +182,7 @@ def assert_cell_basis_invariant(
         Each maps the lattice vectors to others of the same lattice; determinants are 1,
         or -1 for a change of handedness.
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def assert_extensive(
     repeats : tuple of 3 int
         Number of copies along each lattice vector.
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def assert_batch_consistent(
     structures : sequence of Structure
         At least one, of any boundary; structures without atoms are allowed.
     tolerance : float
-        Largest difference allowed, relative to the larger of |E| and 1 eV per atom.
+        Largest difference allowed, relative to the larger of abs(E) and 1 eV per atom.
 
     Raises
     ------

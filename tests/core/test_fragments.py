@@ -263,6 +263,7 @@ def test_sampling_is_even_and_bounded():
     assert formal_charges([Atoms("H"), molecule("H2O")]).frames == 1
 
 
+GAS = apart(Atoms("Na"), Atoms("Cl"), Atoms("Ar"))
 WATER = apart(molecule("H2O"), molecule("H2O"))
 SALT = apart(ammonium(), Atoms("Cl"))
 
@@ -276,6 +277,9 @@ SALT = apart(ammonium(), Atoms("Cl"))
         ([bulk("NaCl", "rocksalt", a=5.64)], "ionic", "ions", "Na=1,Cl=-1", False),
         ([SALT], "ionic", "ions", "H=0.2353,N=0.0588,Cl=-1", True),
         ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], "ionic", "atoms", None, False),
+        ([apart(Atoms("O"), Atoms("F"), molecule("H2O"))], "ionic", "atoms", None, False),
+        ([Atoms("Ar2", [[0, 0, 0], [0, 0, 2.4]])], "dispersive", "flows", None, False),
+        ([GAS], "ionic", "ions", "Na=1,Cl=-1", False),
         ([mgo_slab()], "interface", "ions", "O=-2,Mg=2", False),
         ([mgo_slab(), bulk("MgO", "rocksalt", a=4.21)], "interface", "ions", "O=-2,Mg=2", False),
         ([mgo_slab() + Atoms("Na", [[0, 0, 3.0]])], "interface", "atoms", None, False),
@@ -295,12 +299,29 @@ def test_the_preset_that_fits(monkeypatch, frames, name, readout, charges, vecto
 def test_a_named_preset_gets_what_the_data_add_to_it():
     water, salt = formal_charges([WATER]), formal_charges([SALT])
     assert choose_preset(salt, "molecular").preset == PRESETS["molecular"]
+    dispersive = choose_preset(salt, "dispersive").preset.options
+    assert dispersive["readout"] == "ions"
+    assert dispersive["element_charges"] == "H=0.2353,N=0.0588,Cl=-1"
+    assert choose_preset(water, "dispersive").preset == PRESETS["dispersive"]
     ionic = choose_preset(salt, "ionic").preset.options
     assert ionic["element_charges"] == "H=0.2353,N=0.0588,Cl=-1"
     assert choose_preset(water, "ionic").preset == PRESETS["ionic"]
     assert choose_preset(water, "none").preset.options == {}
     with pytest.raises(ConfigError, match="Did you mean 'ionic'"):
         choose_preset(water, "ionc")
+
+
+def test_neutral_atoms_among_ions_bring_dispersion():
+    kernels = [
+        choose_preset(formal_charges([frame])).preset.options.get("kernel", "coulomb")
+        for frame in (GAS, bulk("NaCl", "rocksalt", a=5.64))
+    ]
+    assert kernels == ["coulomb+dispersion", "coulomb"]
+
+
+def test_noble_gases_bond_with_fluorine_alone():
+    kinds = [find_fragments(Atoms(name, [[0, 0, 0], [0, 0, 1.9]])) for name in ("XeF", "ArCl")]
+    assert [len(fragments) for fragments in kinds] == [1, 2]
 
 
 def test_the_command_prints_the_options_of_all_hosts(tmp_path, capsys):

@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from sog_longrange import (
     InputTypeError,
     SOGConfig,
     SOGLongRange,
+    __version__,
     uniform_field,
 )
 from sog_longrange.hosts import explain_old_models
@@ -407,7 +409,8 @@ def test_pickles_in_another_format_are_refused():
 @pytest.mark.parametrize("module", ["sog_longrange.module", "sog_longrange.kernels"])
 def test_files_of_older_versions_are_explained(tmp_path, module):
     write_old_model(tmp_path / "old.model", module)
-    message = f"sog-longrange 0.1.0 reads, got a file of an older version, with `{module}.* Train"
+    reader = re.escape(f"sog-longrange {__version__} reads")
+    message = f"{reader}, got a file of an older version, with `{module}.* Train"
     with pytest.raises(InputError, match=message), explain_old_models():
         torch.load(tmp_path / "old.model", weights_only=False)
     for code in ("import surely_no_module", "torch.surely_no_attribute"):

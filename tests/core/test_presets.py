@@ -71,6 +71,37 @@ def test_what_is_said_of_charges_is_kept_for_a_kernel_with_them(kernel):
     assert apply_preset(IONS, {"kernel": kernel}) == {**kept, "kernel": kernel}
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel"), [(1, "coulomb"), (2, "coulomb+dispersion"), (3, "coulomb")]
+)
+def test_kernels_that_cannot_share_the_given_channels_are_left_out(channels, kernel):
+    config = SOGConfig.from_dict(apply_preset("molecular", {"num_channels": channels}))
+    assert (config.kernel, config.num_channels) == (kernel, channels)
+    with pytest.raises(ConfigError, match="num_channels` must be a multiple of 2"):
+        SOGConfig(kernel="coulomb+dispersion", num_channels=2 * channels + 1, readout="flows")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"charge_constraint": "none"},
+        {"charge_constraint": "total"},
+        {"charge_embedding": 4},
+        {"couple_channels": True, "num_channels": 2},
+        {"learn_amplitudes": False, "learn_widths": False},
+        {"latent_dipoles": False},
+        {"readout": "atoms"},
+        {"zero_mode": False},
+        {"backend": "dense", "engine": "none", "tolerance": 1e-3},
+    ],
+)
+def test_any_single_option_can_be_given_beside_a_preset(name, given):
+    options = apply_preset(name, given, has_vectors=True, cutoff=5.0)
+    config = SOGConfig.from_dict(options)
+    assert {key: getattr(config, key) for key in given} == given
+
+
 def test_presets_are_joined_and_the_first_wins():
     joined = OWN.joined(IONS)
     assert joined.options == {**IONS.options, **OWN.options}

@@ -32,7 +32,7 @@ from sog_longrange.kernels.spec import kernel_from, parse_kernels
 DAMPED = "damped_dispersion:DampedDispersion"
 SAMPLES = {float: 2.0, int: 2, bool: True, str: "text"}
 every_kernel = pytest.mark.parametrize("name", [*kernel_names(), DAMPED])
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "extend"
 
 
 def example(name):

@@ -102,3 +102,4 @@ def test_charges_of_elements_have_a_rate_of_their_own():
     assert id(own) in {id(p) for p in together["params"]}
     atoms = SOGLongRange([2], SOGConfig())
     assert parameter_groups([atoms], **rates)[1]["params"] == []
+    assert "lr" not in parameter_groups([atoms], charges=None)[0], "that of the optimizer"

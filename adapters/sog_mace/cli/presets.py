@@ -16,7 +16,7 @@ from sog_longrange.presets import AUTO, NONE, apply_preset, describe_options, fi
 from sog_mace.model import SOGMACE
 from sog_mace.readout import vector_slices
 
-DEFAULT = NONE
+DEFAULT = AUTO
 """Preset where none is given."""
 
 HELP = (

@@ -24,7 +24,7 @@ def load(monkeypatch):
 @pytest.mark.skipif(not os.environ.get("SOG_DATA"), reason="SOG_DATA names no folder of data")
 def test_every_published_system_has_its_labelled_frames(load):
     data = Path(os.environ["SOG_DATA"])
-    for system in load("accuracy_systems").SYSTEMS.values():
+    for system in load("systems.registry").SYSTEMS.values():
         folder = data / system.folder
         if system.make or (system.folder.startswith("syn_") and not folder.exists()):
             continue

@@ -257,6 +257,7 @@ def test_training_learns_dipoles(tmp_path, monkeypatch):
         "device": "cpu",
         "seed": 3,
         "plot": "False",
+        "sog_preset": "none",
         "sog_latent_dipoles": "True",
         "sog_warmup": 2,
     }

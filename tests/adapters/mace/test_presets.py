@@ -89,11 +89,11 @@ def test_options_of_a_config_file_win_over_the_preset(training_folder, runs):
     assert runs[-1].schedule.warmup == 3
 
 
-def test_models_without_vectors_get_no_dipoles_and_presets_nothing_by_default(configured):
+def test_models_without_vectors_get_no_dipoles_and_auto_is_the_default(configured):
     config = configured(sog_preset="molecular", hidden_irreps="4x0e", num_interactions=1)
     assert (config.hidden_size, config.latent_dipoles) == (8, False)
     assert configured(name="plain") == SOGConfig(charge_constraint="neutral")
-    assert parse_args(["--name=x"]).sog_preset == "none"
+    assert parse_args(["--name=x"]).sog_preset == "auto"
 
 
 @pytest.mark.parametrize("form", ["xyz", "hdf5"])

@@ -45,6 +45,7 @@ SETTINGS = {
     "device": "cpu",
     "seed": 3,
     "plot": "False",
+    "sog_preset": "none",
 }
 
 

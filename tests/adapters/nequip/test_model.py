@@ -389,11 +389,12 @@ def test_the_calculator_reads_the_total_charge_and_needs_a_long_range_part():
 
 
 @every_base
-def test_the_type_alone_can_give_a_charge(base):
+def test_the_element_alone_can_give_a_charge(base):
     lonely = acetaldehyde()[:1]
     assert float(evaluate(build(base).eval(), lonely)["latent_charges"].abs().max()) == 0.0
-    model = build(base, per_type_charges=True, sog=SOG | {"charge_constraint": "none"}).eval()
-    assert float(evaluate(model, lonely)["latent_charges"].abs().min()) > 0.0
+    ions = {"readout": "ions", "element_charges": "O=-1,C=0.5,H=0.25"}
+    model = build(base, sog=SOG | {"charge_constraint": "none"} | ions).eval()
+    assert float(evaluate(model, lonely)["latent_charges"].abs().max()) > 0.0
     far = acetaldehyde()[[0, 1]]
     far.positions[1] += [12.0, 0.0, 0.0]
     out = evaluate(model, far)

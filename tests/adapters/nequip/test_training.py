@@ -21,7 +21,7 @@ from sog_longrange import ConfigError, HostError, InputError, SOGLongRange
 from sog_nequip.calculator import SOGNequIPCalculator
 from sog_nequip.labels import check_neutral, warn_of_odd_electrons
 from sog_nequip.parts import long_range_parts
-from sog_nequip.train import WarmUp, kernel_group
+from sog_nequip.train import WarmUp, long_range_groups
 
 pytestmark = pytest.mark.slow
 
@@ -211,7 +211,7 @@ def test_two_processes_train_together(folder):
     assert torch.isfinite(evaluate(model, crystal())["forces"]).all()
 
 
-def test_warm_up_and_kernel_group_need_a_long_range_part():
+def test_warm_up_and_long_range_groups_need_a_long_range_part():
     with pytest.raises(ConfigError, match="steps"):
         WarmUp(0)
     with pytest.raises(ConfigError, match="kernel_start"):
@@ -219,12 +219,17 @@ def test_warm_up_and_kernel_group_need_a_long_range_part():
     part = torch.nn.Linear(1, 1)
     part.is_sog_long_range, part.long_range = True, SOGLongRange([1])
     with pytest.raises(ConfigError, match="kernel_lr"):
-        kernel_group(part, -1.0)
-    others, kernel = kernel_group(part, 0.1)
+        long_range_groups(part, -1.0)
+    own, charges, kernel = long_range_groups(part, 0.1)
     assert {id(p) for p in kernel["params"]} == {id(p) for p in part.long_range.energy.parameters()}
-    assert len(others["params"]) + len(kernel["params"]) == len(list(part.parameters()))
+    head = list(part.long_range.parameters())
+    assert len(charges["params"]) + len(kernel["params"]) == len(head)
+    assert "lr" not in charges
+    assert not charges["amsgrad"]
+    assert not kernel["amsgrad"]
+    assert [p.shape for p in own["params"]] == [(1, 1), (1,)]
     with pytest.raises(HostError, match="SOGModel"):
-        kernel_group(torch.nn.Linear(1, 1), 0.1)
+        long_range_groups(torch.nn.Linear(1, 1), 0.1)
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.5])

@@ -12,11 +12,15 @@ import pytest
 import torch
 from pyg_builders import make_data, molecule
 from torch_geometric.loader import DataLoader
+from torch_geometric.nn import SchNet
 
 from sog_longrange.units import COULOMB_CONSTANT
+from sog_pyg import PeriodicGraph
 
 ROOT = Path(__file__).parents[3]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs/pyg.md").read_text("utf-8"), re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs/start/pyg.md").read_text("utf-8"), re.DOTALL
+)
 
 
 def load(monkeypatch, path):
@@ -90,7 +94,7 @@ def test_scripts_run_to_their_end(script, files, tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_the_blocks_of_the_docs_page_run(code):
     torch.set_default_dtype(torch.float32)
-    exec(compile(code, "docs/pyg.md", "exec"), {})  # noqa: S102
+    exec(compile(code, "docs/start/pyg.md", "exec"), {})  # noqa: S102
 
 
 def test_the_block_of_the_readme_runs():
@@ -98,7 +102,8 @@ def test_the_block_of_the_readme_runs():
     (code,) = re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     batch = next(iter(DataLoader([make_data(1), molecule()], batch_size=2)))
     batch.pos, batch.cell = batch.pos.float(), batch.cell.float()
-    names = {"data": batch, "x": torch.randn(11, 8)}
+    schnet = SchNet(hidden_channels=8, cutoff=5.0, interaction_graph=PeriodicGraph(5.0))
+    names = {"data": batch, "x": torch.randn(11, 8), "schnet": schnet}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert names["field"].shape == (11, 3, 4)
 

@@ -1,0 +1,42 @@
+"""All systems by name, and what they must show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import (
+    chains,
+    clusters,
+    dimers,
+    gases,
+    interfaces,
+    ionic_liquid,
+    laws,
+    liquids,
+    mgo,
+    peptides,
+    salts,
+    silver,
+    solutions,
+    surface,
+)
+from .checks import of_answers
+from .system import System
+
+FAMILIES = (
+    *(dimers, clusters, chains, silver, mgo),
+    *(salts, solutions, ionic_liquid, interfaces, laws, gases, liquids, peptides, surface),
+)
+SYSTEMS: dict[str, System] = {
+    name: system for family in FAMILIES for name, system in family.SYSTEMS.items()
+}
+HOMES = {name: Path(str(family.__file__)) for family in FAMILIES for name in family.SYSTEMS}
+CHECKS = {
+    "mace": (
+        *(check for family in FAMILIES for check in family.CHECKS),
+        *(check for name, own in SYSTEMS.items() for check in of_answers(name, own.answers)),
+    ),
+    "nequip": gases.NEQUIP_CHECKS,
+}
+QUICK = ("ammonium_chloride", "surface")
+"""What ``--quick`` runs without names: sets that are made from nothing in minutes."""

@@ -1,0 +1,172 @@
+"""KF in water, in bulk and between vapour, and pure water: flexible SPC/Fw and ions, exact sums.
+
+Charges are known, so that what they make of exact snapshots can be compared: the structure factor
+of charges at the smallest k, which in water is its longitudinal polarisation, and the potential
+across the surface of the solution.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from mace_options import LIQUID
+from measures import BOND
+from scipy.spatial.transform import Rotation
+
+from . import exact, structure
+from .checks import NotWorse
+from .exact import KCAL
+from .system import Answer, Effect, Find, System, elements, frames_of, store
+
+# Wu, Tepper, Voth (2006) for water; Joung, Cheatham, J. Phys. Chem. B 112, 9020 (2008), those for
+# SPC/E: epsilon in kcal/mol, half of the distance of the minimum in Å.
+OXYGEN = 0.1554253 * KCAL, 3.165492
+IONS = {"K": (0.4297054, 1.593), "F": (0.0074005, 2.257)}
+CHARGES = {"O": -0.82, "H": 0.41, "K": 1.0, "F": -1.0}
+KELVIN, STEP, CUTOFF = 300.0, 0.8, 5.4  # K, fs, Å
+GRID, SPACING = (4, 4, 3), np.array([2.78, 2.78, 3.7])  # sites of molecules and ions, Å
+PAIRS_OF_IONS = 3
+VACUUM = 20.0  # Å
+OVER_EPSILON = 4.0 * np.pi * exact.COULOMB_CONSTANT  # V Å/e
+
+
+def world() -> exact.World:
+    """Water, potassium and fluoride."""
+    sizes = {"O": OXYGEN} | {
+        own: (epsilon * KCAL, 2.0 * half / 2.0 ** (1.0 / 6.0))
+        for own, (epsilon, half) in IONS.items()
+    }
+    pairs = {}
+    for a in sizes:
+        for b in (own for own in sizes if own >= a):
+            epsilon = np.sqrt(sizes[a][0] * sizes[b][0])
+            sigma = 0.5 * (sizes[a][1] + sizes[b][1])
+            pairs[a, b] = exact.lennard_jones(epsilon, sigma, CUTOFF)
+    return exact.World(CHARGES, pairs, water=True)
+
+
+def start(ions: int, vacuum: float, rng: np.random.Generator) -> Atoms:
+    """Molecules turned at random on a grid, some replaced by ions."""
+    sites = np.indices(GRID).reshape(3, -1).T * SPACING + 1.0
+    sites = sites[rng.permutation(len(sites))]
+    half = np.radians(113.24 / 2.0)
+    arms = 1.012 * np.array([(np.sin(half), np.cos(half), 0), (-np.sin(half), np.cos(half), 0)])
+    shape = np.vstack([np.zeros(3), arms])
+    count = len(sites) - 2 * ions
+    places = [site + Rotation.random(rng=rng).apply(shape) for site in sites[:count]]
+    symbols = ["O", "H", "H"] * count + ["K", "F"] * ions
+    cell = SPACING * GRID + [0.0, 0.0, vacuum]
+    return Atoms(symbols, np.vstack([*places, sites[count:]]), cell=cell, pbc=True)
+
+
+def solution(ions: int, vacuum: float, seed: int, frames: int) -> list[Atoms]:
+    """Labelled snapshots, 80 fs apart."""
+    own, rng = world(), np.random.default_rng(seed)
+    atoms = start(ions, vacuum, rng)
+    for step, count, friction in ((0.05, 400, 0.5), (0.3, 1000, 0.1), (STEP, 3000, 0.02)):
+        atoms = exact.sample(own, atoms, KELVIN, step, count, count, seed, friction)[-1]
+    every = 100
+    kept = exact.sample(own, atoms, KELVIN, STEP, frames * every, every, seed + 1)
+    return [exact.label(own, frame) for frame in kept]
+
+
+def make_solution(folder: Path, find: Find, seed: int) -> None:
+    """Bulk and interface, trained together and tested apart."""
+    bulk = solution(PAIRS_OF_IONS, 0.0, 400, 150)
+    interface = solution(PAIRS_OF_IONS, VACUUM, 500, 100)
+    splits = {
+        "train": bulk[:90] + interface[:60],
+        "val": bulk[94:104:2] + interface[64:74:2],
+        "test_bulk": bulk[-30:],
+        "test_interface": interface[-24:],
+        "snapshots": bulk[108:],
+    }
+    store(folder, splits)
+
+
+def make_water(folder: Path, find: Find, seed: int) -> None:
+    """Bulk water."""
+    frames = solution(0, 0.0, 600, 160)
+    splits = {"train": frames[:90], "val": frames[95:105], "test": frames[120:]}
+    store(folder, splits | {"snapshots": frames[110:]})
+
+
+def potential(frames: list[Atoms], charges: list[np.ndarray]) -> float:
+    """Mean potential of the film over that of the vapour, in V, of charges in e."""
+    drops = []
+    for frame, own in zip(frames, charges, strict=True):
+        z = frame.positions[:, 2]
+        middle = np.average(z, weights=frame.get_masses())
+        area = np.prod(frame.cell.lengths()[:2])
+        drops.append(OVER_EPSILON * own @ np.abs(z - middle) / (2.0 * area))
+    return float(np.mean(drops))
+
+
+def effects(folder: Path) -> list[Effect]:
+    """The potential, and the suppression of charge fluctuations."""
+    frames = frames_of(folder, "test_interface")
+    truth = potential(frames, [own.arrays["true_charges"] for own in frames])
+    return [Effect("potential of the film over the vapour, V", truth, 0.1), *polarisation(folder)]
+
+
+def polarisation(folder: Path) -> list[Effect]:
+    """How far charge fluctuations are suppressed at the smallest k."""
+    frames = frames_of(folder, "snapshots")
+    charges = [own.arrays["true_charges"] for own in frames]
+    found = structure.charge_structure(frames, charges).mean(0)
+    free = float(np.mean(charges[0] ** 2))
+    return [Effect("charge fluctuations suppressed at the smallest k, times", free / found[0], 2.0)]
+
+
+def probe(model, folder: Path) -> dict:
+    """Structure factors of the bulk, and the potential across the interface."""
+    frames = frames_of(folder, "test_interface")
+    exact_charges = [own.arrays["true_charges"] for own in frames]
+    found = {"potential_truth": potential(frames, exact_charges)}
+    latent = model.find(frames, False, "potential").charges
+    if latent is not None:
+        turn = np.sign(sum(a[:, 0] @ b for a, b in zip(latent, exact_charges, strict=True)))
+        found["potential"] = potential(frames, [turn * own[:, 0] for own in latent])
+    return found | structure.probe(model, folder)
+
+
+WATER = (*LIQUID, "--num_interactions=1", "--hidden_irreps=16x0e", "--batch_size=2")
+SYSTEMS = {
+    "kf_water": System(
+        "kf_water",
+        ("test_bulk", "test_interface"),
+        30,
+        (*WATER, elements(1, 8, 9, 19)),
+        make=make_solution,
+        effects=effects,
+        probe=probe,
+        answers=(
+            Answer(
+                "potential of the film over the vapour, V",
+                "probe/potential",
+                "probe/potential_truth",
+            ),
+            *structure.ANSWERS,
+        ),
+        physics="Ions and molecules screen at small k; molecules at the surface are oriented.",
+    ),
+    "spcfw_water": System(
+        "spcfw_water",
+        ("test",),
+        30,
+        (*WATER, elements(1, 8)),
+        make=make_water,
+        effects=polarisation,
+        probe=structure.probe,
+        bond=BOND,
+        answers=structure.ANSWERS,
+        physics="Longitudinal polarisation at small k is suppressed by the dielectric constant.",
+    ),
+}
+CHECKS = (
+    NotWorse("kf_water", "errors/test_bulk/forces"),
+    NotWorse("kf_water", "errors/test_interface/forces"),
+    NotWorse("spcfw_water", "errors/test/forces"),
+)

@@ -1,0 +1,96 @@
+"""Labels by semi-empirical quantum chemistry (tblite), open and periodic, over two processes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import CalculationFailed, InputError
+from ase.constraints import FixAtoms
+from ase.optimize import LBFGS
+from tqdm import tqdm
+from workbench import dimers
+
+GFN1, GFN2 = "GFN1-xTB", "GFN2-xTB"
+
+
+def calculator(atoms: Atoms, method: str):
+    """The method, with one unpaired electron where their number is odd."""
+    from tblite.ase import TBLite
+
+    charge = int(atoms.info.get("total_charge", 0))
+    odd = (int(atoms.numbers.sum()) - charge) % 2
+    return TBLite(method=method, charge=charge, multiplicity=1 + odd, verbosity=0)
+
+
+def label(atoms: Atoms, method: str = GFN1) -> Atoms | None:
+    """One frame with its energy, forces and atomic charges; None where the cycle fails.
+
+    Parameters
+    ----------
+    atoms : the frame; ``info["total_charge"]`` is its charge in e, 0 by default.
+    method : GFN1-xTB or GFN2-xTB.
+
+    Returns
+    -------
+    Atoms with `REF_energy` in eV, `REF_forces` in eV/Å and `xtb_charges` in e, which no model is
+    told.
+    """
+    frame = atoms.copy()
+    frame.set_constraint()
+    frame.calc = calculator(frame, method)
+    try:
+        energy, forces = frame.get_potential_energy(), frame.get_forces()
+    except (CalculationFailed, InputError, RuntimeError):
+        return None
+    charges = frame.calc.get_charges()
+    frame.calc = None
+    frame.info["REF_energy"] = float(energy)
+    frame.arrays["REF_forces"] = forces
+    frame.arrays["xtb_charges"] = charges
+    return frame
+
+
+def label_splits(
+    splits: dict[str, list[Atoms]], method: str = GFN1, workers: int = 0
+) -> dict[str, list[Atoms]]:
+    """Label the frames of every split; those that do not converge are left out.
+
+    Parameters
+    ----------
+    splits : unlabelled frames.
+    method : GFN1-xTB or GFN2-xTB.
+    workers : processes, for what takes seconds a frame; 0 for this one.
+    """
+    how = partial(label, method=method)
+    if workers:
+        return dimers.label_splits(splits, workers, how, method)
+    bar = tqdm([(split, own) for split in splits for own in splits[split]], desc=method)
+    labelled = [(split, how(own)) for split, own in bar]
+    failed = sum(own is None for _, own in labelled)
+    if 20 * failed > len(labelled):
+        raise RuntimeError(f"{failed} of {len(labelled)} {method} calculations failed")
+    return {
+        split: [own for name, own in labelled if name == split and own is not None]
+        for split in splits
+    }
+
+
+def relaxed(atoms: Atoms, method: str, fmax: float, steps: int, fixed: tuple = ()) -> Atoms:
+    """The nearest minimum, or what is found in so many steps."""
+    frame = atoms.copy()
+    frame.set_constraint(FixAtoms(fixed) if len(fixed) else None)
+    frame.calc = calculator(frame, method)
+    LBFGS(frame, logfile=None, maxstep=0.1).run(fmax=fmax, steps=steps)
+    frame.calc = None
+    frame.set_constraint()
+    return frame
+
+
+def rattled(atoms: Atoms, size: float, rng: np.random.Generator, **info: object) -> Atoms:
+    """A copy whose coordinates are displaced by normal random numbers."""
+    frame = atoms.copy()
+    frame.positions += rng.normal(scale=size, size=frame.positions.shape)
+    frame.info.update(info)
+    return frame
