@@ -66,7 +66,7 @@ print(commands.log_lines(folder, "^Preset", number=1))
 # The line says what was found: molecules with charges of +1 and -1. The preset ``ionic``
 # therefore lets each element bring a charge (``readout=ions``). These charges begin at values
 # that sum to those of the ions, and all else that an atom has flows to it from its neighbours, so
-# that an ion keeps its whole charge at any distance. See the page on presets for the others.
+# that an ion keeps its whole charge at any distance. :doc:`/guide/presets` describes the others.
 #
 # The summary
 # -----------

@@ -167,3 +167,6 @@ with house_style():
     )
     right.set_xticks([0.5, 1.0, 1.5], ["0.5", "1", "1.5"])
     right.set_xticks([], minor=True)
+
+# %%
+# :doc:`/guide/charges` says more of what latent charges mean, and of dipoles and Born charges.

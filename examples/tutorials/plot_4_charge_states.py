@@ -138,4 +138,5 @@ with house_style():
 
 # %%
 # The total charge is that of the whole structure. Two molecules far apart do not hold whole
-# charges each by it; where they should, see ``readout=ions`` in the tutorial on binding curves.
+# charges each by it; where they should, see ``readout=ions`` in :doc:`plot_1_binding_curves`.
+# More is in :doc:`/guide/charge_states`.

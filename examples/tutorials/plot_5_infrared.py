@@ -171,4 +171,4 @@ with house_style():
 # %%
 # In periodic cells the dipole jumps where an atom passes from one nearest image to the next. Then
 # the rate of change of the dipole is collected, from ``get_born_charges`` and velocities, and
-# ``rates=True`` is passed; the page on charges has the lines for it.
+# ``rates=True`` is passed; :doc:`/guide/charges` has the lines for it.

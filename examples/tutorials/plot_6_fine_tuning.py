@@ -121,3 +121,4 @@ with house_style():
 # %%
 # A model with a long-range part may be a foundation model too: then that part is taken as it is,
 # with its options.
+# :doc:`/start/mace` has the options of training.
