@@ -93,8 +93,10 @@ scan, separate = molecules.make_scan("charged-charged", 31, far)
 distances = np.array([frame.info["separation"] for frame in scan])
 reference = np.array([frame.info["REF_energy"] for frame in scan]) - separate
 calculators = {
-    "MACE": MACECalculator(str(folder / "MACE.model"), device="cpu"),
-    "SOG-MACE": SOGMACECalculator(str(folder / "SOG-MACE.model"), device="cpu"),
+    "MACE": MACECalculator(str(folder / "MACE.model"), device="cpu", default_dtype="float64"),
+    "SOG-MACE": SOGMACECalculator(
+        str(folder / "SOG-MACE.model"), device="cpu", default_dtype="float64"
+    ),
 }
 energies = {}
 for name, calculator in calculators.items():

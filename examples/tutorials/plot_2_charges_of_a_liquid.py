@@ -89,7 +89,7 @@ print(commands.summary(folder))
 
 from sog_mace import SOGMACECalculator
 
-calculator = SOGMACECalculator(str(folder / "salt.model"), device="cpu")
+calculator = SOGMACECalculator(str(folder / "salt.model"), device="cpu", default_dtype="float64")
 signs = salts.signs_of(frames[0])
 unseen = frames[45:]
 learned = np.array([calculator.get_charges(frame) for frame in unseen])

@@ -105,7 +105,7 @@ print(commands.summary(folder))
 
 from sog_mace import SOGMACECalculator
 
-model = SOGMACECalculator(str(folder / "slab.model"), device="cpu")
+model = SOGMACECalculator(str(folder / "slab.model"), device="cpu", default_dtype="float64")
 calculators = {"exact": ions, "model": model}
 cell = bulk("NaCl", "rocksalt", a=lattice, cubic=True)
 cells = np.array([1, 2, 3, 4])

@@ -76,7 +76,7 @@ print(commands.log_lines(folder, "^Charge constraint", "Epoch 0:", "Epoch 29:"))
 
 from sog_mace import SOGMACECalculator
 
-calculator = SOGMACECalculator(str(folder / "states.model"), device="cpu")
+calculator = SOGMACECalculator(str(folder / "states.model"), device="cpu", default_dtype="float64")
 
 
 def energy_at(frame, charge):

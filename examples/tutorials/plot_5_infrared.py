@@ -17,9 +17,10 @@ You learn how to
 # %%
 # A model
 # -------
-# Forces between molecules depend on their dipoles. The training set therefore has pairs of water,
-# with the centres of mass up to 7 Å from each other, and some molecules alone. Labels are of
-# GFN2-xTB.
+# A model of a molecule alone could not know its dipole: any charges would do. The training set has
+# a sodium ion beside the molecule, 3 to 8 Å away. Its field pulls at the atoms with their Born
+# charges, which are the derivatives of the dipole, and so these can be learned from forces. Labels
+# are of GFN2-xTB.
 
 import tempfile
 from pathlib import Path
@@ -30,8 +31,8 @@ from ase import build
 from lesson import commands, molecules, salts
 
 folder = Path(tempfile.mkdtemp())
-train = molecules.make_water(110, 2.7, 7.0, seed=1, alone=20)
-valid = molecules.make_water(12, 2.7, 7.0, seed=2)
+train = molecules.make_hydrated(130, 3.0, 8.0, seed=1, alone=20)
+valid = molecules.make_hydrated(12, 3.0, 8.0, seed=2)
 ase.io.write(folder / "train.xyz", train)
 ase.io.write(folder / "valid.xyz", valid)
 commands.run(
@@ -85,7 +86,7 @@ def normal_modes(calculator, step=0.01):
 
 calculators = {
     "GFN2-xTB": TBLite(method="GFN2-xTB", verbosity=0),
-    "model": SOGMACECalculator(str(folder / "model.model"), device="cpu"),
+    "model": SOGMACECalculator(str(folder / "model.model"), device="cpu", default_dtype="float64"),
 }
 harmonic = {}
 for name, calculator in calculators.items():
@@ -96,9 +97,8 @@ for name, calculator in calculators.items():
     print(f"{name:9s} dipole {dipole:.2f} e Å; modes in 1/cm (km/mol): {pairs}")
 
 # %%
-# The modes are the bending and two stretches. How well intensities come out depends on what forces
-# between molecules say of the derivatives of the dipole. That is little at these distances, and in
-# so short a training: compare the dipoles first.
+# The modes are the bending and two stretches. How well intensities come out depends on how much
+# of the derivatives of the dipole was learned in so short a training: compare the dipoles first.
 #
 # Dynamics
 # --------

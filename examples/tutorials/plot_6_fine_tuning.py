@@ -80,8 +80,8 @@ scan, separate = molecules.make_scan(kind, 31, far)
 distances = np.array([frame.info["separation"] for frame in scan])
 reference = np.array([frame.info["REF_energy"] for frame in scan]) - separate
 calculators = {
-    "before": MACECalculator(str(folder / "trained.model"), device="cpu"),
-    "after": SOGMACECalculator(str(folder / "tuned.model"), device="cpu"),
+    "before": MACECalculator(str(folder / "trained.model"), device="cpu", default_dtype="float64"),
+    "after": SOGMACECalculator(str(folder / "tuned.model"), device="cpu", default_dtype="float64"),
 }
 energies = {}
 for name, calculator in calculators.items():

@@ -8,7 +8,6 @@ from ase.build import molecule
 from workbench import dimers
 
 DISTORTION = 0.015  # Å, of each coordinate; three times as much in water
-SMALLEST = 1.7  # Å, between atoms of two molecules of water
 
 
 def make_pairs(
@@ -54,32 +53,30 @@ def make_scan(kind: str, points: int, far: float) -> tuple[list[Atoms], float]:
     return frames, sum(frame.info["REF_energy"] for frame in alone)
 
 
-def make_water(count: int, near: float, far: float, seed: int, alone: int = 0) -> list[Atoms]:
-    """Pairs of water molecules at random distances and orientations, and molecules alone.
+def make_hydrated(count: int, near: float, far: float, seed: int, alone: int = 0) -> list[Atoms]:
+    """A sodium ion and a molecule of water at random distances and orientations, or water alone.
 
     Parameters
     ----------
     count : how many pairs.
-    near, far : least and largest distance of the centres of mass in Å.
+    near, far : least and largest distance of the ion from the centre of mass in Å.
     seed : of the random numbers.
-    alone : how many single molecules.
+    alone : how many single molecules of water.
 
     Returns
     -------
-    Frames with ``REF_energy`` in eV, ``REF_forces`` in eV/Å and a ``total_charge`` of zero.
+    Frames with ``REF_energy`` in eV, ``REF_forces`` in eV/Å and ``total_charge`` in e.
     """
     rng, frames = np.random.default_rng(seed), []
-    while len(frames) < count:
-        first, second = _bent_water(rng), _bent_water(rng)
-        direction = rng.normal(size=3)
-        second.positions += rng.uniform(near, far) * direction / np.linalg.norm(direction)
-        pair = first + second
-        if pair.get_all_distances()[:3, 3:].min() > SMALLEST:
-            frames.append(pair)
-    frames += [_bent_water(rng) for _ in range(alone)]
-    for frame in frames:
-        frame.info.update(total_charge=0, first_atoms=3)
-    return [_labelled(frame) for frame in frames]
+    for number in range(count + alone):
+        frame = _bent_water(rng)
+        if number < count:
+            direction = rng.normal(size=3)
+            direction *= rng.uniform(near, far) / np.linalg.norm(direction)
+            frame += Atoms("Na", [direction])
+        frame.info.update(total_charge=int(number < count), first_atoms=3)
+        frames.append(_labelled(frame))
+    return frames
 
 
 def _bent_water(rng: np.random.Generator) -> Atoms:
