@@ -22,6 +22,7 @@ You learn how to
 # its charge; ``--total_charge_key`` names another key.
 
 import tempfile
+import textwrap
 from pathlib import Path
 
 import ase.io
@@ -114,7 +115,7 @@ for charge in (None, 0.5):
     try:
         calculator.get_potential_energy(atoms)
     except SOGError as error:
-        print(f"charge {charge}: {error}")
+        print(textwrap.fill(f"charge {charge}: {error}", 100, subsequent_indent="    "))
 
 # %%
 # In the left panel, each geometry is there at each charge, relative to the mean energy of the

@@ -18,7 +18,7 @@ You learn how to
 # A model
 # -------
 # A model of a molecule alone could not know its dipole: any charges would do. The training set has
-# a sodium ion beside the molecule, 3 to 8 Å away. Its field pulls at the atoms with their Born
+# a chloride ion beside the molecule, 3 to 8 Å away. Its field pulls at the atoms with their Born
 # charges, which are the derivatives of the dipole, and so these can be learned from forces. Labels
 # are of GFN2-xTB.
 

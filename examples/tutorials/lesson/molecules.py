@@ -54,7 +54,7 @@ def make_scan(kind: str, points: int, far: float) -> tuple[list[Atoms], float]:
 
 
 def make_hydrated(count: int, near: float, far: float, seed: int, alone: int = 0) -> list[Atoms]:
-    """A sodium ion and a molecule of water at random distances and orientations, or water alone.
+    """A chloride ion and a molecule of water at random distances and orientations, or water alone.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def make_hydrated(count: int, near: float, far: float, seed: int, alone: int = 0
         if number < count:
             direction = rng.normal(size=3)
             direction *= rng.uniform(near, far) / np.linalg.norm(direction)
-            frame += Atoms("Na", [direction])
-        frame.info.update(total_charge=int(number < count), first_atoms=3)
+            frame += Atoms("Cl", [direction])
+        frame.info.update(total_charge=-int(number < count), first_atoms=3)
         frames.append(_labelled(frame))
     return frames
 
