@@ -102,9 +102,9 @@ for name, calculator in calculators.items():
 #
 # Dynamics
 # --------
-# A single trajectory of a small molecule has poor statistics. So here are 12 molecules, far apart
-# from each other. Each moves as if alone, and the spectrum of the sum of their dipoles is the sum
-# of their spectra. The start is the relaxed molecule with twice the kinetic energy, of which half
+# A single trajectory of a small molecule has poor statistics. So here are 12 molecules, 15 Å
+# apart. Each moves nearly as if alone, and the spectrum of the sum of their dipoles is the sum of
+# their spectra. The start is the relaxed molecule with twice the kinetic energy, of which half
 # becomes potential energy.
 
 from ase import Atoms, units
@@ -114,7 +114,7 @@ from sog_longrange import infrared_spectrum
 
 count, time_step = 12, 0.5  # fs
 swarm = Atoms()
-for place in 60.0 * np.array(list(np.ndindex(3, 2, 2))):
+for place in 15.0 * np.array(list(np.ndindex(3, 2, 2))):
     copy = molecule.copy()
     copy.positions += place
     swarm += copy
@@ -126,15 +126,15 @@ friction = {"friction": 1e-3 / units.fs, "fixcm": False, "rng": rng}
 dynamics = Langevin(swarm, time_step * units.fs, temperature_K=temperature, **friction)
 dipoles = []
 dynamics.attach(lambda: dipoles.append(swarm.get_dipole_moment()))
-dynamics.run(2400)
+dynamics.run(2000)
 spectrum = infrared_spectrum(dipoles, time_step, temperature=temperature, resolution=50.0)
 section = spectrum.cross_section / count
 print(f"{len(dipoles)} dipoles, spectrum up to {spectrum.wave_numbers[-1]:.0f} 1/cm")
 
 # %%
 # The area under a band is its intensity: with the cross-section in Å\ :sup:`2`, times 602.2 it is
-# in km/mol. Below 1000 1/cm is the rotation of the molecules, which has no mode. Areas of the
-# dynamics are those of the harmonic modes of the model, but for what a short trajectory scatters.
+# in km/mol. It should be that of the harmonic modes of the model, but for what a short trajectory
+# scatters. Below 1000 1/cm is the rotation of the molecules, which has no mode.
 
 waves, strengths = harmonic["model"]
 for low, high in ((1200, 2200), (2800, 4400)):
@@ -148,9 +148,9 @@ for low, high in ((1200, 2200), (2800, 4400)):
     )
 
 # %%
-# Bands of the dynamics are as wide as the resolution asked for lets them be. Sticks are the
-# harmonic modes of the model, and of the reference in black; their heights are intensities, on the
-# right axis.
+# Sticks are the harmonic modes of the model, and of the reference in black; their heights are
+# intensities, on the right axis. The line is the spectrum of the dynamics. It has two wings around
+# each mode: a molecule that rotates absorbs at the sum and at the difference of both frequencies.
 
 import matplotlib.pyplot as plt
 
@@ -160,13 +160,16 @@ with house_style():
     figure, ax = plt.subplots(figsize=(10.5, 5.6), layout="constrained")
     ax.plot(spectrum.wave_numbers, 1e3 * section, color=COLOURS[1], lw=2.5)
     ax.set(xlim=(0, 4400), xlabel="wave number (1/cm)", ylim=(0, None))
+    at = 1e3 * section[spectrum.wave_numbers < 1000].max()
+    ax.text(420, 0.8 * at, "rotation", color=COLOURS[1])
+    ax.text(1750, 0.25 * at, "dynamics", color=COLOURS[1])
     ax.set_ylabel("absorption cross-section ($10^{-3}$ Å$^2$)", color=COLOURS[1])
     sticks = ax.twinx()
     sticks.spines["right"].set_visible(True)
     for (name, (waves, strengths)), colour in zip(harmonic.items(), (INK, COLOURS[0]), strict=True):
         sticks.vlines(waves, 0, strengths, color=colour, lw=4, alpha=0.8, label=f"harmonic, {name}")
     sticks.set(ylabel="harmonic intensity (km/mol)", ylim=(0, None))
-    sticks.legend(loc="upper center")
+    sticks.legend(loc="upper right")
 
 # %%
 # In periodic cells the dipole jumps where an atom passes from one nearest image to the next. Then
