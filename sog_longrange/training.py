@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .charges.dispersion import DispersionCoefficients
 from .charges.flows import FlowingCharges
 from .errors import ConfigError, explain
 from .long_range import SOGLongRange
@@ -69,10 +70,11 @@ def delay_kernel(
     """Keep kernels as they are over the first steps of an optimizer, and let them learn then.
 
     As long as charges are wrong, the kernel bends to make up for it, and what 1/r had exactly is
-    lost for good. Over the steps before `start` its parameters stay, and no momentum of them is
-    kept; from there on the part of each step that is taken rises to all of it, over a third of what
-    is left. Steps are counted in the options of the optimizer's first parameter
-    group, which are part of its state dict: a restarted training goes on where it stopped.
+    lost for good; so do values of dispersion beside charges (:func:`late_parameters`). Over the
+    steps before `start` their parameters stay, and no momentum of them is kept; from there on the
+    part of each step that is taken rises to all of it, over a third of what is left. Steps are
+    counted in the options of the optimizer's first parameter group, which are part of its state
+    dict: a restarted training goes on where it stopped.
 
     Parameters
     ----------
@@ -100,7 +102,7 @@ def delay_kernel(
     >>> delay_kernel([module], optimizer, total_steps=5000, start=0.5)
     """
     check_start(start)
-    kernel = [p for part in parts for p in part.energy.parameters() if p.requires_grad]
+    kernel = [p for part in parts for p in late_parameters(part) if p.requires_grad]
     if not kernel:
         return
     if not 0.0 < total_steps < float("inf"):
@@ -128,6 +130,26 @@ def delay_kernel(
 
     optimizer.register_step_pre_hook(remember)
     optimizer.register_step_post_hook(count)
+
+
+def late_parameters(part: SOGLongRange) -> list[nn.Parameter]:
+    """Return what learns once charges are right: the kernel, and dispersion beside charges.
+
+    Parameters
+    ----------
+    part : SOGLongRange
+
+    Returns
+    -------
+    list of Parameter
+        Of the kernel, and those of values of dispersion, which begin at a good guess and would make
+        up for charges that are wrong; where there are no charges beside, they learn at once.
+    """
+    late = list(part.energy.parameters())
+    if part.config.conserved_channels:
+        values = (m for m in part.readout.modules() if isinstance(m, DispersionCoefficients))
+        late += [parameter for module in values for parameter in module.parameters()]
+    return late
 
 
 def _share(progress: float, start: float) -> float:

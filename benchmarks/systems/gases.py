@@ -100,7 +100,7 @@ SYSTEMS = {
     "mixture": System(
         "mixture",
         ("test",),
-        40,
+        80,
         (*GAS, elements(9, 10, 11, 17, 18, 19)),
         make=make_mixture,
     ),

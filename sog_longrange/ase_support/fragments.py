@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sog_longrange.charges.elements import NOBLE_GASES
 from sog_longrange.hosts import load_library
 
 from .lewis import lewis_charge
@@ -18,7 +19,6 @@ NONMETALS: Final = frozenset(
 """Atomic numbers of the elements between which bonds make molecules; half-metals count."""
 
 _HALOGENS: Final = (9, 17, 35, 53, 85)
-_NOBLE: Final = (2, 10, 18, 36, 54, 86)
 _BOND_NOBLE: Final = (8, 9)
 _STRETCH: Final = 1.25
 """Longest bond over the sum of covalent radii."""
@@ -140,7 +140,7 @@ def _may_bond(
     numbers: NDArray[Any], first: NDArray[Any], second: NDArray[Any], with_metals: bool
 ) -> NDArray[np.bool_]:
     """Tell which contacts can be bonds."""
-    halogens, noble = np.isin(numbers, _HALOGENS), np.isin(numbers, _NOBLE)
+    halogens, noble = np.isin(numbers, _HALOGENS), np.isin(numbers, NOBLE_GASES)
     partners = np.isin(numbers, _BOND_NOBLE)
     ions = halogens[first] & halogens[second] & with_metals
     allowed: NDArray[np.bool_] = (

@@ -15,7 +15,7 @@ from sog_longrange.kernels.free_atoms import TYPICAL
 from sog_longrange.kernels.spec import KernelSpec
 
 from .dispersion import DispersionCoefficients, JoinedCharges
-from .elements import initial_charges
+from .elements import initial_charges, isoelectronic
 from .flows import FlowingCharges
 from .readout import LatentCharges
 
@@ -123,5 +123,7 @@ def _starts(
 ) -> Tensor:
     """Values of free atoms, with which all channels of a potential have their energy together."""
     potentials = [config.kernels[i // config.block].build_potential() for i in channels]
-    rows = [[x.start(number) for x in potentials] for number in atomic_numbers or (TYPICAL,)]
+    charges = initial_charges(config.element_charges, atomic_numbers)
+    like = [isoelectronic(number, charges[number]) for number in atomic_numbers] or [TYPICAL]
+    rows = [[x.start(number) for x in potentials] for number in like]
     return torch.tensor(rows, dtype=torch.float64) / math.sqrt(config.block)

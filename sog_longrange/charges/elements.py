@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from sog_longrange.errors import ConfigError, explain
 
@@ -16,6 +17,9 @@ No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
 
 SYMBOLS = _SYMBOLS.split()
 """Symbol of each atomic number; that of 0 stands for no element."""
+
+NOBLE_GASES: Final = (2, 10, 18, 36, 54, 86)
+"""Their atomic numbers."""
 
 
 def parse_element_charges(text: str) -> dict[str, float]:
@@ -63,6 +67,24 @@ def format_element_charges(charges: Mapping[str, float]) -> str:
         As :func:`parse_element_charges` reads it.
     """
     return ",".join(f"{symbol}={charges[symbol]:g}" for symbol in SYMBOLS if symbol in charges)
+
+
+def isoelectronic(number: int, charge: float) -> int:
+    """Tell which free atom an ion resembles, whose electrons are much harder or softer.
+
+    Parameters
+    ----------
+    number : int
+        Atomic number.
+    charge : float, in e
+
+    Returns
+    -------
+    int
+        The noble gas with as many electrons; the atom itself if it is no ion, or there is none.
+    """
+    electrons = number - round(charge)
+    return electrons if round(charge) and electrons in NOBLE_GASES else number
 
 
 def initial_charges(text: str, atomic_numbers: Sequence[int]) -> dict[int, float]:

@@ -98,6 +98,16 @@ def test_atoms_begin_as_free_ones():
     )
 
 
+def test_ions_begin_as_the_noble_gas_with_as_many_electrons():
+    elements, charges = (8, 11, 17, 30, 36), "Na=1,Cl=-1,O=-2,Zn=2"
+    module = make(
+        "coulomb+dispersion", elements, num_channels=2, readout="ions", element_charges=charges
+    )
+    found = module.readout.parts[1].log_starts[:, 0].exp().square()
+    expected = [free_atom_c6(number) for number in (10, 10, 18, 30, 36)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=DOUBLE), rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("r", [8.0, 12.0])
 def test_two_argon_atoms_attract_by_their_c6(channels, r):

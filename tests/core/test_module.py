@@ -387,7 +387,7 @@ def test_state_of_other_options_is_refused():
         ({"format": FORMAT + 1, "version": "7.1"}, "of sog-longrange 7.1. Update sog-longrange"),
         (
             {"format": 2},
-            "of format 3, .* got format 2 of a version before .* Train the model again",
+            f"of format {FORMAT}, .* got format 2 of a version before .* Train the model again",
         ),
     ],
 )
@@ -402,7 +402,9 @@ def test_states_in_another_format_are_refused(change, message):
 def test_pickles_in_another_format_are_refused():
     module = make_module()
     del module.format
-    with pytest.raises(InputError, match="`model` must be of format 3, .* or export it with the"):
+    with pytest.raises(
+        InputError, match=f"`model` must be of format {FORMAT}, .* or export it with the"
+    ):
         pickle.loads(pickle.dumps(module))  # noqa: S301
 
 

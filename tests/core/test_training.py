@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sog_longrange import ConfigError, SOGConfig, SOGLongRange
+from sog_longrange.charges.dispersion import DispersionCoefficients
 from sog_longrange.training import delay_kernel, parameter_groups
 
 
@@ -53,6 +54,23 @@ def test_the_part_of_a_step_that_is_taken_rises_to_all_of_it():
     module, optimizer = make(0.4, optimizer=torch.optim.SGD)
     moved = [step(module, optimizer) for _ in range(10)]
     assert moved == pytest.approx([0, 0, 0, 0, 0, 0.005, 0.01, 0.01, 0.01, 0.01], abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [("coulomb+dispersion(near=True)", [0.0, 0.01]), ("dispersion(near=True)", [0.01, 0.01])],
+)
+def test_values_of_dispersion_wait_for_charges_beside_them(kernel, expected):
+    module, optimizer = make(
+        0.1, total=2, optimizer=torch.optim.SGD, kernel=kernel, num_channels=kernel.count("+") + 1
+    )
+    (values,) = (m for m in module.readout.modules() if isinstance(m, DispersionCoefficients))
+    moved = []
+    for _ in range(2):
+        before = values.log_elements.detach().clone()
+        step(module, optimizer)
+        moved.append(float((before - values.log_elements.detach()).mean()))
+    assert moved == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(("start", "expected"), [(0.0, 0.01), (1.0, 0.0)])

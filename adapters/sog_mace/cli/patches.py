@@ -26,7 +26,13 @@ from sog_longrange import ConfigError, HostError, SOGConfig
 from sog_longrange.errors import NotFiniteError, explain
 from sog_longrange.options import option
 from sog_longrange.presets import NONE
-from sog_longrange.training import KERNEL_START, check_start, delay_kernel, parameter_groups
+from sog_longrange.training import (
+    KERNEL_START,
+    check_start,
+    delay_kernel,
+    late_parameters,
+    parameter_groups,
+)
 from sog_mace.backbone import convert, restored
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
@@ -306,8 +312,11 @@ class Patches:
             return
         steps = max(args.max_num_epochs * self.steps_per_epoch, 1)
         delay_kernel([part], optimizer, steps, start)
-        if any(parameter.requires_grad for parameter in part.energy.parameters()):
-            logging.info("The kernel learns from step %d of %d on", math.ceil(start * steps), steps)
+        late = [own for own in late_parameters(part) if own.requires_grad]
+        if late:
+            kernel = any(own.requires_grad for own in part.energy.parameters())
+            what = "The kernel learns" if kernel else "Coefficients of dispersion learn"
+            logging.info("%s from step %d of %d on", what, math.ceil(start * steps), steps)
 
     def get_swa(self, *args: Any, **kwargs: Any) -> Any:
         """Remember the stages that MACE loads models of in the end."""
