@@ -68,6 +68,9 @@ def test_a_tutorial_has_a_title_cells_figures_and_imports_what_there_is(path):
     assert all(re.match(r"# \S", cell) for cell in cells[1:]), "a cell begins with text"
     assert "plt.subplots(" in text
     assert missing_imports(tree) == []
+    for page in re.findall(r":doc:`([^`]*)`", text):
+        folder = ROOT / "docs" if page.startswith("/") else path.parent
+        assert any((folder / (page.lstrip("/") + end)).exists() for end in (".md", ".py")), page
 
 
 def test_helpers_of_tutorials_import_what_there_is():

@@ -66,7 +66,7 @@ print(commands.log_lines(folder, "^Preset", number=1))
 # The line says what was found: molecules with charges of +1 and -1. The preset ``ionic``
 # therefore lets each element bring a charge (``readout=ions``). These charges begin at values
 # that sum to those of the ions, and all else that an atom has flows to it from its neighbours, so
-# that an ion keeps its whole charge at any distance. See the page on presets for the others.
+# that an ion keeps its whole charge at any distance. :doc:`/guide/presets` describes the others.
 #
 # The summary
 # -----------
@@ -93,8 +93,10 @@ scan, separate = molecules.make_scan("charged-charged", 31, far)
 distances = np.array([frame.info["separation"] for frame in scan])
 reference = np.array([frame.info["REF_energy"] for frame in scan]) - separate
 calculators = {
-    "MACE": MACECalculator(str(folder / "MACE.model"), device="cpu"),
-    "SOG-MACE": SOGMACECalculator(str(folder / "SOG-MACE.model"), device="cpu"),
+    "MACE": MACECalculator(str(folder / "MACE.model"), device="cpu", default_dtype="float64"),
+    "SOG-MACE": SOGMACECalculator(
+        str(folder / "SOG-MACE.model"), device="cpu", default_dtype="float64"
+    ),
 }
 energies = {}
 for name, calculator in calculators.items():

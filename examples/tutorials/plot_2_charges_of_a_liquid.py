@@ -89,7 +89,7 @@ print(commands.summary(folder))
 
 from sog_mace import SOGMACECalculator
 
-calculator = SOGMACECalculator(str(folder / "salt.model"), device="cpu")
+calculator = SOGMACECalculator(str(folder / "salt.model"), device="cpu", default_dtype="float64")
 signs = salts.signs_of(frames[0])
 unseen = frames[45:]
 learned = np.array([calculator.get_charges(frame) for frame in unseen])
@@ -167,3 +167,6 @@ with house_style():
     )
     right.set_xticks([0.5, 1.0, 1.5], ["0.5", "1", "1.5"])
     right.set_xticks([], minor=True)
+
+# %%
+# :doc:`/guide/charges` says more of what latent charges mean, and of dipoles and Born charges.

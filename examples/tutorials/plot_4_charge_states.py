@@ -22,6 +22,7 @@ You learn how to
 # its charge; ``--total_charge_key`` names another key.
 
 import tempfile
+import textwrap
 from pathlib import Path
 
 import ase.io
@@ -76,7 +77,7 @@ print(commands.log_lines(folder, "^Charge constraint", "Epoch 0:", "Epoch 29:"))
 
 from sog_mace import SOGMACECalculator
 
-calculator = SOGMACECalculator(str(folder / "states.model"), device="cpu")
+calculator = SOGMACECalculator(str(folder / "states.model"), device="cpu", default_dtype="float64")
 
 
 def energy_at(frame, charge):
@@ -114,7 +115,7 @@ for charge in (None, 0.5):
     try:
         calculator.get_potential_energy(atoms)
     except SOGError as error:
-        print(f"charge {charge}: {error}")
+        print(textwrap.fill(f"charge {charge}: {error}", 100, subsequent_indent="    "))
 
 # %%
 # In the left panel, each geometry is there at each charge, relative to the mean energy of the
@@ -138,4 +139,5 @@ with house_style():
 
 # %%
 # The total charge is that of the whole structure. Two molecules far apart do not hold whole
-# charges each by it; where they should, see ``readout=ions`` in the tutorial on binding curves.
+# charges each by it; where they should, see ``readout=ions`` in :doc:`plot_1_binding_curves`.
+# More is in :doc:`/guide/charge_states`.

@@ -203,3 +203,7 @@ with house_style():
     ax.set_xticks([3, 5, 10, 20], ["3", "5", "10", "20"])
     ax.set_xticks([], minor=True)
     ax.legend()
+
+# %%
+# :doc:`/extend/add_a_kernel` has the other attributes of such a class, and kernels that are no
+# sum of Gaussians.

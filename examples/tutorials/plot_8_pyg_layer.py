@@ -182,4 +182,4 @@ print(f"energy of the repeated box: {float(ratio):.4f} times that of the box")
 # %%
 # With ``output="energy"`` the layer returns an energy instead, and ``WithLongRange`` adds it to a
 # model of PyG as it is, such as SchNet. Presets work here as well:
-# ``LongRangeLayer(preset="ionic", ...)``.
+# ``LongRangeLayer(preset="ionic", ...)``. :doc:`/start/pyg` begins at the beginning.
