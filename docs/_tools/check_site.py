@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
@@ -19,7 +18,6 @@ SIGNS_OF_ERRORS = ("problematic", "system-message")
 """Classes that docutils gives to what it could not read."""
 
 
-@dataclass
 class Page(HTMLParser):
     """What matters of one page.
 
@@ -29,15 +27,14 @@ class Page(HTMLParser):
         File of the page.
     """
 
-    path: Path
-    anchors: set[str] = field(default_factory=set)
-    links: list[str] = field(default_factory=list)
-    loads: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.feed(self.path.read_text(encoding="utf-8"))
+        self.path = path
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.errors: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Keep anchors, links and files of one element."""

@@ -306,8 +306,8 @@ def test_exact_worlds_are_those_of_the_package_and_forces_are_slopes(load):
     cell, pbc = torch.tensor(ions.cell.array)[None], torch.tensor(ions.pbc)[None]
     charges = torch.tensor(found.arrays["true_charges"])[:, None]
     energy = float(part(charges, torch.tensor(ions.positions), cell, pbc).energy.sum())
-    i, j, r = neighbor_list("ijd", ions, 9.0)
-    pairs = charges[i, 0] * charges[j, 0] * torch.erfc(torch.tensor(r) / 2**0.5) / r
+    i, j, r = (torch.tensor(own) for own in neighbor_list("ijd", ions, 9.0))
+    pairs = charges[i, 0] * charges[j, 0] * torch.erfc(r / 2**0.5) / r
     energy += 0.5 * COULOMB_CONSTANT * float(pairs.sum())
     assert found.info["REF_energy"] == pytest.approx(energy, abs=1e-4)
     world, water = solutions.world(), solutions.start(1, 0.0, rng)
