@@ -45,6 +45,8 @@ DIMERS = (
     "--eval_interval=10",
     "--default_dtype=float64",
 )
+# It sees its cutoff and nothing else: what is farther is left to a head.
+ONE_LAYER = (*DIMERS, "--num_interactions=1", "--hidden_irreps=32x0e")
 PEPTIDES = (
     "--E0s=average",
     "--num_interactions=2",
@@ -70,6 +72,7 @@ LIQUID = (
     "--energy_weight=10",
     "--default_dtype=float32",
 )
+BOXES = (*LIQUID, "--num_interactions=1", "--hidden_irreps=16x0e")
 SURFACE = (
     "--E0s=average",
     "--num_interactions=2",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import DIMERS
+from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import NotWorse
@@ -91,18 +91,11 @@ def probe(model, folder: Path) -> dict[str, float]:
     return {"far_force": far_force(found), "truth": of_labels(folder)}
 
 
-SHORT = (
-    *DIMERS,
-    "--num_interactions=1",
-    "--hidden_irreps=32x0e",
-    "--r_max=4.0",
-    "--batch_size=4",
-    "--eval_interval=4",
-)
+SHORT = (*ONE_LAYER, "--r_max=4.0", "--batch_size=4", "--eval_interval=4")
 STATES = ("--sog_charge_embedding=32", "--sog_charge_constraint=total")
 PUBLISHED = Published(
-    "force RMSE 78 (4G-HDNNP), 36.9 (LES), 33.5 meV/Å (SOG-Net) on thousands of DFT frames",
-    "Ko et al. 2021 and later papers",
+    "forces 129.5 (2G, short range), 78.0 (4G), 36.9 (LES), 33.5 meV/Å (SOG-Net), DFT",
+    "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1; arXiv:2412.15455; arXiv:2502.04668",
 )
 SYSTEMS = {
     "carbon_chains": System(
@@ -116,10 +109,18 @@ SYSTEMS = {
         probe=probe,
         answers=(Answer("change of the far force, eV/Å", "probe/far_force", "probe/truth"),),
         published=(PUBLISHED,),
+        labels="GFN2-xTB",
         physics="The proton at one end changes the forces at the other.",
     ),
     "carbon_chains_4g": System(
-        "carbon_chains_4g", ("test",), 250, SHORT, heads=STATES, published=(PUBLISHED,)
+        "carbon_chains_4g",
+        ("test",),
+        250,
+        SHORT,
+        heads=STATES,
+        published=(PUBLISHED,),
+        labels="DFT, published",
+        physics="The same, by few DFT frames.",
     ),
 }
 CHECKS = tuple(NotWorse(name, "errors/test/forces") for name in SYSTEMS)

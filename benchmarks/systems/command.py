@@ -28,7 +28,7 @@ import collect
 import jobs
 from workbench.training import TrainingError
 
-from . import checks
+from . import checks, dynamics, page
 from .registry import CHECKS, HOMES, QUICK, SYSTEMS
 from .system import System
 
@@ -75,9 +75,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="core minutes after which a training is stopped (10; dipeptides 60)",
     )
     add("--jobs", type=int, default=2, help="jobs at a time, a core each (default: 2)")
-    add("--quick", action="store_true", help=f"one seed; without names {', '.join(QUICK)}")
+    add(
+        "--quick",
+        action="store_true",
+        help=f"one seed, half of the epochs; without names {', '.join(QUICK)}",
+    )
     add("--epochs", type=int, help="of all models, to try what runs")
     add("--collect", action="store_true", help="write the tables without running anything")
+    add(
+        "--page", type=Path, help="folder of the documentation, where to write the page of evidence"
+    )
     args = parser.parse_args(argv)
     if unknown := set(args.systems) - set(SYSTEMS):
         parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(SYSTEMS)}")
@@ -115,6 +122,8 @@ def data_of(system: System, seed: int, args: argparse.Namespace) -> Path:
     folder, stamp = args.output / "data" / name, str(system.recipe)
     written = folder / "made_by"
     if not written.exists() or written.read_text() != stamp:
+        if args.collect:
+            raise MissingDataError(f"{folder} is not made yet")
         print(f"  making {folder}")
         system.make(folder, partial(find, folders), seed)
         written.write_text(stamp)
@@ -171,7 +180,7 @@ def make_job(
 ) -> jobs.Job:
     """One model of one system."""
     system, head = SYSTEMS[name], chosen[column]
-    epochs = args.epochs or system.epochs
+    epochs = args.epochs or (system.epochs // 2 if args.quick else system.epochs)
     head = None if head is None else (*head, *(system.heads if host.NAME == "mace" else ()))
     train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
     files = dict.fromkeys(("train", system.valid, *system.tests))
@@ -195,6 +204,13 @@ def make_job(
     )
 
 
+def told(args: argparse.Namespace) -> str:
+    """The command that makes the same results."""
+    words = [*args.systems, "--model", *args.model] if args.systems else ["--model", *args.model]
+    words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    return f"python -m nox -s systems -- {' '.join(words)} --data path/to/data --page docs"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run what is left to do, and write the tables."""
     args = parse_arguments(argv)
@@ -210,7 +226,10 @@ def main(argv: list[str] | None = None) -> None:
             failed = jobs.run_all(left, args.jobs)
         except TrainingError as error:
             raise SystemExit(str(error)) from error
+        if args.md:
+            dynamics.run_left(todo.jobs, RUN, args.md)
     results = collect.collect(todo.jobs)
+    dynamics.add(results.rows, todo.jobs)
     parts = [collect.tables(results, importlib.import_module(f"systems.{args.host}_host").BARE)]
     parts.append(checks.checklist(results, CHECKS[args.host]))
     parts += [f"{name} is left out: {reason}." for name, reason in todo.skipped.items()]
@@ -221,5 +240,10 @@ def main(argv: list[str] | None = None) -> None:
     (args.output / f"{args.host}.json").write_text(json.dumps(results.rows, indent=1) + "\n")
     (args.output / f"{args.host}.md").write_text(text + "\n")
     print(f"\n{text}\n\n{args.output / args.host}.md and .json are written")
+    if args.page:
+        found = {
+            path.stem: jobs.read_json(path) for path in (args.output / "effects").glob("*.json")
+        }
+        page.write(results, args.host, args.page, told(args), todo.skipped, found)
     if failed:
         raise SystemExit(f"{len(failed)} jobs failed: {', '.join(failed)}")

@@ -103,6 +103,8 @@ def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] |
         valid="train",
         bond=BOND,
         copies=True,
+        labels="DFT, published",
+        physics="Molecules farther apart than any that was trained.",
     )
 
 
@@ -117,6 +119,8 @@ SYSTEMS = {
         200,
         (*MANY, "--valid_batch_size=20"),
         valid="train",
+        labels="DFT, published",
+        physics="One model for all six kinds.",
         make=join_dimers,
         bond=BOND,
         copies=True,
@@ -126,6 +130,8 @@ SYSTEMS = {
         ("test_inside", "test_beyond"),
         100,
         (*MANY, "--r_max=5.0"),
+        labels="GFN2-xTB",
+        physics="Ions keep whole charges at any distance.",
         make=make_ammonium_chloride,
         bond=BOND,
     ),

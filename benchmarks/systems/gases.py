@@ -89,20 +89,35 @@ def label_mixture(atoms: Atoms) -> Atoms:
 
 TESTS = ("test", "test_triclinic", "test_large")
 NEQUIP_GAS = ("cutoff_radius=5.0", "batch_size=2", "energy_weight=1.0")
+EXACT = "exact sums"
+IONS_PHYSICS = "Charges are found; other cells and sizes."
 SYSTEMS = {
-    "coulomb_gas": System("syn_coulomb_gas", TESTS, 30, GAS, NEQUIP_GAS),
+    "coulomb_gas": System(
+        "syn_coulomb_gas", TESTS, 30, GAS, NEQUIP_GAS, labels=EXACT, physics=IONS_PHYSICS
+    ),
     "multivalent_gas": System(
-        "syn_multivalent_gas", TESTS[:2], 40, (*GAS, elements(8, 11, 12, 17))
+        "syn_multivalent_gas",
+        TESTS[:2],
+        40,
+        (*GAS, elements(8, 11, 12, 17)),
+        labels=EXACT,
+        physics=IONS_PHYSICS,
     ),
     # Forces hold the response of the charges to the geometry.
-    "envq": System("syn_envq", TESTS[:2], 40, GAS),
-    "wca_control": System("syn_wca_control", ("test",), 40, GAS),
+    "envq": System(
+        "syn_envq", TESTS[:2], 40, GAS, labels=EXACT, physics="Charges follow the geometry."
+    ),
+    "wca_control": System(
+        "syn_wca_control", ("test",), 40, GAS, labels=EXACT, physics="No long range: do no harm."
+    ),
     "mixture": System(
         "mixture",
         ("test",),
         80,
         (*GAS, elements(9, 10, 11, 17, 18, 19)),
         make=make_mixture,
+        labels=EXACT,
+        physics="Charges and dispersion at once.",
     ),
 }
 FORCES = "errors/test/forces"

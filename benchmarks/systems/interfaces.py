@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import fcc111
-from mace_options import LIQUID
+from mace_options import BOXES
 from scipy.spatial.transform import Rotation
 
 from . import xtb
@@ -125,10 +125,11 @@ def interface(build: Callable, number: int, physics: str) -> System:
         build.__name__,
         ("test",),
         60,
-        (*LIQUID, "--E0s=average", "--num_interactions=1", "--hidden_irreps=16x0e"),
+        (*BOXES, "--E0s=average"),
         make=partial(make_frames, build, number),
         effects=effects,
         probe=probe,
+        labels="GFN1-xTB, periodic",
         physics=physics,
     )
 

@@ -18,7 +18,16 @@ from .system import System
 def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor]) -> System:
     """Two rigid fragments, whose bonds are longer than those of their elements."""
     tests, told = ("test_interp", "test_extrap"), (*DIMERS, "--batch_size=4")
-    return System(f"syn_decay_{name}", tests, epochs, told, bond=1.8, law=law)
+    return System(
+        f"syn_decay_{name}",
+        tests,
+        epochs,
+        told,
+        bond=1.8,
+        law=law,
+        labels="exact sums",
+        physics="The law is learned and extrapolated.",
+    )
 
 
 SYSTEMS = {

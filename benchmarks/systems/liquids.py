@@ -29,7 +29,13 @@ def fold_water(folder: Path, find: Find, seed: int) -> None:
 STRESS = ("--loss=stress", "--stress_key=REF_stress", "--stress_weight=100")
 SYSTEMS = {
     "ecemc": System(
-        "ecemc", ("test",), 20, (*LIQUID, "--r_max=4.0", "--batch_size=4", *STRESS), bond=BOND
+        "ecemc",
+        ("test",),
+        20,
+        (*LIQUID, "--r_max=4.0", "--batch_size=4", *STRESS),
+        bond=BOND,
+        labels="DFT, published",
+        physics="Forces and stress not worse.",
     ),
     "water": System(
         "water",
@@ -38,6 +44,8 @@ SYSTEMS = {
         (*LIQUID, "--E0s=average"),
         seeds=(1, 2, 3, 4, 5),
         make=fold_water,
+        labels="DFT, published",
+        physics="A polar liquid.",
         by_seed=True,
         bond=BOND,
     ),

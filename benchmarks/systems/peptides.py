@@ -8,7 +8,16 @@ from .checks import Check
 from .system import System
 
 SYSTEMS = {
-    "dipeptides": System("dipeptides_spice", ("test",), 120, PEPTIDES, minutes=60.0, seeds=(1,)),
+    "dipeptides": System(
+        "dipeptides_spice",
+        ("test",),
+        120,
+        PEPTIDES,
+        minutes=60.0,
+        seeds=(1,),
+        labels="DFT, published",
+        physics="Dipoles without being trained.",
+    ),
 }
 CHECKS = (
     Check("dipeptides", "errors/test/forces", 75.0),

@@ -38,5 +38,5 @@ CHECKS = {
     ),
     "nequip": gases.NEQUIP_CHECKS,
 }
-QUICK = ("ammonium_chloride", "surface")
+QUICK = ("ag3", "carbon_chains", "nacl_clusters", "molten_nacl", "surface")
 """What ``--quick`` runs without names: sets that are made from nothing in minutes."""

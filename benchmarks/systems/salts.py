@@ -17,7 +17,7 @@ from mace_options import GAS
 
 from . import exact, structure
 from .checks import Check, NotWorse
-from .system import Effect, Find, Published, System, elements, frames_of, store
+from .system import Effect, Find, Motion, Published, System, elements, frames_of, store
 
 # Fumi, Tosi, J. Phys. Chem. Solids 25, 31 and 45 (1964): strengths by pair, lengths and C, D in
 # eV Å^6, eV Å^8.
@@ -108,7 +108,9 @@ SYSTEMS = {
         effects=near_k0,
         probe=structure.probe,
         answers=structure.ANSWERS,
+        labels="exact sums",
         physics="Forces; charges screen each other at small k.",
+        motion=Motion(KELVIN, STEP, ("Na", "Cl")),
     ),
     "toy_electrolyte": System(
         "toy_electrolyte",
@@ -122,6 +124,7 @@ SYSTEMS = {
         published=(
             Published("the same configurations; its labels are other energies", "SOG-Net's code"),
         ),
+        labels="exact sums",
         physics="Forces; charges screen each other at small k.",
     ),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import DIMERS
+from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import Check, NotWorse
@@ -89,7 +89,7 @@ SYSTEMS = {
         "ag3",
         ("test", "curve"),
         120,
-        (*DIMERS, "--num_interactions=1", "--hidden_irreps=32x0e", "--batch_size=4"),
+        (*ONE_LAYER, "--batch_size=4"),
         heads=("--sog_charge_embedding=32", "--sog_charge_constraint=total"),
         make=make_frames,
         effects=effects,
@@ -97,10 +97,11 @@ SYSTEMS = {
         answers=answers(),
         published=(
             Published(
-                "force RMSE 31.7 (4G-HDNNP), 26.6 meV/Å (SpookyNet) on DFT frames",
-                "SpookyNet, table 1",
+                "forces 1803 (2G, short range), 31.7 (4G), 26.6 meV/Å (SpookyNet), DFT",
+                "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1",
             ),
         ),
+        labels="GFN1-xTB",
         physics="One model gives the triangle of the cation and the chain of the anion.",
     )
 }

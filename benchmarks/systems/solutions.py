@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from mace_options import LIQUID
+from mace_options import BOXES
 from measures import BOND
 from scipy.spatial.transform import Rotation
 
 from . import exact, structure
 from .checks import NotWorse
 from .exact import KCAL
-from .system import Answer, Effect, Find, System, elements, frames_of, store
+from .system import Answer, Effect, Find, Motion, System, elements, frames_of, store
 
 # Wu, Tepper, Voth (2006) for water; Joung, Cheatham, J. Phys. Chem. B 112, 9020 (2008), those for
 # SPC/E: epsilon in kcal/mol, half of the distance of the minimum in Å.
@@ -132,13 +132,12 @@ def probe(model, folder: Path) -> dict:
     return found | structure.probe(model, folder)
 
 
-WATER = (*LIQUID, "--num_interactions=1", "--hidden_irreps=16x0e", "--batch_size=2")
 SYSTEMS = {
     "kf_water": System(
         "kf_water",
         ("test_bulk", "test_interface"),
         30,
-        (*WATER, elements(1, 8, 9, 19)),
+        (*BOXES, elements(1, 8, 9, 19)),
         make=make_solution,
         effects=effects,
         probe=probe,
@@ -150,18 +149,21 @@ SYSTEMS = {
             ),
             *structure.ANSWERS,
         ),
+        labels="exact sums",
         physics="Ions and molecules screen at small k; molecules at the surface are oriented.",
     ),
     "spcfw_water": System(
         "spcfw_water",
         ("test",),
         30,
-        (*WATER, elements(1, 8)),
+        (*BOXES, elements(1, 8)),
         make=make_water,
         effects=polarisation,
         probe=structure.probe,
         bond=BOND,
         answers=structure.ANSWERS,
+        labels="exact sums",
+        motion=Motion(KELVIN, 0.5, ("O", "O")),
         physics="Longitudinal polarisation at small k is suppressed by the dielectric constant.",
     ),
 }

@@ -105,7 +105,16 @@ def surface_error(result: dict) -> float | None:
 
 
 SYSTEMS = {
-    "surface": System("surface", ("val",), 350, SURFACE, make=make_surface, probe=surface_energies),
+    "surface": System(
+        "surface",
+        ("val",),
+        350,
+        SURFACE,
+        make=make_surface,
+        probe=surface_energies,
+        labels="exact sums",
+        physics="Slabs by a model of bulk crystals.",
+    ),
 }
 WORDS = "surface energy off 0.210 J/m²"
 CHECKS = tuple(

@@ -72,6 +72,22 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Motion:
+    """Molecular dynamics by a model.
+
+    Parameters
+    ----------
+    kelvin : temperature.
+    step : time step in fs; energy is looked at with it, 1.41 and 2 times it.
+    pair : symbols of the atoms whose radial distribution is compared.
+    """
+
+    kelvin: float
+    step: float
+    pair: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class System:
     """One data set and how all models are trained on it.
 
@@ -96,6 +112,8 @@ class System:
     answers : physical answers, of the errors and figures of a result.
     published : figures of the papers.
     physics : what physics says.
+    labels : what the labels are of.
+    motion : molecular dynamics that is compared with exact snapshots.
     """
 
     folder: str
@@ -118,6 +136,8 @@ class System:
     answers: tuple[Answer, ...] = ()
     published: tuple[Published, ...] = ()
     physics: str = ""
+    labels: str = ""
+    motion: Motion | None = None
 
 
 def elements(*numbers: int) -> str:

@@ -12,6 +12,8 @@ from ase.optimize import LBFGS
 from tqdm import tqdm
 from workbench import dimers
 
+from sog_longrange.units import COULOMB_CONSTANT
+
 GFN1, GFN2 = "GFN1-xTB", "GFN2-xTB"
 
 
@@ -49,6 +51,36 @@ def label(atoms: Atoms, method: str = GFN1) -> Atoms | None:
     frame.info["REF_energy"] = float(energy)
     frame.arrays["REF_forces"] = forces
     frame.arrays["xtb_charges"] = charges
+    return frame
+
+
+def apart(atoms: Atoms, first: int, charges: tuple[int, int], method: str) -> Atoms | None:
+    """Two molecules far apart, from labels of each alone and Coulomb's law between their atoms.
+
+    Parameters
+    ----------
+    atoms : open; both molecules.
+    first : number of atoms of the first one.
+    charges : of both, in e: methods that share electrons between far molecules leak charge.
+    method : GFN1-xTB or GFN2-xTB.
+    """
+    parts = []
+    for part, charge in zip((atoms[:first], atoms[first:]), charges, strict=True):
+        part.info["total_charge"] = charge
+        parts.append(label(part, method))
+    if None in parts:
+        return None
+    q = [own.arrays["xtb_charges"] for own in parts]
+    vectors = parts[0].positions[:, None] - parts[1].positions
+    r = np.linalg.norm(vectors, axis=-1)
+    energy = COULOMB_CONSTANT * q[0][:, None] * q[1] / r
+    pull = (energy / r**2)[..., None] * vectors
+    frame = atoms.copy()
+    frame.info["REF_energy"] = sum(own.info["REF_energy"] for own in parts) + float(energy.sum())
+    between = np.concatenate([pull.sum(1), -pull.sum(0)])
+    alone = np.concatenate([own.arrays["REF_forces"] for own in parts])
+    frame.arrays["REF_forces"] = alone + between
+    frame.arrays["xtb_charges"] = np.concatenate(q)
     return frame
 
 

@@ -33,8 +33,11 @@ from nequip.data.transforms import (  # noqa: E402
     ChemicalSpeciesToAtomTypeMapper,
     NeighborListTransform,
 )
+from nequip.utils.global_state import set_global_state  # noqa: E402
 
 from sog_nequip.model import SOGModel  # noqa: E402
+
+set_global_state()  # NequIP builds no models before
 
 to_types = ChemicalSpeciesToAtomTypeMapper(["Cl", "Na"], {"Cl": "Cl", "Na": "Na"})
 data = NeighborListTransform(r_max=4.0)(to_types(from_ase(atoms)))

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.io import write
+from ase.neighborlist import neighbor_list
+
+from sog_longrange import Ewald, LongRangeEnergy
+from sog_longrange.units import COULOMB_CONSTANT
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 TRAIN = "open('{folder}/model', 'a').write('trained '); open('{data}/runs', 'a').write('.')"
@@ -236,3 +241,80 @@ def test_a_tiny_model_is_trained_measured_and_collected_once(load, tmp_path, cap
     printed = capsys.readouterr().out
     assert "decay_p4 is left out: no syn_decay_p4/train.xyz in" in printed
     assert "0 of 1 jobs are left" in printed
+
+
+def rows(system, **figures):
+    """Results of one seed of all columns, by column."""
+    base = {"system": system, "host": "mace", "seed": 1, "commit": "abc", "stale": False}
+    base |= {"epochs": 2, "epochs_done": 2, "stopped": False, "minutes": 10.0, "seconds": 3.0}
+    base |= {"core_seconds": 2.0, "parameters": 7, "baselines": {}, "learned": {}}
+    return [base | {"column": column} | own for column, own in figures.items()]
+
+
+def silver(forces, anion=None):
+    errors = {"forces": forces, "energy": 1.0}
+    result = {"errors": {"train": errors, "test": errors, "curve": errors}}
+    openings = {"cation": 0.8, "anion": anion}
+    return result | {"probe": {"openings": openings, "truth": {"cation": 0.8, "anion": -0.2}}}
+
+
+def test_the_page_ranks_models_and_judges_their_answers(load, tmp_path):
+    page, collect = load("systems.page"), load("collect")
+    found = rows("ag3", sr=silver(100.0, 0.8), les=silver(50.0, -0.3), sog=silver(50.2, -0.19))
+    results = collect.Results(found, ["ag3 sog 2"])
+    page.write(
+        results, "mace", tmp_path, "the command", {"water": "no data"}, {"ag3": {"gap": 1.0}}
+    )
+    text = (tmp_path / "evidence" / "systems.md").read_text()
+    assert "| ag3 | GFN1-xTB | 1 | 100 | 50.0 | 50.2 | 3 / 1.5 / 1.5 |" in text
+    assert "**3.00** / **1.50** / **1.50**" in text
+    assert "-0.200 | 0.800 ✗ | -0.300 ✓ | -0.190 ✓ |" in text
+    assert "`water`: no data" in text
+    assert "| gap 1 |" in text
+    assert len(json.loads((tmp_path / "evidence" / "systems.json").read_text())) == 3
+    assert (tmp_path / "figures" / "systems.png").stat().st_size > 10000
+
+
+def test_labels_that_do_not_show_the_effect_are_refused(load, tmp_path, capsys):
+    command, system = load("systems.command"), load("systems.system")
+    small = system.System(
+        *("fake", ("test",), 1, ()), effects=lambda _: [system.Effect("shift, Å", 0.01, 0.02)]
+    )
+    with pytest.raises(command.MissingDataError, match="do not show shift"):
+        command.look_at_labels("fake", small, tmp_path, tmp_path)
+    assert "fake, labels: shift, Å 0.01, below 0.02: NOT SHOWN" in capsys.readouterr().out
+
+
+def test_charge_structure_of_one_wave(load):
+    structure = load("systems.structure")
+    cell = np.array([8.0, 9.0, 12.0])
+    first = structure.shells(cell)
+    assert [len(own) for own in first] == [1, 1, 1]
+    assert first[0] == pytest.approx(np.array([[0.0, 0.0, 2.0 * np.pi / 12.0]]))
+    atoms = Atoms("NaCl", [(0, 0, 0), (0, 0, 6.0)], cell=cell, pbc=True)
+    (found,) = structure.charge_structure([atoms], [np.array([1.0, -1.0])])
+    assert found == pytest.approx([2.0, 0.0, 0.0], abs=1e-12)
+
+
+@pytest.mark.slow
+def test_exact_worlds_are_those_of_the_package_and_forces_are_slopes(load):
+    exact, solutions = load("systems.exact"), load("systems.solutions")
+    rng = np.random.default_rng(0)
+    ions = Atoms("Na5Cl5", rng.random((10, 3)) * [11, 12, 13], cell=[11, 12, 13], pbc=True)
+    found = exact.label(exact.World({"Na": 1.0, "Cl": -1.0}, {}), ions)
+    part = LongRangeEnergy(Ewald(1.0), tolerance=1e-12, backend="dense").double()
+    cell, pbc = torch.tensor(ions.cell.array)[None], torch.tensor(ions.pbc)[None]
+    charges = torch.tensor(found.arrays["true_charges"])[:, None]
+    energy = float(part(charges, torch.tensor(ions.positions), cell, pbc).energy.sum())
+    i, j, r = neighbor_list("ijd", ions, 9.0)
+    pairs = charges[i, 0] * charges[j, 0] * torch.erfc(torch.tensor(r) / 2**0.5) / r
+    energy += 0.5 * COULOMB_CONSTANT * float(pairs.sum())
+    assert found.info["REF_energy"] == pytest.approx(energy, abs=1e-4)
+    world, water = solutions.world(), solutions.start(1, 0.0, rng)
+    forces, step = exact.label(world, water).arrays["REF_forces"], 1e-4
+    for atom, axis in ((0, 1), (1, 0), (len(water) - 1, 2)):
+        moved = [water.copy(), water.copy()]
+        for own, sign in zip(moved, (1, -1), strict=True):
+            own.positions[atom, axis] += sign * step
+        above, below = (exact.label(world, own).info["REF_energy"] for own in moved)
+        assert forces[atom, axis] == pytest.approx((below - above) / (2.0 * step), abs=1e-4)
