@@ -13,7 +13,7 @@ import pytest
 from sog_mace.cli.run_train import build_parser
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-SHORT = {"water_pairs(140": "water_pairs(35", "epochs=40": "epochs=2", "run(400)": "run(40)"}
+SHORT = {"chloride(160": "chloride(35", "epochs=30": "epochs=2", "run(400)": "run(40)"}
 
 
 def code_cells():
