@@ -99,6 +99,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "download_all_examples": False,
     "thumbnail_size": (400, 280),
+    "write_computation_times": False,
     "reset_modules": ("matplotlib", "site_hooks.reset_tutorial"),
     "reset_modules_order": "before",
 }
