@@ -83,6 +83,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, help="of all models, to try what runs")
     add("--collect", action="store_true", help="write the tables without running anything")
     add(
+        "--md",
+        type=float,
+        nargs="?",
+        const=dynamics.PICOSECONDS,
+        metavar="PS",
+        help="molecular dynamics of the first seed's models where there are exact snapshots",
+    )
+    add(
         "--page", type=Path, help="folder of the documentation, where to write the page of evidence"
     )
     args = parser.parse_args(argv)

@@ -91,7 +91,8 @@ def thermostatted(
     atoms.calc = calculator
     rng, heat = np.random.default_rng(2), {"temperature_K": motion.kelvin}
     MaxwellBoltzmannDistribution(atoms, rng=rng, **heat)
-    run = Langevin(atoms, motion.step * units.fs, friction=0.01 / units.fs, rng=rng, **heat)
+    how = {"friction": 0.01 / units.fs, "fixcm": False}
+    run = Langevin(atoms, motion.step * units.fs, rng=rng, **how, **heat)
     steps, kept = int(1e3 * picoseconds / motion.step), []
 
     def look() -> None:

@@ -100,7 +100,7 @@ def potential(frames: list[Atoms], charges: list[np.ndarray]) -> float:
         z = frame.positions[:, 2]
         middle = np.average(z, weights=frame.get_masses())
         area = np.prod(frame.cell.lengths()[:2])
-        drops.append(OVER_EPSILON * own @ np.abs(z - middle) / (2.0 * area))
+        drops.append(-OVER_EPSILON * own @ np.abs(z - middle) / (2.0 * area))
     return float(np.mean(drops))
 
 
