@@ -234,9 +234,9 @@ def test_a_tiny_model_is_trained_measured_and_collected_once(load, tmp_path, cap
     assert row["errors"]["test_extrap"]["frames"] == 2
     assert {"true_charges", "law"} <= row["learned"].keys()
     assert row["net_charges"]["test_extrap"].keys() == {"N2", "O2"}
-    log = (output / "mace/decay_p1/default" / f"1-{row['key'][:8]}" / "train.log").stat()
+    log = (output / "mace/decay_p1/none" / f"1-{row['key'][:8]}" / "train.log").stat()
     load("systems.command").main([*arguments, "--model", "none"])
-    (again,) = (output / "mace/decay_p1/default").iterdir()
+    (again,) = (output / "mace/decay_p1/none").iterdir()
     assert (again / "train.log").stat().st_mtime_ns == log.st_mtime_ns
     printed = capsys.readouterr().out
     assert "decay_p4 is left out: no syn_decay_p4/train.xyz in" in printed
