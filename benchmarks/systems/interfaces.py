@@ -119,10 +119,10 @@ def effects(folder: Path) -> list[Effect]:
     return [Effect("charge of one side, e", float(np.mean(moved)), 0.05)]
 
 
-def interface(build: Callable, number: int, physics: str) -> System:
+def interface(name: str, build: Callable, number: int, physics: str) -> System:
     """One interface."""
     return System(
-        build.__name__,
+        name,
         ("test",),
         60,
         (*BOXES, "--E0s=average"),
@@ -134,9 +134,10 @@ def interface(build: Callable, number: int, physics: str) -> System:
     )
 
 
-SYSTEMS = {
-    "licl_gaf3": interface(salt_on_fluoride, 701, "Charge moves between two insulators."),
-    "tio2_nacl_aq": interface(titania_in_solution, 702, "An oxide polarises a solution."),
-    "pt_kf_aq": interface(platinum_in_solution, 703, "A metal takes what charge it likes."),
+INTERFACES = {
+    "licl_gaf3": (salt_on_fluoride, 701, "Charge moves between two insulators."),
+    "tio2_nacl_aq": (titania_in_solution, 702, "An oxide polarises a solution."),
+    "pt_kf_aq": (platinum_in_solution, 703, "A metal takes what charge it likes."),
 }
+SYSTEMS = {name: interface(name, *own) for name, own in INTERFACES.items()}
 CHECKS = tuple(NotWorse(name, "errors/test/forces") for name in SYSTEMS)
