@@ -98,7 +98,7 @@ def test_training_opens_the_gate_and_moves_every_parameter_of_the_long_range_par
     part = long_range_parts(load(long_range))[0]
     assert float(part.long_range.gate) == pytest.approx(0.5)
     state = torch.load(long_range, weights_only=False)
-    _, group = state["optimizer_states"][0]["param_groups"]
+    *_, group = state["optimizer_states"][0]["param_groups"]
     kernel = list(part.long_range.energy.parameters())
     assert len(group["params"]) == len(kernel)
     moved = state["optimizer_states"][0]["state"]
