@@ -134,7 +134,7 @@ SYSTEMS = {
                 "forces 153.1 (2G, short range), 66.0 (4G), 7.9 (LES), 5.7 meV/Å (CACE-SOG), "
                 "DFT; wetting minus non-wetting 934.8 meV undoped, -66.9 meV doped",
                 "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1; arXiv:2412.15455; "
-                "arXiv:2502.04668",
+                "J. Chem. Phys. 164, 024109 (2026)",
             ),
         ),
         labels="GFN1-xTB, periodic",
