@@ -44,9 +44,9 @@ print(len(train), "frames to train on, the first is", train[0])
 # --------
 # Both models get the same options, which are those of ``mace_run_train``: a cutoff of 4.5 Å, two
 # layers and eight channels, which is very little, and 30 epochs. ``sog_mace_run_train`` takes all
-# of them and adds the ones that begin with ``--sog_``. Only one is needed: ``--sog_preset=auto``
-# looks at the training data and says what it found. ``commands.run`` does what a shell would do,
-# for both commands at the same time.
+# of them and adds the ones that begin with ``--sog_``. None has to be given: by default
+# (``--sog_preset=auto``) it looks at the training data and says what it found and chose.
+# ``commands.run`` does what a shell would do, for both commands at the same time.
 
 options = """
     --train_file=train.xyz --valid_file=valid.xyz --energy_key=REF_energy --forces_key=REF_forces
