@@ -296,6 +296,15 @@ def test_the_preset_that_fits(monkeypatch, frames, name, readout, charges, vecto
     assert choice.why
 
 
+def test_charge_states_of_a_molecule_are_left_to_its_features():
+    states = formal_charges([molecule("C6H6")] * 3, [-1.0, 0.0, 1.0])
+    choice = choose_preset(states)
+    assert choice.preset.options == {"readout": "atoms"}
+    assert "no whole charges of fragments sum to the total charge" in choice.why
+    single = choose_preset(formal_charges([methylammonium()] * 2, [1.0, 1.0]))
+    assert single.preset.options["readout"] == "flows"
+
+
 def test_a_named_preset_gets_what_the_data_add_to_it():
     water, salt = formal_charges([WATER]), formal_charges([SALT])
     assert choose_preset(salt, "molecular").preset == PRESETS["molecular"]
