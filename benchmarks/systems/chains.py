@@ -14,7 +14,7 @@ from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import NotWorse
-from .system import Answer, Effect, Find, Published, System, frames_of, store
+from .system import SPOOKYNET, Answer, Effect, Find, Published, System, frames_of, store
 
 SIZES = {"train": 100, "val": 10, "test": 40}  # frames of each molecule
 RATTLE = 0.03  # Å
@@ -95,7 +95,7 @@ SHORT = (*ONE_LAYER, "--r_max=4.0", "--batch_size=4", "--eval_interval=4")
 STATES = ("--sog_charge_embedding=32", "--sog_charge_constraint=total")
 PUBLISHED = Published(
     "forces 129.5 (2G, short range), 78.0 (4G), 36.9 (LES), 33.5 meV/Å (SOG-Net), DFT",
-    "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1; arXiv:2412.15455; arXiv:2502.04668",
+    f"{SPOOKYNET}; arXiv:2412.15455; arXiv:2502.04668",
 )
 SYSTEMS = {
     "carbon_chains": System(

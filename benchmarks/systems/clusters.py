@@ -15,7 +15,7 @@ from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import NotWorse
-from .system import Answer, Effect, Find, Published, System, frames_of, store
+from .system import SPOOKYNET, Answer, Effect, Find, Published, System, frames_of, store
 
 SPACING = 2.75  # Å
 MOVED, TAKEN = 0, 15  # opposite corners of one layer, 6.9 Å apart
@@ -111,7 +111,7 @@ SYSTEMS = {
         published=(
             Published(
                 "forces 57.4 (2G, short range), 32.8 (4G), 1.1 meV/Å (SpookyNet), DFT",
-                "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1",
+                SPOOKYNET,
             ),
         ),
         labels="GFN1-xTB",

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, InputError
 from ase.io import read
 from mace_options import DIMERS
 from measures import BOND
 from scipy.spatial.transform import Rotation
 from workbench import dimers
 
-from sog_longrange.units import COULOMB_CONSTANT
-
+from . import xtb
 from .checks import Check, NotWorse, largest_charge, off_whole
 from .system import Find, System, store
 
@@ -70,25 +68,12 @@ def pair(rng: np.random.Generator, distance: float) -> Atoms:
 
 def far_pair(rng: np.random.Generator, distance: float) -> Atoms:
     """Labels of the ions alone, and Coulomb's law between their atoms' charges."""
-    from tblite.ase import TBLite
-
     both = pair(rng, distance)
-    energies, charges, forces = [], [], []
-    for part, charge in ((both[:-1], 1), (both[-1:], -1)):
-        part.calc = TBLite(method=dimers.METHOD, charge=charge, verbosity=0)
-        try:
-            energies.append(part.get_potential_energy())
-        except (CalculationFailed, InputError, RuntimeError):
-            return far_pair(rng, distance)
-        forces.append(part.get_forces())
-        charges.append(part.calc.get_charges())
-    vectors = both.positions[:-1] - both.positions[-1]
-    r = np.linalg.norm(vectors, axis=1)[:, None]
-    between = COULOMB_CONSTANT * charges[0][:, None] * charges[1].sum() / r
-    pull = between * vectors / r**2
-    both.info["REF_energy"] = float(sum(energies) + between.sum())
-    both.arrays["REF_forces"] = np.concatenate([forces[0] + pull, forces[1] - pull.sum(0)])
-    return both
+    frame = xtb.apart(both, len(both) - 1, (1, -1), dimers.METHOD)
+    if frame is None:
+        return far_pair(rng, distance)
+    del frame.arrays["xtb_charges"]
+    return frame
 
 
 def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] | None = None):

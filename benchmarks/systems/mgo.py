@@ -18,7 +18,7 @@ from mace_options import BOXES
 
 from . import xtb
 from .checks import NotWorse
-from .system import Answer, Effect, Find, Published, System, frames_of, store
+from .system import SPOOKYNET, Answer, Effect, Find, Published, System, frames_of, store
 
 LATTICE, LAYERS, HEIGHT = 4.21, 3, 22.0  # Å, layers, Å of the cell
 SIZES = {"train": 12, "val": 2, "test": 3}  # frames of each of the four kinds
@@ -133,8 +133,7 @@ SYSTEMS = {
             Published(
                 "forces 153.1 (2G, short range), 66.0 (4G), 7.9 (LES), 5.7 meV/Å (CACE-SOG), "
                 "DFT; wetting minus non-wetting 934.8 meV undoped, -66.9 meV doped",
-                "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1; arXiv:2412.15455; "
-                "J. Chem. Phys. 164, 024109 (2026)",
+                f"{SPOOKYNET}; arXiv:2412.15455; J. Chem. Phys. 164, 024109 (2026)",
             ),
         ),
         labels="GFN1-xTB, periodic",

@@ -40,8 +40,8 @@ def train(
 
     def command(data: Path, folder: Path) -> list[str]:
         frames = read(data / "train.xyz", ":")
-        by_data = nequip_runs.recommended(frames, cutoff_of(options))
-        own = by_data if head == (AUTO,) else head or ()
+        is_auto = head == (AUTO,)
+        own = nequip_runs.recommended(frames, cutoff_of(options)) if is_auto else head or ()
         return nequip_runs.make_job(label, frames, data, folder, epochs, [*told, *own]).command
 
     return command

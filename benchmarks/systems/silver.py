@@ -14,7 +14,7 @@ from mace_options import ONE_LAYER
 
 from . import xtb
 from .checks import Check, NotWorse
-from .system import Answer, Effect, Find, Published, System, frames_of, store
+from .system import SPOOKYNET, Answer, Effect, Find, Published, System, frames_of, store
 
 SIZES = {"train": 120, "val": 15, "test": 60}  # geometries, each at both charges
 BONDS = 2.45, 3.1  # Å
@@ -98,7 +98,7 @@ SYSTEMS = {
         published=(
             Published(
                 "forces 1803 (2G, short range), 31.7 (4G), 26.6 meV/Å (SpookyNet), DFT",
-                "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1",
+                SPOOKYNET,
             ),
         ),
         labels="GFN1-xTB",

@@ -71,6 +71,10 @@ class Published:
     source: str
 
 
+SPOOKYNET = "SpookyNet, Nat. Commun. 12, 7273 (2021), table 1"
+"""Source of figures of the sets of Ko et al. (2021), by three kinds of model."""
+
+
 @dataclass(frozen=True)
 class Motion:
     """Molecular dynamics by a model.

@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, InputError
 from ase.constraints import FixAtoms
 from ase.optimize import LBFGS
 from tqdm import tqdm
@@ -39,17 +38,10 @@ def label(atoms: Atoms, method: str = GFN1) -> Atoms | None:
     Atoms with `REF_energy` in eV, `REF_forces` in eV/Å and `xtb_charges` in e, which no model is
     told.
     """
-    frame = atoms.copy()
-    frame.set_constraint()
-    frame.calc = calculator(frame, method)
-    try:
-        energy, forces = frame.get_potential_energy(), frame.get_forces()
-    except (CalculationFailed, InputError, RuntimeError):
+    found = dimers.label_by(calculator(atoms, method), atoms)
+    if found is None:
         return None
-    charges = frame.calc.get_charges()
-    frame.calc = None
-    frame.info["REF_energy"] = float(energy)
-    frame.arrays["REF_forces"] = forces
+    frame, charges = found
     frame.arrays["xtb_charges"] = charges
     return frame
 

@@ -30,6 +30,8 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tblite.ase import TBLite
+
 METHOD = "GFN2-xTB"
 FORMAT = 1  # raised when the recipe below changes, so that old data are not reused
 MONOMERS = {"NH4+": 1, "ClO4-": -1, "HCN": 0}
@@ -80,21 +82,44 @@ def label(atoms: Atoms) -> Atoms | None:
     ``info["first_charge"]``, the charge on the first molecule in e; None if the
     self-consistent cycle does not converge.
     """
-    from ase.calculators.calculator import CalculationFailed, InputError
     from tblite.ase import TBLite
 
+    charge = atoms.info["total_charge"]
+    found = label_by(TBLite(method=METHOD, charge=charge, verbosity=0), atoms)
+    if found is None:
+        return None
+    frame, charges = found
+    frame.info["first_charge"] = float(charges[: frame.info["first_atoms"]].sum())
+    return frame
+
+
+def label_by(calculator: TBLite, atoms: Atoms) -> tuple[Atoms, np.ndarray] | None:
+    """Energy and forces of one frame by a calculator of tblite.
+
+    Parameters
+    ----------
+    calculator : for its total charge.
+    atoms : the frame; its constraints are left out.
+
+    Returns
+    -------
+    Atoms with ``info["REF_energy"]`` in eV and ``arrays["REF_forces"]`` in eV/Å, and charges of
+    atoms in e; None if the self-consistent cycle does not converge.
+    """
+    from ase.calculators.calculator import CalculationFailed, InputError
+
     frame = atoms.copy()
-    frame.calc = TBLite(method=METHOD, charge=frame.info["total_charge"], verbosity=0)
+    frame.set_constraint()
+    frame.calc = calculator
     try:
         energy, forces = frame.get_potential_energy(), frame.get_forces()
     except (CalculationFailed, InputError, RuntimeError):
         return None
-    charges = frame.calc.get_charges()
+    charges = calculator.get_charges()
     frame.calc = None
     frame.info["REF_energy"] = float(energy)
     frame.arrays["REF_forces"] = forces
-    frame.info["first_charge"] = float(charges[: frame.info["first_atoms"]].sum())
-    return frame
+    return frame, charges
 
 
 def label_all(

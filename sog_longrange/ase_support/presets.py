@@ -70,9 +70,7 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
     """
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
-    if not summary.has_several and not summary.has_metals:
-        if summary.charges is None:
-            return Choice("ionic", _reads(CAREFUL, PRESETS["ionic"]), summary.reason)
+    if not summary.has_several and not summary.has_metals and summary.charges is not None:
         why = "each structure is one molecule, whose charge is the total charge"
         return Choice("molecular", PRESETS["molecular"], why)
     if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
