@@ -102,7 +102,7 @@ SYSTEMS = {
     "nacl_clusters": System(
         "nacl_clusters",
         ("test", "curve"),
-        80,
+        200,
         (*ONE_LAYER, "--r_max=3.6", "--batch_size=4", "--eval_interval=4"),
         make=make_frames,
         effects=effects,
