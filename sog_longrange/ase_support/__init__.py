@@ -7,6 +7,7 @@ from .calculator import RESULTS, ChargesInASE, explain_no_stress, explain_no_vol
 from .data_summary import DataSummary
 from .files import open_calculator
 from .formal_charges import formal_charges, spread
+from .fragment_charges import FragmentCharges
 from .fragments import find_fragments
 from .presets import choose_preset, explain_choice
 from .results import (
@@ -44,6 +45,7 @@ __all__ = [
     "AtomsLike",
     "ChargesInASE",
     "DataSummary",
+    "FragmentCharges",
     "add_periodic_field",
     "born_charges_of_atoms",
     "charge_results",

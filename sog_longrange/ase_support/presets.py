@@ -23,6 +23,7 @@ from sog_longrange.presets import (
 
 from .data_summary import DataSummary
 from .formal_charges import formal_charges
+from .fragment_charges import FragmentCharges
 from .structures import TOTAL_CHARGE, total_charge
 
 CAREFUL: Final = "atoms"
@@ -42,11 +43,15 @@ class Choice:
     preset : Preset
         The one of this name, with what the data add to it.
     why : str
+    fragments : FragmentCharges or None
+        Whole charges of fragments that a loss can hold charges of atoms to: where the data tell
+        them, but nothing that the readout is made of gives them.
     """
 
     name: str
     preset: Preset
     why: str
+    fragments: FragmentCharges | None = None
 
 
 def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
@@ -98,6 +103,8 @@ def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
     """Add the charges of elements that the data tell, where a preset takes them."""
     if name == "dispersive" and summary.has_ions:
         preset = _reads(CAREFUL if summary.element_charges is None else IONS, preset)
+    if preset.options.get("readout") == CAREFUL and summary.charges and summary.has_molecules:
+        return Choice(name, preset, summary.reason, FragmentCharges(summary.charges))
     if preset.options.get("readout") != IONS:
         return Choice(name, preset, summary.reason)
     if not summary.element_charges:

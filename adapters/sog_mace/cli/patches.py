@@ -12,7 +12,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mace.cli import run_train
 from torch import nn
 
 from sog_longrange import ConfigError, HostError, SOGConfig
+from sog_longrange.ase_support import FragmentCharges
 from sog_longrange.errors import NotFiniteError, explain
 from sog_longrange.options import option
 from sog_longrange.presets import NONE
@@ -38,6 +39,7 @@ from sog_mace.cells import keep_input_cells
 from sog_mace.charges import total_charges_checked
 from sog_mace.cli.checkpoints import check_checkpoints
 from sog_mace.cli.divergence import DivergenceError, Training, explain_no_errors
+from sog_mace.cli.fragments import FragmentLoss
 from sog_mace.cli.frames import (
     check_frame,
     read_checked,
@@ -85,6 +87,9 @@ class Schedule:
         that charges which are still wrong should not bend.
     warmup : int
         Optimizer steps over which the long-range energy comes in; 0 for none.
+    fragment_charge_weight : float, in 1/e²
+        Of the mean square error of charges of fragments in the loss, where a preset has found
+        whole charges that the readout does not give by itself; 0 for none.
     """
 
     lr_factor: float = option(
@@ -109,9 +114,15 @@ class Schedule:
         "optimizer steps over which the long-range energy is scaled up from zero, so that "
         "training starts at the model without it; 0 for none",
     )
+    fragment_charge_weight: float = option(
+        100.0,
+        "weight in the loss of charges of fragments, in 1/e^2, where a preset finds whole ones "
+        "that the readout does not give by itself; 0 for none",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("lr_factor", "element_lr_factor", "kernel_lr_factor", "warmup"):
+        names = ("lr_factor", "element_lr_factor", "kernel_lr_factor", "fragment_charge_weight")
+        for name in (*names, "warmup"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(explain(name, "finite and not negative", str(value)))
@@ -196,6 +207,7 @@ class Patches:
             self.originals[name] = getattr(module, name)
         self.config, self.schedule, self.backend = config, schedule, backend
         self.preset = preset or PresetOptions(NONE)
+        self.fragments: FragmentCharges | None = None
         self.sources: list[Source] = []
         self.streams = StreamedCharges()
         self.starts_fresh = True
@@ -244,10 +256,9 @@ class Patches:
         mace, outputs = self.originals["configure_model"](
             args, loader, energies, inner, heads, z_table, head_configs
         )
-        self.config, options = self.preset.complete(
-            self.config, mace, foundation, loader.dataset, z_table.zs
-        )
-        self.schedule = dataclasses.replace(self.schedule, **options)
+        found = self.preset.complete(self.config, mace, foundation, loader.dataset, z_table.zs)
+        self.config, self.fragments = found.config, found.fragments
+        self.schedule = dataclasses.replace(self.schedule, **found.schedule)
         if self.backend is not None:
             logging.info("The inner model is converted to %s for the training", self.backend)
             mace = convert(mace, self.backend)
@@ -328,7 +339,8 @@ class Patches:
         """Stop at the first number that is not finite, and go on with the best model before."""
         self.training = Training(options)
         try:
-            self.training.run(self.originals["train"])
+            with self.fragments_held(options):
+                self.training.run(self.originals["train"])
         except DivergenceError as error:
             logging.error("Training stopped. %s", error)
             kept = self.training.stages(self.restarted)
@@ -339,6 +351,18 @@ class Patches:
             # MACE loads no model of a stage that was not reached.
             self.stages[:] = [stage for stage in self.stages if stage in kept]
             logging.warning("The best model of the epochs before is kept, saved and evaluated.")
+
+    def fragments_held(self, options: dict[str, Any]) -> AbstractContextManager[None]:
+        """Hold charges of fragments to those that the data tell, where the readout does not."""
+        weight, channels = self.schedule.fragment_charge_weight, self.config.conserved_channels
+        is_free = self.config.readout == "atoms" and len(channels) == 1
+        if self.fragments is None or weight == 0.0 or not is_free:
+            return nullcontext()
+        swa, numbers = options.get("swa"), self.model.mace.atomic_numbers.tolist()
+        added = FragmentLoss(
+            self.fragments, weight, numbers, channels[0], lambda: self.training.epoch is not None
+        )
+        return added.added([options["loss_fn"], *([] if swa is None else [swa.loss_fn])])
 
     def train_one_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Train one epoch, whose number the training keeps."""

@@ -5,14 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from ase import Atoms
 from torch import nn
 
 from sog_longrange import SOGConfig
-from sog_longrange.ase_support import choose_preset, explain_choice, formal_charges, spread
+from sog_longrange.ase_support import (
+    FragmentCharges,
+    choose_preset,
+    explain_choice,
+    formal_charges,
+    spread,
+)
 from sog_longrange.presets import AUTO, NONE, apply_preset, describe_options, find_preset
+from sog_mace.cli.fragments import structures_of
 from sog_mace.model import SOGMACE
 from sog_mace.readout import vector_slices
 
@@ -23,6 +30,23 @@ HELP = (
     "options by the kind of matter: ionic, molecular, dispersive, interface, auto (chosen by the "
     "training data) or none; other --sog_* options that are given win over those of the preset"
 )
+
+
+class Completed(NamedTuple):
+    """What a preset and data decide together.
+
+    Attributes
+    ----------
+    config : SOGConfig
+    schedule : dict
+        Options of the schedule that were not given.
+    fragments : FragmentCharges or None
+        Whole charges that a loss can hold charges of atoms to.
+    """
+
+    config: SOGConfig
+    schedule: Mapping[str, Any] = MappingProxyType({})
+    fragments: FragmentCharges | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +86,7 @@ class PresetOptions:
 
     def complete(
         self, config: SOGConfig, mace: nn.Module, foundation: Any, dataset: Any, numbers: list[int]
-    ) -> tuple[SOGConfig, dict[str, Any]]:
+    ) -> Completed:
         """Fill in what data and model decide, and log what was found and which options that means.
 
         Parameters
@@ -80,27 +104,27 @@ class PresetOptions:
 
         Returns
         -------
-        SOGConfig
-        dict
-            Options of the schedule that were not given.
+        Completed
         """
         if self.name == NONE:
-            return config, {}
+            return Completed(config)
         if isinstance(foundation, SOGMACE) and self.name == AUTO:
             logging.info("Preset auto: the options of the foundation model")
             options = {**foundation.long_range.config.to_dict(), **self.given}
             further: dict[str, Any] = {}
+            fragments = None
         else:
-            options, further = self._choose(dataset, numbers, mace)
+            options, further, fragments = self._choose(dataset, numbers, mace)
         chosen = SOGConfig.from_dict({**options, "charge_constraint": "auto"})
-        return chosen.with_constraint(config.charge_constraint, config.fractional_charge), further
+        chosen = chosen.with_constraint(config.charge_constraint, config.fractional_charge)
+        return Completed(chosen, further, fragments)
 
     def _choose(
         self, dataset: Any, numbers: list[int], mace: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Options by the data, and those of the schedule that were not given."""
+    ) -> tuple[dict[str, Any], dict[str, Any], FragmentCharges | None]:
+        """Options by the data, those of the schedule that were not given, charges of fragments."""
         items = [dataset[index] for index in spread(len(dataset))]
-        frames = [_atoms_of(item, numbers) for item in items]
+        frames = [atoms for item in items for atoms in structures_of(item, numbers)]
         summary = formal_charges(frames, [float(item.total_charge) for item in items])
         choice = choose_preset(summary, self.name)
         vectors, cutoff = bool(vector_slices(mace)), float(mace.r_max)
@@ -108,11 +132,4 @@ class PresetOptions:
         further = {k: v for k, v in choice.preset.schedule.items() if k not in self.given_schedule}
         text = describe_options({**options, **further}, self.given)
         logging.info(explain_choice(choice, summary.describe(), text))
-        return options, further
-
-
-def _atoms_of(item: Any, numbers: list[int]) -> Atoms:
-    """Structure of an item of MACE's data."""
-    elements = [numbers[index] for index in item.node_attrs.argmax(-1).tolist()]
-    cell = item.cell.view(3, 3).numpy()
-    return Atoms(elements, item.positions.numpy(), cell=cell, pbc=item.pbc.view(3).tolist())
+        return options, further, choice.fragments

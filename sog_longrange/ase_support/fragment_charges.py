@@ -1,0 +1,98 @@
+"""How far charges of atoms are from the whole charges of the fragments that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sog_longrange.validation import check_shape
+
+from .data_summary import formula
+from .fragments import Composition, find_fragments
+
+
+class _Found(NamedTuple):
+    """Atoms of fragments whose charges are known, the fragment of each, and the charges."""
+
+    atoms: list[int]
+    owners: list[int]
+    charges: list[int]
+
+
+class FragmentCharges:
+    """Whole charges of fragments that a set of data tells, as an aim of a training.
+
+    A readout of each atom's features can give every molecule any charge. Where the data tell those
+    of all fragments, but no charges of elements sum to them, a loss holds the charges of atoms to
+    them. Fragments of each structure are found once.
+
+    Parameters
+    ----------
+    charges : mapping of tuple to int, in e
+        Charge of each composition, as of
+        :class:`~sog_longrange.ase_support.data_summary.DataSummary`.
+    """
+
+    def __init__(self, charges: Mapping[Composition, int]) -> None:
+        self.charges = dict(charges)
+        self._found: dict[tuple[bytes, ...], _Found] = {}
+
+    def describe(self) -> str:
+        """Name the fragments that have a charge, such as "C2H3O2 -1, CH6N +1"."""
+        return ", ".join(f"{formula(kind)} {own:+d}" for kind, own in self.charges.items() if own)
+
+    def mean_square_error(self, structures: Sequence[Any], charges: Tensor) -> Tensor:
+        """Mean square error of the charges of all fragments whose composition is known.
+
+        Parameters
+        ----------
+        structures : sequence of ase.Atoms
+        charges : Tensor, shape (n_atoms,), in e
+            Of the atoms of all structures, one after another.
+
+        Returns
+        -------
+        Tensor, shape (), in e²
+            Zero where there are no such fragments. Networks without an end have no whole charge
+            and are left out.
+
+        Raises
+        ------
+        InputError
+            If the charges are not those of all atoms.
+        """
+        check_shape("charges", charges, (sum(map(len, structures)),), "a charge of each atom")
+        atoms, owners, aims, first = [], [], [], 0
+        for structure in structures:
+            found = self._look_up(structure)
+            atoms += [first + index for index in found.atoms]
+            owners += [len(aims) + index for index in found.owners]
+            aims += found.charges
+            first += len(structure)
+        if not aims:
+            return charges.sum() * 0.0
+        targets = charges.new_tensor(aims)
+        rows = torch.tensor(owners, device=charges.device)
+        own = charges[torch.tensor(atoms, device=charges.device)]
+        return (torch.zeros_like(targets).index_add(0, rows, own) - targets).square().mean()
+
+    def _look_up(self, structure: Any) -> _Found:  # noqa: ANN401
+        arrays = (structure.numbers, structure.positions, structure.cell.array, structure.pbc)
+        key = tuple(np.asarray(own).tobytes() for own in arrays)
+        if key not in self._found:
+            self._found[key] = self._find(structure)
+        return self._found[key]
+
+    def _find(self, structure: Any) -> _Found:  # noqa: ANN401
+        found = _Found([], [], [])
+        for fragment in find_fragments(structure):
+            charge = self.charges.get(fragment.composition)
+            if charge is not None and not fragment.is_network:
+                found.atoms.extend(fragment.atoms)
+                found.owners.extend([len(found.charges)] * len(fragment.atoms))
+                found.charges.append(charge)
+        return found
