@@ -24,6 +24,9 @@ TOLERANCE: Final = 0.05
 
 _MAX_STEPS: Final = 20_000
 _LARGEST: Final = 8.0
+_LARGEST_IN_MOLECULES: Final = 1.0
+"""Charges in e, of single atoms and within molecules, beyond which they are a fit alone."""
+
 _ZERO: Final = 5e-4
 
 Charges = dict[Composition, int]
@@ -117,9 +120,17 @@ def element_charges(charges: Mapping[Composition, int]) -> tuple[dict[str, float
     wanted = np.array(list(charges.values()), dtype=float)
     values = np.linalg.lstsq(counts, wanted, rcond=None)[0]
     errors = np.abs(counts @ values - wanted)
-    if errors.max(initial=0.0) > TOLERANCE or np.abs(values).max(initial=0.0) > _LARGEST:
+    if errors.max(initial=0.0) > TOLERANCE:
         worst = formula(list(charges)[int(errors.argmax())])
         return None, f"no charges of elements sum to those of all fragments, as of {worst}"
+    single = counts[counts.sum(1) == 1].any(0)
+    excess = np.abs(values) / np.where(single, _LARGEST, _LARGEST_IN_MOLECULES + TOLERANCE)
+    if excess.max(initial=0.0) > 1.0:
+        worst = symbol_of(elements[int(excess.argmax())])
+        return (
+            None,
+            f"charges of elements that sum to those of all fragments are too large for {worst}",
+        )
     found = zip(elements, values, strict=True)
     return {symbol_of(z): round(float(x), 4) for z, x in found if abs(x) > _ZERO}, ""
 

@@ -65,7 +65,9 @@ class FragmentCharges:
         InputError
             If the charges are not those of all atoms.
         """
-        check_shape("charges", charges, (sum(map(len, structures)),), "a charge of each atom")
+        check_shape(
+            "charges", charges, (sum(map(len, structures)),), "(n_atoms,), a charge of each atom"
+        )
         atoms, owners, aims, first = [], [], [], 0
         for structure in structures:
             found = self._look_up(structure)

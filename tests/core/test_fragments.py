@@ -10,11 +10,19 @@ pytest.importorskip("ase", reason="ASE is not installed in this environment")
 
 import ase.io
 import ase.neighborlist
+import torch
 from ase import Atoms
 from ase.build import bulk, fcc100, molecule, surface
 
-from sog_longrange import ConfigError
-from sog_longrange.ase_support import choose_preset, find_fragments, formal_charges, spread
+from sog_longrange import ConfigError, InputError
+from sog_longrange.ase_support import (
+    FragmentCharges,
+    choose_preset,
+    find_fragments,
+    formal_charges,
+    fragment_charges,
+    spread,
+)
 from sog_longrange.ase_support.data_summary import formula
 from sog_longrange.ase_support.formal_charges import _search, element_charges
 from sog_longrange.ase_support.fragments import open_axes
@@ -253,6 +261,11 @@ def test_charges_of_elements_need_not_exist():
     assert charges is None
     assert "no charges of elements" in reason
     assert element_charges({((1, 2), (8, 1)): 0}) == ({}, "")
+    # Ammonium, ammonia and ethane: H of +1 and C of -3 within molecules.
+    kinds = {((1, 4), (7, 1)): 1, ((1, 3), (7, 1)): 0, ((1, 6), (6, 2)): 0}
+    charges, reason = element_charges(kinds)
+    assert charges is None
+    assert "too large for" in reason
 
 
 def test_sampling_is_even_and_bounded():
@@ -357,3 +370,55 @@ def test_the_command_ends_in_one_line_on_errors(tmp_path):
     ase.io.write(tmp_path / "bad.xyz", Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], info={"charge": "x"}))
     with pytest.raises(SystemExit, match=r'sog_preset: `atoms.info\["charge"\]` must be one'):
         main([str(tmp_path / "bad.xyz")])
+
+
+def three_charges():
+    """Two ions and two neutral molecules to which no charges of elements sum, with totals."""
+    neutral = apart(molecule("H2"), molecule("NH3"))
+    return [apart(ammonium(), acetate()), apart(ammonium(), molecule("NH3")), neutral], [0, 1, 0]
+
+
+def test_the_preset_tells_charges_of_fragments_where_elements_have_none():
+    found = formal_charges(*three_charges())
+    assert found.element_charges is None
+    choice = choose_preset(found)
+    assert choice.preset.options["readout"] == "atoms"
+    assert choice.fragments.describe() == "C2H3O2 -1, H4N +1"
+    assert choose_preset(formal_charges([apart(ammonium(), acetate())])).fragments is None
+    assert choose_preset(formal_charges([bulk("NaCl", "rocksalt", a=5.64)])).fragments is None
+
+
+def test_errors_of_charges_of_fragments_are_those_of_their_sums():
+    (first, second, _), _ = three_charges()
+    fragments = FragmentCharges({((1, 4), (7, 1)): 1, ((1, 3), (7, 1)): 0})
+    frames = [first, bulk("C", "diamond", a=3.57), second]  # acetate and diamond are not known
+    charges = torch.linspace(-1.0, 1.0, sum(map(len, frames)), dtype=torch.float64)
+    charges.requires_grad_()
+    error = fragments.mean_square_error(frames, charges)
+    start = len(first) + 2
+    sums = [charges[:5].sum() - 1, charges[start : start + 5].sum() - 1, charges[-4:].sum()]
+    torch.testing.assert_close(error, torch.stack(sums).square().mean())
+    (gradient,) = torch.autograd.grad(error, charges)
+    expected = torch.zeros_like(charges)
+    expected[:5], expected[start : start + 5], expected[-4:] = (2 * own / 3 for own in sums)
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+def test_fragments_of_a_structure_are_found_once_and_not_those_of_another(monkeypatch):
+    frames, looked = three_charges()[0], []
+    monkeypatch.setattr(
+        fragment_charges,
+        "find_fragments",
+        lambda frame: looked.append(len(frame)) or find_fragments(frame),
+    )
+    fragments = FragmentCharges({((1, 4), (7, 1)): 1})
+    for _ in range(2):
+        fragments.mean_square_error(frames, torch.zeros(sum(map(len, frames))))
+    assert looked == [len(frame) for frame in frames]
+    frames[0].positions[0] += 9.0  # the ammonium has lost its nitrogen
+    charges = torch.zeros(len(frames[0]))
+    assert float(fragments.mean_square_error(frames[:1], charges)) == 0.0
+    with pytest.raises(
+        InputError, match="`charges` must be of shape .n_atoms,., a charge of each atom"
+    ):
+        fragments.mean_square_error(frames, torch.zeros(3))
