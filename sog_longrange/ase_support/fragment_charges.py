@@ -68,7 +68,10 @@ class FragmentCharges:
         check_shape(
             "charges", charges, (sum(map(len, structures)),), "(n_atoms,), a charge of each atom"
         )
-        atoms, owners, aims, first = [], [], [], 0
+        atoms: list[int] = []
+        owners: list[int] = []
+        aims: list[int] = []
+        first = 0
         for structure in structures:
             found = self._look_up(structure)
             atoms += [first + index for index in found.atoms]

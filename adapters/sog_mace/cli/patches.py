@@ -358,7 +358,7 @@ class Patches:
         is_free = self.config.readout == "atoms" and len(channels) == 1
         if self.fragments is None or weight == 0.0 or not is_free:
             return nullcontext()
-        swa, numbers = options.get("swa"), self.model.mace.atomic_numbers.tolist()
+        swa, numbers = options.get("swa"), [int(z) for z in self.model.atomic_numbers]
         added = FragmentLoss(
             self.fragments, weight, numbers, channels[0], lambda: self.training.epoch is not None
         )
