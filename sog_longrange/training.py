@@ -14,7 +14,7 @@ from .charges.flows import FlowingCharges
 from .errors import ConfigError, explain
 from .long_range import SOGLongRange
 
-KERNEL_START: Final = 0.6
+KERNEL_START: Final = 0.3
 """Share of all optimizer steps before which a kernel stays as it is, by default."""
 
 _STEPS: Final = "sog_kernel_steps"

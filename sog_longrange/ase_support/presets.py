@@ -95,8 +95,9 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
 
 
 def _reads(readout: str, preset: Preset) -> Preset:
-    """Return a preset with another readout."""
-    return dataclasses.replace(preset, options={**preset.options, "readout": readout})
+    """Return a preset with another readout; a careful one leaves to the network what it sees."""
+    options, by_cutoff = {**preset.options, "readout": readout}, preset.by_cutoff
+    return dataclasses.replace(preset, options=options, by_cutoff=by_cutoff or readout == CAREFUL)
 
 
 def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:

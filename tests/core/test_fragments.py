@@ -316,6 +316,8 @@ def test_charge_states_of_a_molecule_are_left_to_its_features():
     assert "no whole charges of fragments sum to the total charge" in choice.why
     single = choose_preset(formal_charges([methylammonium()] * 2, [1.0, 1.0]))
     assert single.preset.options["readout"] == "flows"
+    assert choose_preset(states).preset.by_cutoff
+    assert not choose_preset(formal_charges([GAS])).preset.by_cutoff
 
 
 def test_a_named_preset_gets_what_the_data_add_to_it():

@@ -83,7 +83,7 @@ def test_training_with_ema_and_stage_two_ends_in_a_model_for_ase(training_folder
     assert re.search(r"Latent charges of 9 structures.*\n.*element", caplog.text)
     assert re.search(r"INFO .* H +-?\d\.\d{3} .*\n.* O +-?\d", caplog.text)
     assert "energy beyond that of isolated atoms" in caplog.text
-    assert "The kernel learns from step 10 of 16 on" in caplog.text
+    assert "The kernel learns from step 5 of 16 on" in caplog.text
     assert "Learned law: not told, no structure reaches further than" in caplog.text
     for name in ("tiny.model", "tiny_stagetwo.model"):
         model = load(name)
