@@ -90,6 +90,27 @@ class NotWorse(Check):
         return self._row(text, "not worse", verdict)
 
 
+@dataclass(frozen=True)
+class Near(Check):
+    """A figure that must be a number, within a margin.
+
+    Parameters
+    ----------
+    margin : largest distance from `limit`.
+    """
+
+    margin: float = 0.0
+
+    def line(self, results: Results) -> str:
+        """The row of the table."""
+        found = {own: self.figure(results, own) for own in self.columns}
+        known = {own: value for own, value in found.items() if value is not None}
+        text = ", ".join(f"{own} {show({0: value})}" for own, value in known.items())
+        passed = [abs(value - self.limit) <= self.margin for value in known.values()]
+        verdict = ("pass" if any(passed) else "FAIL") if known else "not measured"
+        return self._row(text, f"{self.limit:g} ± {self.margin:g}", verdict)
+
+
 def _ratio(own: float | None, other: float | None) -> float | None:
     return None if own is None or not other else own / other
 
@@ -125,6 +146,74 @@ def one_sign(result: dict) -> float | None:
     """1 where latent dispersion coefficients of all elements have one sign, else 0."""
     found = look_up(result, "learned/dispersion/one_sign")
     return None if found is None else float(found)
+
+
+def worst_shell(found: str, truth: str) -> Callable[[dict], float | None]:
+    """Largest relative distance of structure factors from the exact ones, over the shells.
+
+    Parameters
+    ----------
+    found, truth : keys of both in the result.
+    """
+
+    def figure(result: dict) -> float | None:
+        own, exact = look_up(result, found), look_up(result, truth)
+        return max(abs(own[k] / exact[k] - 1.0) for k in exact) if own and exact else None
+
+    return figure
+
+
+def worst_error(*paths: str) -> Callable[[dict], float | None]:
+    """Largest block error of structure factors, over the shells and the runs.
+
+    Parameters
+    ----------
+    paths : keys of the errors in the result.
+    """
+
+    def figure(result: dict) -> float | None:
+        found = [look_up(result, own) for own in paths]
+        return max(max(own.values()) for own in found) if all(found) else None
+
+    return figure
+
+
+def drift(result: dict) -> float | None:
+    """Size of the drift of the energy, in meV/atom/ps."""
+    found = look_up(result, "dynamics/energy/drift")
+    return None if found is None else abs(found)
+
+
+def of_structure(system: str, motion: bool) -> tuple[Check, ...]:
+    """Structure factors at the smallest k: within 10 % of the exact ones, and known to 5 %.
+
+    Parameters
+    ----------
+    system : its name.
+    motion : whether they are those of true charges along the model's dynamics; else of the
+        model's charges on exact snapshots.
+    """
+    if motion:
+        paths = "dynamics/model/structure", "dynamics/truth/structure"
+        errors = "dynamics/model/block_error", "dynamics/truth/block_error"
+        words = "of the model's dynamics"
+    else:
+        paths = "probe/structure/latent", "probe/structure/truth"
+        errors = ("probe/structure/block_error",)
+        words = "of predicted charges"
+    return (
+        Check(system, worst_shell(*paths), 0.10, what=f"S(k) {words} off the exact one, 3 shells"),
+        Check(system, worst_error(*errors), 0.05, what=f"block error of S(k) {words}"),
+    )
+
+
+def of_motion(system: str) -> tuple[Check, ...]:
+    """Conservation of energy in float64: its fluctuation falls with the square of the step."""
+    what = "power of the step by which the energy fluctuates"
+    return (
+        Near(system, "dynamics/energy/power", 2.0, what=what, margin=0.2),
+        Check(system, drift, 0.1, what="drift of the energy, meV/atom/ps"),
+    )
 
 
 @dataclass(frozen=True)

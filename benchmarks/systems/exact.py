@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import numpy as np
 from ase import Atoms, units
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
 from numba import njit
 
 from sog_longrange.units import COULOMB_CONSTANT
@@ -62,7 +64,7 @@ def _pair(r, row):
 
 
 @njit(cache=True)
-def _near(x, box, q, kinds, table, molecules, alpha, reach, forces):
+def _near(x, box, q, kinds, table, molecules, alpha, reach, forces, strain):
     """Pair terms and the near part of the Coulomb sum."""
     energy, n = 0.0, len(x)
     for i in range(n):
@@ -88,9 +90,12 @@ def _near(x, box, q, kinds, table, molecules, alpha, reach, forces):
                 edge, edge_slope = _pair(row[5], row)
                 energy += own - edge - (r - row[5]) * edge_slope
                 slope += own_slope - edge_slope
-            for axis, d in enumerate((dx, dy, dz)):
+            arm = (dx, dy, dz)
+            for axis, d in enumerate(arm):
                 forces[i, axis] -= slope * d / r
                 forces[j, axis] += slope * d / r
+                for other in range(3):
+                    strain[axis, other] += slope * d * arm[other] / r
     return energy
 
 
@@ -107,7 +112,7 @@ def _waves(x, box, counts):
 
 
 @njit(cache=True)
-def _far(x, box, q, modes, weights, forces):
+def _far(x, box, q, modes, weights, alpha, forces, strain):
     """The part of the Coulomb sum in reciprocal space; weights count k and -k."""
     energy, n = 0.0, len(x)
     counts = np.array([np.abs(modes[:, axis]).max() for axis in range(3)])
@@ -123,9 +128,16 @@ def _far(x, box, q, modes, weights, forces):
                 product *= step if modes[m, axis] >= 0 else step.conjugate()
             own[i] = q[i] * product
             total += own[i]
-        energy += weights[m] * (total.real**2 + total.imag**2)
+        part = weights[m] * (total.real**2 + total.imag**2)
+        energy += part
         for axis in range(3):
             k[axis] = 2.0 * math.pi / box[axis] * modes[m, axis]
+        square = k[0] * k[0] + k[1] * k[1] + k[2] * k[2]
+        fall = 2.0 / square + 0.5 / (alpha * alpha)  # of the weights, by k
+        for axis in range(3):
+            strain[axis, axis] -= part
+            for other in range(3):
+                strain[axis, other] += fall * part * k[axis] * k[other]
         for i in range(n):
             pull = 2.0 * weights[m] * (own[i].imag * total.real - own[i].real * total.imag)
             for axis in range(3):
@@ -134,7 +146,7 @@ def _far(x, box, q, modes, weights, forces):
 
 
 @njit(cache=True)
-def _water(x, box, count, forces):
+def _water(x, box, count, forces, strain):
     """Bonds and angles of the first `count` molecules."""
     energy = 0.0
     arms, lengths = np.empty((2, 3)), np.empty(2)
@@ -149,6 +161,7 @@ def _water(x, box, count, forces):
             pull = BOND_K * stretch * arms[h] / lengths[h]
             forces[o] += pull
             forces[o + 1 + h] -= pull
+            strain += np.outer(pull, arms[h])
         c = (arms[0] * arms[1]).sum() / (lengths[0] * lengths[1])
         s = math.sqrt(max(1.0 - c * c, 1e-12))
         bend = math.acos(c) - ANGLE
@@ -158,18 +171,19 @@ def _water(x, box, count, forces):
             pull = ANGLE_K * bend / s * turn / lengths[h]
             forces[o + 1 + h] += pull
             forces[o] -= pull
+            strain -= np.outer(pull, arms[h])
     return energy
 
 
 @njit(cache=True)
 def _total(x, box, q, kinds, table, molecules, alpha, reach, modes, weights, count):
-    """Energy and forces."""
-    forces = np.zeros_like(x)
-    energy = _near(x, box, q, kinds, table, molecules, alpha, reach, forces)
-    energy += _far(x, box, q, modes, weights, forces)
-    energy += _water(x, box, count, forces)
+    """Energy, forces, and the derivative of the energy by strain."""
+    forces, strain = np.zeros_like(x), np.zeros((3, 3))
+    energy = _near(x, box, q, kinds, table, molecules, alpha, reach, forces, strain)
+    energy += _far(x, box, q, modes, weights, alpha, forces, strain)
+    energy += _water(x, box, count, forces, strain)
     energy -= COULOMB_CONSTANT * alpha / math.sqrt(math.pi) * (q * q).sum()
-    return energy, forces
+    return energy, forces, strain
 
 
 @njit(cache=True)
@@ -177,7 +191,7 @@ def _langevin(x, v, masses, dt, heat, friction, steps, every, rng, about):
     """Positions every so many steps, by the BAOAB scheme; `about` is what `_total` wants more."""
     kept = np.empty((steps // every, *x.shape))
     energies = np.empty(steps // every)
-    energy, forces = _total(x, *about)
+    energy, forces, _ = _total(x, *about)
     damp = math.exp(-friction * dt)
     for step in range(steps):
         for i in range(len(x)):
@@ -187,7 +201,7 @@ def _langevin(x, v, masses, dt, heat, friction, steps, every, rng, about):
                 x[i, axis] += 0.5 * dt * v[i, axis]
                 v[i, axis] = damp * v[i, axis] + kick * rng.normal()
                 x[i, axis] += 0.5 * dt * v[i, axis]
-        energy, forces = _total(x, *about)
+        energy, forces, _ = _total(x, *about)
         for i in range(len(x)):
             for axis in range(3):
                 v[i, axis] += 0.5 * dt * forces[i, axis] / masses[i]
@@ -242,11 +256,36 @@ def label(world: World, atoms: Atoms) -> Atoms:
     """A copy with its exact energy and forces, and its charges, which no model is told."""
     frame = atoms.copy()
     about = _about(world, frame, _molecules(world, frame))
-    energy, forces = _total(np.ascontiguousarray(frame.positions), *about)
+    energy, forces, _ = _total(np.ascontiguousarray(frame.positions), *about)
     frame.info["REF_energy"] = float(energy)
     frame.arrays["REF_forces"] = forces
     frame.arrays["true_charges"] = about[1]
     return frame
+
+
+class ExactCalculator(Calculator):
+    """ASE calculator of a world: energy, forces, stress, and its fixed charges.
+
+    Parameters
+    ----------
+    world : what acts between atoms.
+    """
+
+    implemented_properties = ("energy", "forces", "stress", "charges")
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        """Calculate all properties."""
+        super().calculate(atoms, properties, system_changes)
+        about = _about(self.world, self.atoms, _molecules(self.world, self.atoms))
+        places = np.ascontiguousarray(self.atoms.positions)
+        energy, forces, strain = _total(places, *about)
+        stress = full_3x3_to_voigt_6_stress(strain / self.atoms.get_volume())
+        self.results = {"energy": float(energy), "free_energy": float(energy), "forces": forces}
+        self.results |= {"stress": stress, "charges": about[1]}
 
 
 def sample(

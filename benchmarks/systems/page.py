@@ -14,7 +14,7 @@ import collect
 import numpy as np
 from collect import Results, is_worse, show
 
-from . import structure
+from . import infrared, structure
 from .checks import checklist
 from .registry import CHECKS, SYSTEMS
 from .system import Answer
@@ -141,11 +141,13 @@ def answer_table(results: Results) -> str:
 
 
 LEARNED = {
-    "true_charges/r2": "charges, R²",
-    "mbis_charges/r2": "MBIS charges, R²",
-    "dipole/r2": "dipoles, R²",
-    "dispersion/r2": "sqrt(C6) by element, R²",
-    "law/largest_error": "law over 4 to 12 Å, largest relative error",
+    "learned/true_charges/r2": "charges, R²",
+    "learned/mbis_charges/r2": "MBIS charges, R²",
+    "learned/dipole/r2": "dipoles, R²",
+    "probe/born/r2": "Born charges, R²",
+    "probe/born/rmse": "Born charges, RMSE, e",
+    "learned/dispersion/r2": "sqrt(C6) by element, R²",
+    "learned/law/largest_error": "law over 4 to 12 Å, largest relative error",
 }
 
 
@@ -154,7 +156,7 @@ def learned_table(results: Results) -> str:
     lines = []
     for name in SYSTEMS:
         for path, words in LEARNED.items():
-            found = [results.values(name, own, f"learned/{path}") for own in COLUMNS[1:]]
+            found = [results.values(name, own, path) for own in COLUMNS[1:]]
             if any(found):
                 lines.append([name, words, *(show(own) if own else "–" for own in found)])
     text = "Quantities that no model was trained on, by the latent charges of the first test."
@@ -212,7 +214,8 @@ def dynamics_table(results: Results) -> str:
         energy = found["energy"]
         law = f"{energy['power']:.2f}; {energy['drift']:+.3f}"
         length = f"{found['picoseconds']:g}"
-        lines.append([row["system"], row["column"], length, " / ".join(ratios), *peaks, law])
+        cells = [" / ".join(ratios), *peaks, law, *densities(found)]
+        lines.append([row["system"], row["column"], length, *cells])
     head = [
         "system",
         "model",
@@ -221,14 +224,27 @@ def dynamics_table(results: Results) -> str:
         "exact peak of g(r)",
         "peak",
         "energy",
+        "exact density",
+        "density",
     ]
     text = (
         "S(k): structure factor of true charges at the three smallest k, over that of "
         "the exact dynamics, with the errors of blocks. Peak: Na-Cl or O-O, distance "
         "and height. Energy: power of the time step by which its fluctuation falls (2 is right), "
-        "and drift in meV/atom/ps, at constant energy in float64."
+        "and drift in meV/atom/ps, at constant energy in float64. Density: in g/cm³ with the "
+        "errors of blocks, at the pressure of the exact force field at the density of its "
+        "snapshots, which the exact run must find again (in brackets)."
     )
     return f"## Molecular dynamics\n\n{text}\n\n{table(head, lines)}" if lines else ""
+
+
+def densities(found: dict) -> list[str]:
+    """Density of the exact force field and of the model, in g/cm^3."""
+    if "density" not in found:
+        return ["", ""]
+    exact, own = found["density"]["truth"], found["density"]["model"]
+    texts = [f"{one['density']:.3f} ± {one['error']:.3f}" if one else "–" for one in (exact, own)]
+    return [f"{texts[0]} ({exact['known']:.3f}) at {exact['pressure']:.1f} kbar", texts[1]]
 
 
 def _spread(found: dict, k: str) -> float:
@@ -277,6 +293,9 @@ def write(
         words = "Force errors over those of short range, and physical answers over their labels"
         parts.append(f"![{words}](../figures/systems.png)")
     parts += [answer_table(results), learned_table(results), dynamics_table(results)]
+    if infrared.draw(results, "spcfw_water", folder / "figures" / "systems_infrared.png"):
+        words = "Infrared absorption of water by the exact force field and by models"
+        parts.append(f"![{words}](../figures/systems_infrared.png)")
     parts += [cost_table(results), published_table(), system_table(effects)]
     tables = collect.tables(results, "sr")
     parts += [f"## All errors\n\n{tables}", checklist(results, CHECKS[host])]

@@ -20,7 +20,7 @@ from . import (
     solutions,
     surface,
 )
-from .checks import of_answers
+from .checks import of_answers, of_motion
 from .system import System
 
 FAMILIES = (
@@ -35,6 +35,7 @@ CHECKS = {
     "mace": (
         *(check for family in FAMILIES for check in family.CHECKS),
         *(check for name, own in SYSTEMS.items() for check in of_answers(name, own.answers)),
+        *(check for name, own in SYSTEMS.items() if own.motion for check in of_motion(name)),
     ),
     "nequip": gases.NEQUIP_CHECKS,
 }

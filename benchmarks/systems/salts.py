@@ -7,6 +7,7 @@ both the charge structure factor at the smallest wave vectors is what long-range
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from ase.io import read
 from mace_options import GAS
 
 from . import exact, structure
-from .checks import Check, NotWorse
-from .system import Effect, Find, Motion, Published, System, elements, frames_of, store
+from .checks import Check, NotWorse, of_structure
+from .system import Answer, Find, Motion, Published, System, elements, store
 
 # Fumi, Tosi, J. Phys. Chem. Solids 25, 31 and 45 (1964): strengths by pair, lengths and C, D in
 # eV Å^6, eV Å^8.
@@ -28,7 +29,7 @@ PAIRS = {
     ("Cl", "Cl"): (0.75, 3.170, 72.4022, 145.4285),
 }
 KELVIN, VOLUME = 1150.0, 32.5  # K, Å^3 for each ion: 1.49 g/cm^3
-STEP = 2.0  # fs
+STEP, PAIR_CUTOFF = 2.0, 6.0  # fs, Å
 
 
 def world(cutoff: float) -> exact.World:
@@ -50,7 +51,7 @@ def crystal(cells: int, scale: float = 1.0) -> Atoms:
 
 def melt(cells: int, scale: float, steps: int, every: int, seed: int) -> list[Atoms]:
     """Labelled snapshots of a melt."""
-    own = world(6.0)
+    own = world(PAIR_CUTOFF)
     start = exact.sample(own, crystal(cells, scale), 3.0 * KELVIN, STEP, 1500, 1500, seed)[-1]
     start = exact.sample(own, start, KELVIN, STEP, 3000, 3000, seed + 1)[-1]
     frames = exact.sample(own, start, KELVIN, STEP, steps, every, seed + 2)
@@ -70,17 +71,6 @@ def make_molten(folder: Path, find: Find, seed: int) -> None:
     store(folder, splits)
 
 
-def near_k0(folder: Path) -> list[Effect]:
-    """How far charges screen each other: S of uncorrelated charges is 1 e^2."""
-    frames = frames_of(folder, "snapshots")
-    found = structure.charge_structure(frames, [own.arrays["true_charges"] for own in frames])
-    charges = np.mean(frames[0].arrays["true_charges"] ** 2)
-    return [
-        Effect("charge fluctuations suppressed at the smallest k, times", charges / own, 2.0)
-        for own in found.mean(0)[:1]
-    ]
-
-
 SIGMA, ENERGY = 2.5, 0.1  # Å, eV: units of the toy
 
 
@@ -98,6 +88,12 @@ def make_toy(folder: Path, find: Find, seed: int) -> None:
     store(folder, splits)
 
 
+DENSITY = Answer(
+    "density at the pressure of the exact one, g/cm³",
+    "dynamics/density/model/density",
+    "dynamics/density/truth/density",
+    factor=1.05,
+)
 SYSTEMS = {
     "molten_nacl": System(
         "molten_nacl",
@@ -105,12 +101,12 @@ SYSTEMS = {
         40,
         GAS,
         make=make_molten,
-        effects=near_k0,
+        effects=partial(structure.effects, kelvin=KELVIN),
         probe=structure.probe,
-        answers=structure.ANSWERS,
+        answers=(*structure.ANSWERS, DENSITY),
         labels="exact sums",
-        physics="Forces; charges screen each other at small k.",
-        motion=Motion(KELVIN, STEP, ("Na", "Cl")),
+        physics="Forces; charges screen each other at small k; density at constant pressure.",
+        motion=Motion(KELVIN, STEP, ("Na", "Cl"), world(PAIR_CUTOFF), density=True),
     ),
     "toy_electrolyte": System(
         "toy_electrolyte",
@@ -118,7 +114,7 @@ SYSTEMS = {
         60,
         (*GAS, elements(11, 17), "--r_max=6.0", "--batch_size=2", "--energy_weight=10"),
         make=make_toy,
-        effects=near_k0,
+        effects=structure.effects,
         probe=structure.probe,
         answers=structure.ANSWERS,
         published=(
@@ -132,4 +128,6 @@ FORCES = "errors/test/forces"
 CHECKS = (
     *(NotWorse(name, FORCES) for name in SYSTEMS),
     *(Check(name, FORCES, 0.5, other="sr") for name in SYSTEMS),
+    *of_structure("molten_nacl", motion=True),
+    *of_structure("molten_nacl", motion=False),
 )

@@ -7,6 +7,7 @@ across the surface of the solution.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from mace_options import BOXES
 from measures import BOND
 from scipy.spatial.transform import Rotation
 
-from . import exact, structure
-from .checks import NotWorse
+from . import born, exact, infrared, structure
+from .checks import NotWorse, of_structure
 from .exact import KCAL
 from .system import Answer, Effect, Find, Motion, System, elements, frames_of, store
 
@@ -81,7 +82,7 @@ def make_solution(folder: Path, find: Find, seed: int) -> None:
         "val": bulk[94:104:2] + interface[64:74:2],
         "test_bulk": bulk[-30:],
         "test_interface": interface[-24:],
-        "snapshots": bulk[108:],
+        "snapshots": solution(PAIRS_OF_IONS, 0.0, 450, 400),
     }
     store(folder, splits)
 
@@ -105,19 +106,11 @@ def potential(frames: list[Atoms], charges: list[np.ndarray]) -> float:
 
 
 def effects(folder: Path) -> list[Effect]:
-    """The potential, and the suppression of charge fluctuations."""
+    """The potential, and how far charges screen each other."""
     frames = frames_of(folder, "test_interface")
     truth = potential(frames, [own.arrays["true_charges"] for own in frames])
-    return [Effect("potential of the film over the vapour, V", truth, 0.1), *polarisation(folder)]
-
-
-def polarisation(folder: Path) -> list[Effect]:
-    """How far charge fluctuations are suppressed at the smallest k."""
-    frames = frames_of(folder, "snapshots")
-    charges = [own.arrays["true_charges"] for own in frames]
-    found = structure.charge_structure(frames, charges).mean(0)
-    free = float(np.mean(charges[0] ** 2))
-    return [Effect("charge fluctuations suppressed at the smallest k, times", free / found[0], 2.0)]
+    shown = Effect("potential of the film over the vapour, V", truth, 0.1)
+    return [shown, *structure.effects(folder, KELVIN)]
 
 
 def probe(model, folder: Path) -> dict:
@@ -132,6 +125,21 @@ def probe(model, folder: Path) -> dict:
     return found | structure.probe(model, folder)
 
 
+def probe_water(model, folder: Path) -> dict:
+    """Structure factors, and Born charges of two frames."""
+    found = born.compare(model, frames_of(folder, "test")[:2])
+    return structure.probe(model, folder) | ({"born": found} if found else {})
+
+
+LINES = tuple(
+    Answer(
+        f"infrared, {name} of water, 1/cm",
+        f"dynamics/infrared/model/{name}",
+        f"dynamics/infrared/truth/{name}",
+        factor=1.02,
+    )
+    for name in infrared.LINES
+)
 SYSTEMS = {
     "kf_water": System(
         "kf_water",
@@ -139,6 +147,7 @@ SYSTEMS = {
         30,
         (*BOXES, elements(1, 8, 9, 19)),
         make=make_solution,
+        recipe=2,
         effects=effects,
         probe=probe,
         answers=(
@@ -158,17 +167,19 @@ SYSTEMS = {
         30,
         (*BOXES, elements(1, 8)),
         make=make_water,
-        effects=polarisation,
-        probe=structure.probe,
+        effects=partial(structure.effects, kelvin=KELVIN),
+        probe=probe_water,
         bond=BOND,
-        answers=structure.ANSWERS,
+        answers=(*structure.ANSWERS, born.answer("O", "water"), *LINES),
         labels="exact sums",
-        motion=Motion(KELVIN, 0.5, ("O", "O")),
-        physics="Longitudinal polarisation at small k is suppressed by the dielectric constant.",
+        motion=Motion(KELVIN, 0.5, ("O", "O"), world(), infrared=True),
+        physics="Longitudinal polarisation at small k is suppressed by the dielectric constant; "
+        "Born charges are the fixed charges; infrared lines.",
     ),
 }
 CHECKS = (
     NotWorse("kf_water", "errors/test_bulk/forces"),
     NotWorse("kf_water", "errors/test_interface/forces"),
     NotWorse("spcfw_water", "errors/test/forces"),
+    *of_structure("kf_water", motion=False),
 )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
+from ase import Atoms, units
 
-from .system import Answer, frames_of
+from sog_longrange.units import COULOMB_CONSTANT
+
+from .system import Answer, Effect, frames_of
 
 SHELLS = 3
+ALIKE = 1.01  # lengths of wave vectors of one shell differ by less than this factor
 BLOCKS = 5
 
 
 def shells(cell: np.ndarray, count: int = SHELLS) -> list[np.ndarray]:
     """Wave vectors of the shortest lengths, one of each opposite pair, by length.
+
+    Edges that are nearly alike make one shell.
 
     Parameters
     ----------
@@ -23,8 +29,11 @@ def shells(cell: np.ndarray, count: int = SHELLS) -> list[np.ndarray]:
     """
     grid = np.indices((7, 7, 7)).reshape(3, -1).T - 3
     waves = 2.0 * np.pi * grid[len(grid) // 2 + 1 :] / cell
-    lengths = np.linalg.norm(waves, axis=1).round(6)
-    return [waves[lengths == own] for own in np.unique(lengths)[:count]]
+    lengths, starts = np.linalg.norm(waves, axis=1), [0.0]
+    for own in np.sort(lengths):
+        starts += [own] if own > ALIKE * starts[-1] else []
+    near = [(lengths >= own) & (lengths <= ALIKE * own) for own in starts[1 : count + 1]]
+    return [waves[own] for own in near]
 
 
 def charge_structure(frames: list[Atoms], charges: list[np.ndarray]) -> np.ndarray:
@@ -50,6 +59,41 @@ def block_error(values: np.ndarray) -> np.ndarray:
     """Standard error of the mean over frames, of five blocks, relative to the mean."""
     blocks = np.array([part.mean(0) for part in np.array_split(values, BLOCKS)])
     return blocks.std(0, ddof=1) / np.sqrt(BLOCKS) / values.mean(0)
+
+
+def screening(factor: float, frame: Atoms, kelvin: float) -> float:
+    """1 - 1/eps(k) at the smallest k: 1 where charges screen each other wholly.
+
+    Parameters
+    ----------
+    factor : charge structure factor at the smallest k, in e^2.
+    frame : for number of atoms, volume and k.
+    kelvin : temperature.
+
+    Notes
+    -----
+    Linear response: <|sum q exp(i k r)|^2> / (eps_0 V k^2 k_B T).
+    """
+    k = np.linalg.norm(shells(frame.cell.lengths(), 1)[0], axis=1).mean()
+    strength = 4.0 * math.pi * COULOMB_CONSTANT * len(frame) / frame.get_volume()
+    return float(strength * factor / (k**2 * units.kB * kelvin))
+
+
+def effects(folder: Path, kelvin: float = 0.0) -> list[Effect]:
+    """How far charges screen each other, with the response where a temperature is given.
+
+    S of uncorrelated charges is their mean square. In a liquid of neutral molecules S / k^2 is
+    their longitudinal polarisation, which the dielectric constant suppresses.
+    """
+    frames = frames_of(folder, "snapshots")
+    charges = [own.arrays["true_charges"] for own in frames]
+    found = float(charge_structure(frames, charges).mean(0)[0])
+    free = float(np.mean(charges[0] ** 2))
+    shown = [Effect("charge fluctuations suppressed at the smallest k, times", free / found, 2.0)]
+    if kelvin:
+        response = screening(found, frames[0], kelvin)
+        shown.append(Effect("1 - 1/ε(k) at the smallest k", response, 0.5))
+    return shown
 
 
 def compare(model, frames: list[Atoms]) -> dict:

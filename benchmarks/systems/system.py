@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ase import Atoms
 from ase.io import read, write
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .exact import World
 
 SEEDS = (1, 2, 3)
 Find = Callable[[str], Path]
@@ -84,11 +88,17 @@ class Motion:
     kelvin : temperature.
     step : time step in fs; energy is looked at with it, 1.41 and 2 times it.
     pair : symbols of the atoms whose radial distribution is compared.
+    world : the exact force field.
+    density : whether to compare the density at constant pressure.
+    infrared : whether to compare the infrared absorption.
     """
 
     kelvin: float
     step: float
     pair: tuple[str, str]
+    world: World
+    density: bool = False
+    infrared: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""Density at constant pressure: of a model, and of the exact force field that labelled its data.
+
+The pressure is that of the exact force field at the density of its snapshots, ideal part and
+virial. So the answer is known before: that density, which the exact run must find again. Pair
+terms of the force field are cut; the truth is the density of that same force field, not of the
+real salt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+
+from . import exact, structure
+from .system import Motion
+
+THERMOSTAT, BAROSTAT = 100.0, 1000.0  # fs
+EVERY, SETTLE = 10, 0.2  # steps between looks, and share of the run before the first
+WIDEST = 2.0  # times the volume at the start, or over it: there a model has failed
+GRAMS = 1e24 / units.mol  # u/Å^3 in g/cm^3
+TRUTH = 2.0  # length of the exact run over that of a model
+Run = Callable[[object, int, str], None]
+
+
+class UnstableError(Exception):
+    """The cell grew or shrank without end."""
+
+
+def pressure(world: exact.World, frames: list[Atoms], kelvin: float) -> float:
+    """Mean pressure of exact snapshots in eV/Å^3, ideal part included.
+
+    Parameters
+    ----------
+    world, frames : what acts in which structures of one cell.
+    kelvin : temperature.
+    """
+    calculator = exact.ExactCalculator(world)
+    virials = [-np.mean(calculator.get_stress(frame)[:3]) for frame in frames]
+    ideal = len(frames[0]) * units.kB * kelvin / frames[0].get_volume()
+    return ideal + float(np.mean(virials))
+
+
+def density(atoms: Atoms) -> float:
+    """Mass over volume in g/cm^3."""
+    return GRAMS * float(atoms.get_masses().sum()) / atoms.get_volume()
+
+
+def constant_pressure(
+    calculator: Calculator,
+    frame: Atoms,
+    motion: Motion,
+    wanted: float,
+    picoseconds: float,
+    run: Run,
+) -> np.ndarray:
+    """Densities in g/cm^3 along a run at constant pressure and temperature.
+
+    Parameters
+    ----------
+    calculator : with forces and stress.
+    frame : where it starts.
+    motion : temperature and time step.
+    wanted : pressure in eV/Å^3.
+    picoseconds : length.
+    run : runs a motion for some steps, with words for its progress.
+
+    Raises
+    ------
+    UnstableError
+        If the volume doubles or halves.
+    """
+    atoms = frame.copy()
+    atoms.calc = calculator
+    rng, heat = np.random.default_rng(3), {"temperature_K": motion.kelvin}
+    MaxwellBoltzmannDistribution(atoms, rng=rng, **heat)
+    Stationary(atoms)
+    damp = {"tdamp": THERMOSTAT * units.fs, "pdamp": BAROSTAT * units.fs}
+    own = IsotropicMTKNPT(atoms, motion.step * units.fs, pressure_au=wanted, **damp, **heat)
+    steps, start, found = int(1e3 * picoseconds / motion.step), frame.get_volume(), []
+
+    def look() -> None:
+        if not 1.0 / WIDEST < atoms.get_volume() / start < WIDEST:
+            raise UnstableError
+        if own.nsteps >= SETTLE * steps:
+            found.append(density(atoms))
+
+    own.attach(look, interval=EVERY)
+    run(own, steps, "density")
+    return np.array(found)
+
+
+def describe(found: np.ndarray) -> dict[str, float]:
+    """Mean density and its block error, in g/cm^3."""
+    error = float(structure.block_error(found[:, None])[0])
+    return {"density": float(found.mean()), "error": error * float(found.mean())}
+
+
+def truth(motion: Motion, frames: list[Atoms], picoseconds: float, run: Run) -> dict:
+    """Pressure in kbar of the exact snapshots, their density, and that of an exact run at it."""
+    wanted = pressure(motion.world, frames, motion.kelvin)
+    calculator = exact.ExactCalculator(motion.world)
+    length = TRUTH * picoseconds
+    found = constant_pressure(calculator, frames[-1], motion, wanted, length, run)
+    kilobars = wanted / (1e3 * units.bar)
+    return {"pressure": kilobars, "known": density(frames[-1]), **describe(found)}
+
+
+def of_model(
+    calculator: Calculator,
+    frame: Atoms,
+    motion: Motion,
+    exactly: dict,
+    picoseconds: float,
+    run: Run,
+) -> dict:
+    """Density of a model at the pressure of the exact force field; empty where it has none.
+
+    Parameters
+    ----------
+    exactly : from :func:`truth`.
+    """
+    wanted = exactly["pressure"] * 1e3 * units.bar
+    try:
+        return describe(constant_pressure(calculator, frame, motion, wanted, picoseconds, run))
+    except UnstableError:
+        print(f"  density: the volume changed by more than {WIDEST:g} times")
+        return {}
