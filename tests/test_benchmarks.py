@@ -1,4 +1,4 @@
-"""The speed benchmark: its tables, and what it counts."""
+"""The benchmarks: tables and counts of the speed benchmark, and what the systems are made of."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,3 +63,137 @@ def test_the_speed_benchmark_times_and_counts(load, monkeypatch, tmp_path):
     assert {row["best"] for row in results["auto"]} <= {"dense", "mesh-torch"}
     text = (tmp_path / "speed.md").read_text()
     assert text.count("auto / best of ours") == text.count("Operations / host reads:") == 2
+
+
+@pytest.fixture
+def systems(load, monkeypatch):
+    """Import a module of the systems."""
+    for name in ("ase", "scipy", "tqdm"):
+        pytest.importorskip(name)
+    numba = pytest.importorskip("numba")
+    load("jobs")
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.config, "DISABLE_JIT", True)  # it would take longer than the sums
+        importlib.import_module("systems.exact")
+    return lambda name: importlib.import_module(f"systems.{name}")
+
+
+def solution_of_five():
+    """A molecule of water that is not at rest, and two ions, in a box of three lengths."""
+    from ase import Atoms
+
+    places = [(4.0, 4.1, 4.2), (4.9, 4.4, 4.0), (3.6, 5.0, 4.4), (1.0, 2.0, 1.5), (7.5, 7.0, 8.5)]
+    return Atoms("OH2KF", places, cell=[11.0, 11.6, 12.1], pbc=True)
+
+
+def test_forces_and_stress_of_the_exact_world_are_slopes_of_its_energy(systems):
+    exact, world, step = systems("exact"), systems("solutions").world(), 1e-4
+    atoms = solution_of_five()
+    atoms.calc = exact.ExactCalculator(world)
+    stress, forces = atoms.get_stress(voigt=False), atoms.get_forces()
+    ends = []
+    for sign in (1.0, -1.0):
+        strained, moved = atoms.copy(), atoms.copy()
+        strained.set_cell(atoms.cell.array * [1.0, 1.0 + sign * step, 1.0], scale_atoms=True)
+        moved.positions[1, 2] += sign * step
+        ends.append([atoms.calc.get_potential_energy(own) for own in (strained, moved)])
+    slopes = [(up - down) / (2.0 * step) for up, down in zip(*ends, strict=True)]
+    assert slopes[0] / atoms.get_volume() == pytest.approx(stress[1, 1], rel=1e-3)
+    assert slopes[1] == pytest.approx(-forces[1, 2], rel=1e-5)
+    assert stress == pytest.approx(stress.T, abs=1e-12)
+
+
+def test_wave_vectors_of_edges_nearly_alike_are_one_shell(systems):
+    structure = systems("structure")
+    found = structure.shells(np.array([11.12, 11.12, 11.1]))
+    assert [len(own) for own in found] == [3, 6, 4]
+    assert [len(own) for own in structure.shells(np.array([10.0, 10.0, 12.0]))] == [1, 2, 4]
+
+
+def test_screening_is_one_where_charges_fluctuate_as_a_conductor_lets_them(systems):
+    from ase import units
+
+    from sog_longrange.units import COULOMB_CONSTANT
+
+    structure, atoms, kelvin = systems("structure"), solution_of_five(), 300.0
+    k = 2.0 * np.pi / 12.1
+    work = 4.0 * np.pi * COULOMB_CONSTANT * len(atoms) / (atoms.get_volume() * k**2)
+    assert structure.screening(units.kB * kelvin / work, atoms, kelvin) == pytest.approx(1.0)
+
+
+def test_conservation_and_structure_are_checked_line_by_line(systems):
+    checks, collect = systems("checks"), importlib.import_module("collect")
+    shells = {"structure": {"k1": 1.0, "k2": 2.0}, "block_error": {"k1": 0.03, "k2": 0.07}}
+    own = {"structure": {"k1": 1.05, "k2": 1.7}, "block_error": {"k1": 0.04, "k2": 0.02}}
+    energy = {"power": 1.9, "drift": -0.3}
+    row = {"system": "salt", "column": "sog", "seed": 1, "stale": False}
+    row["dynamics"] = {"truth": shells, "model": own, "energy": energy}
+    results = collect.Results([row], [])
+    lines = [
+        one.line(results)
+        for one in (*checks.of_motion("salt"), *checks.of_structure("salt", motion=True))
+    ]
+    assert [line.split(" | ")[-1].strip(" |") for line in lines] == ["pass", "FAIL", "FAIL", "FAIL"]
+    figures = [line.split(" | ")[-2] for line in lines]
+    assert figures == ["sog 1.9", "sog 0.300", "sog 0.150", "sog 0.0700"]
+    missing = checks.of_structure("salt", motion=False)[0].line(results)
+    assert "not measured" in missing
+
+
+def test_density_is_that_of_the_melt(systems):
+    assert systems("density").density(systems("salts").crystal(1)) == pytest.approx(1.49, abs=0.01)
+
+
+def test_dipole_of_neutral_molecules_does_not_depend_on_the_origin(systems):
+    infrared, atoms = systems("infrared"), solution_of_five()[:3]
+    charges, members = np.array([-0.8, 0.4, 0.4]), np.zeros(3, int)
+    found = infrared.dipole(atoms, charges, members)
+    assert found == pytest.approx(charges @ atoms.positions)
+    own = np.ones((3, 3))
+    assert infrared.dipole(atoms, charges, members, own) == pytest.approx(found + 3.0)
+
+
+def test_lines_of_a_spectrum_are_where_dipoles_oscillate(systems):
+    infrared, times = systems("infrared"), np.arange(0.0, 8000.0, 2.0)
+    turns = 2.0 * np.pi * 2.99792458e-5 * times  # by 1/cm
+    series = np.cos(1500.0 * turns)[:, None] + 0.3 * np.cos(3600.0 * turns)[:, None]
+    series = series * np.array([1.0, 0.0, 0.5])
+    found = infrared.spectrum(series, solution_of_five(), 300.0, 2.0)
+    assert (found["bend"], found["stretch"]) == pytest.approx((1500.0, 3600.0), abs=5.0)
+    assert max(found["waves"]) <= infrared.HIGHEST
+
+
+def test_born_charges_are_compared_up_to_their_common_sign(systems):
+    born, atoms = systems("born"), solution_of_five()
+    atoms.arrays["true_charges"] = np.array([-0.82, 0.41, 0.41, 1.0, -1.0])
+    truth = born.known(atoms)
+    assert truth[3] == pytest.approx(np.eye(3))
+    found = born.agreement(truth, -0.9 * truth, atoms.numbers, atoms)
+    assert (found["r2"], found["slope"]) == pytest.approx((1.0, 0.9))
+    assert found["elements"]["O"] == pytest.approx({"model": -0.738, "truth": -0.82})
+    atoms.arrays[born.BORN] = 2.0 * truth.reshape(-1, 9)
+    assert born.known(atoms) == pytest.approx(2.0 * truth)
+
+
+@pytest.mark.parametrize(
+    ("residue", "formula"),
+    [("glycine", "C5H10N2O2"), ("alanine", "C6H12N2O2"), ("serine", "C6H12N2O3")],
+)
+def test_dipeptides_have_their_torsions_and_one_chain_of_bonds(systems, residue, formula):
+    amides, measures = systems("amides"), importlib.import_module("measures")
+    atoms = amides.dipeptide(residue, -80.0, 140.0)
+    assert atoms.get_chemical_formula("hill") == formula
+    assert set(measures.fragments(atoms)) == {0}
+    distances = atoms.get_all_distances()
+    assert distances[distances > 0.0].min() > 0.95
+    first, nitrogen, alpha, second, amide = (0, 1, 2, 6, 8)
+    torsions = [(first, nitrogen, alpha, second), (nitrogen, alpha, second, amide)]
+    found = [abs((atoms.get_dihedral(*own) + 180.0) % 360.0 - 180.0) for own in torsions]
+    assert found == pytest.approx([80.0, 140.0])
+    assert atoms.get_angle(alpha, second, amide) == pytest.approx(116.0)
+
+
+def test_fluctuation_is_about_the_drift(systems):
+    times = np.linspace(0.0, 10.0, 2001)
+    spread, drift = systems("dynamics").fluctuation(times, 0.4 * times + np.sin(50.0 * times))
+    assert (spread, drift) == pytest.approx((0.5**0.5, 0.4), abs=0.01)

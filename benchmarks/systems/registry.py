@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import (
+    amides,
     chains,
     clusters,
     dimers,
@@ -20,16 +21,18 @@ from . import (
     solutions,
     surface,
 )
-from .checks import of_answers, of_motion
+from .checks import NotWorse, of_answers, of_motion
 from .system import System
 
 FAMILIES = (
     *(dimers, clusters, chains, silver, mgo),
-    *(salts, solutions, ionic_liquid, interfaces, laws, gases, liquids, peptides, surface),
+    *(salts, solutions, ionic_liquid, interfaces, laws, gases, liquids, peptides, amides),
+    surface,
 )
 SYSTEMS: dict[str, System] = {
     name: system for family in FAMILIES for name, system in family.SYSTEMS.items()
 }
+NEQUIP = {name: own for name, own in SYSTEMS.items() if own.nequip}
 HOMES = {name: Path(str(family.__file__)) for family in FAMILIES for name in family.SYSTEMS}
 CHECKS = {
     "mace": (
@@ -37,7 +40,11 @@ CHECKS = {
         *(check for name, own in SYSTEMS.items() for check in of_answers(name, own.answers)),
         *(check for name, own in SYSTEMS.items() if own.motion for check in of_motion(name)),
     ),
-    "nequip": gases.NEQUIP_CHECKS,
+    "nequip": (
+        *gases.NEQUIP_CHECKS,
+        *(NotWorse(name, f"errors/{own.tests[0]}/forces") for name, own in NEQUIP.items()),
+        *(check for name, own in NEQUIP.items() for check in of_answers(name, own.answers)),
+    ),
 }
 QUICK = ("ag3", "carbon_chains", "nacl_clusters", "molten_nacl", "surface")
 """What ``--quick`` runs without names: sets that are made from nothing in minutes."""

@@ -94,12 +94,14 @@ DENSITY = Answer(
     "dynamics/density/truth/density",
     factor=1.05,
 )
+NEQUIP_SALT = ("batch_size=4", "energy_weight=1.0")
 SYSTEMS = {
     "molten_nacl": System(
         "molten_nacl",
         ("test", "test_large"),
         40,
         GAS,
+        ("cutoff_radius=5.0", *NEQUIP_SALT),
         make=make_molten,
         effects=partial(structure.effects, kelvin=KELVIN),
         probe=structure.probe,
@@ -113,6 +115,7 @@ SYSTEMS = {
         ("test",),
         60,
         (*GAS, elements(11, 17), "--r_max=6.0", "--batch_size=2", "--energy_weight=10"),
+        ("cutoff_radius=6.0", *NEQUIP_SALT),
         make=make_toy,
         effects=structure.effects,
         probe=structure.probe,

@@ -46,6 +46,38 @@ def label(atoms: Atoms, method: str = GFN1) -> Atoms | None:
     return frame
 
 
+def dipole(atoms: Atoms, method: str) -> np.ndarray:
+    """Dipole in e Å, shape (3,)."""
+    frame = atoms.copy()
+    frame.calc = calculator(frame, method)
+    return frame.get_dipole_moment()
+
+
+def born_charges(atoms: Atoms, method: str, step: float = 0.01) -> np.ndarray:
+    """Born charges in e by central differences of the dipole, shape (n_atoms, 3, 3).
+
+    Parameters
+    ----------
+    atoms : open.
+    method : GFN1-xTB or GFN2-xTB.
+    step : displacement in Å.
+
+    Returns
+    -------
+    ndarray
+        The first index after the atom is that of the dipole, the second that of the displacement.
+    """
+    found = np.empty((len(atoms), 3, 3))
+    for atom, axis in np.ndindex(len(atoms), 3):
+        ends = []
+        for sign in (1.0, -1.0):
+            frame = atoms.copy()
+            frame.positions[atom, axis] += sign * step
+            ends.append(dipole(frame, method))
+        found[atom, :, axis] = (ends[0] - ends[1]) / (2.0 * step)
+    return found
+
+
 def apart(atoms: Atoms, first: int, charges: tuple[int, int], method: str) -> Atoms | None:
     """Two molecules far apart, from labels of each alone and Coulomb's law between their atoms.
 
