@@ -88,7 +88,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const=dynamics.PICOSECONDS,
         metavar="PS",
-        help="molecular dynamics of the first seed's models where there are exact snapshots",
+        help="molecular dynamics of the first seed's models where there are exact snapshots: an "
+        "hour or two of a core for 20 ps of each",
     )
     add(
         "--page", type=Path, help="folder of the documentation, where to write the page of evidence"
@@ -216,6 +217,7 @@ def told(args: argparse.Namespace) -> str:
     """The command that makes the same results."""
     words = [*args.systems, "--model", *args.model] if args.systems else ["--model", *args.model]
     words += ["--seeds", *map(str, args.seeds)] if args.seeds else []
+    words += ["--md", f"{args.md:g}"] if args.md else []
     return f"python -m nox -s systems -- {' '.join(words)} --data path/to/data --page docs"
 
 

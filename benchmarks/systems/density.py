@@ -23,7 +23,7 @@ THERMOSTAT, BAROSTAT = 100.0, 1000.0  # fs
 EVERY, SETTLE = 10, 0.2  # steps between looks, and share of the run before the first
 WIDEST = 2.0  # times the volume at the start, or over it: there a model has failed
 GRAMS = 1e24 / units.mol  # u/Å^3 in g/cm^3
-TRUTH = 2.0  # length of the exact run over that of a model
+SHARE, TRUTH = 0.5, 2.0  # of the length of all dynamics: a model's run; the exact one, over that
 Run = Callable[[object, int, str], None]
 
 

@@ -7,6 +7,9 @@ from an exact snapshot, against exact snapshots: charge structure factors by the
 the atoms at the smallest wave vectors, and the first peak of a radial distribution. Where a
 system has them also the density at constant pressure and the infrared absorption, each against
 the same run of the exact force field.
+
+With the default of 20 ps a model makes 27,000 steps of molten NaCl (12,000 of 64 ions, 15,000 of
+216) and 60,000 of water (144 atoms): on one core 5 to 20 steps a second.
 """
 
 from __future__ import annotations
@@ -213,7 +216,8 @@ class Comparison:
     def structure(self) -> dict:
         """Structure of the model and of exact snapshots."""
         motion = self.motion
-        kept = thermostatted(self.calculator, self.snapshots[-1], motion, self.picoseconds)
+        length = motion.share * self.picoseconds
+        kept = thermostatted(self.calculator, self.snapshots[-1], motion, length)
         found = {"model": kept, "truth": self.snapshots}
         return {who: describe(own, motion.pair) for who, own in found.items()}
 
@@ -242,7 +246,7 @@ class Comparison:
     def density(self) -> dict:
         """Density of the model and of the exact force field at the same pressure."""
         about, frames = (self.motion, self.snapshots), self.snapshots
-        length = self.picoseconds
+        length = density.SHARE * self.picoseconds
         known = kept_truth(
             self.data, "density", length, lambda: density.truth(*about, length, progress)
         )

@@ -103,7 +103,7 @@ class Model:
         )
 
     def calculator(self):
-        """An ASE calculator."""
+        """An ASE calculator, in float64 whatever the training: constant energy asks for it."""
         if self.long_range is None:
             from mace.calculators import MACECalculator as Calculator
         else:

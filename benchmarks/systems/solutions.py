@@ -172,7 +172,7 @@ SYSTEMS = {
         bond=BOND,
         answers=(*structure.ANSWERS, born.answer("O", "water"), *LINES),
         labels="exact sums",
-        motion=Motion(KELVIN, 0.5, ("O", "O"), world(), infrared=True),
+        motion=Motion(KELVIN, 0.5, ("O", "O"), world(), infrared=True, share=0.25),
         physics="Longitudinal polarisation at small k is suppressed by the dielectric constant; "
         "Born charges are the fixed charges; infrared lines.",
     ),

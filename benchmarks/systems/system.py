@@ -91,6 +91,7 @@ class Motion:
     world : the exact force field.
     density : whether to compare the density at constant pressure.
     infrared : whether to compare the infrared absorption.
+    share : length of the run whose structure is compared, over that of all dynamics.
     """
 
     kelvin: float
@@ -99,6 +100,7 @@ class Motion:
     world: World
     density: bool = False
     infrared: bool = False
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
