@@ -229,7 +229,7 @@ class AnswerCheck(Check):
 
     def line(self, results: Results) -> str:
         """The row of the table; every column is told, those that may pass decide."""
-        truth = {0: np.nan}
+        truth: dict[int, float] = {}
         texts, right = [], []
         for column in dict.fromkeys(row["column"] for row in results.rows):
             found = results.values(self.system, column, self.answer.found)
@@ -240,7 +240,7 @@ class AnswerCheck(Check):
             texts.append(f"{column} {show(found)} ({sum(good)} of {len(good)} right)")
             right += [all(good)] if column in self.columns else []
         verdict = ("pass" if any(right) else "FAIL") if right else "not measured"
-        limit = f"{show(truth)}, sign and factor {self.answer.factor:g}"
+        limit = f"{show(truth) if truth else '–'}, sign and factor {self.answer.factor:g}"
         return self._row(", ".join(texts), limit, verdict)
 
 
