@@ -22,7 +22,7 @@ from .system import Motion
 THERMOSTAT, BAROSTAT = 100.0, 1000.0  # fs
 EVERY, SETTLE = 10, 0.2  # steps between looks, and share of the run before the first
 WIDEST = 2.0  # times the volume at the start, or over it: there a model has failed
-GRAMS = 1e24 / units.mol  # u/Å^3 in g/cm^3
+KILOGRAMS = 1e27 / units.mol  # u/Å^3 in kg/m^3
 SHARE, TRUTH = 0.5, 2.0  # of the length of all dynamics: a model's run; the exact one, over that
 Run = Callable[[object, int, str], None]
 
@@ -46,8 +46,8 @@ def pressure(world: exact.World, frames: list[Atoms], kelvin: float) -> float:
 
 
 def density(atoms: Atoms) -> float:
-    """Mass over volume in g/cm^3."""
-    return GRAMS * float(atoms.get_masses().sum()) / atoms.get_volume()
+    """Mass over volume in kg/m^3."""
+    return KILOGRAMS * float(atoms.get_masses().sum()) / atoms.get_volume()
 
 
 def constant_pressure(
@@ -58,7 +58,7 @@ def constant_pressure(
     picoseconds: float,
     run: Run,
 ) -> np.ndarray:
-    """Densities in g/cm^3 along a run at constant pressure and temperature.
+    """Densities in kg/m^3 along a run at constant pressure and temperature.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def constant_pressure(
 
 
 def describe(found: np.ndarray) -> dict[str, float]:
-    """Mean density and its block error, in g/cm^3."""
+    """Mean density and its block error, in kg/m^3."""
     error = float(structure.block_error(found[:, None])[0])
     return {"density": float(found.mean()), "error": error * float(found.mean())}
 

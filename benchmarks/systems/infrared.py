@@ -17,7 +17,7 @@ from sog_longrange import infrared_spectrum
 
 FEMTOSECONDS = 2.0  # between dipoles
 RESOLUTION, HIGHEST = 25.0, 4500.0  # 1/cm
-LINES = {"bend": (1200.0, 2000.0), "stretch": (3000.0, 4200.0)}  # 1/cm, where a line is
+LINES = {"bend": (1250.0, 1900.0), "stretch": (3000.0, 4200.0)}  # 1/cm, where a line is
 COLOURS = {"exact": "k", "les": "tab:orange", "sog": "tab:blue"}
 WORDS = {"exact": "exact force field", "les": "LES", "sog": "SOG (recommended preset)"}
 

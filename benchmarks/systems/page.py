@@ -231,7 +231,7 @@ def dynamics_table(results: Results) -> str:
         "S(k): structure factor of true charges at the three smallest k, over that of "
         "the exact dynamics, with the errors of blocks. Peak: Na-Cl or O-O, distance "
         "and height. Energy: power of the time step by which its fluctuation falls (2 is right), "
-        "and drift in meV/atom/ps, at constant energy in float64. Density: in g/cm³ with the "
+        "and drift in meV/atom/ps, at constant energy in float64. Density: in kg/m³ with the "
         "errors of blocks, at the pressure of the exact force field at the density of its "
         "snapshots, which the exact run must find again (in brackets)."
     )
@@ -239,12 +239,12 @@ def dynamics_table(results: Results) -> str:
 
 
 def densities(found: dict) -> list[str]:
-    """Density of the exact force field and of the model, in g/cm^3."""
+    """Density of the exact force field and of the model, in kg/m^3."""
     if "density" not in found:
         return ["", ""]
     exact, own = found["density"]["truth"], found["density"]["model"]
-    texts = [f"{one['density']:.3f} ± {one['error']:.3f}" if one else "–" for one in (exact, own)]
-    return [f"{texts[0]} ({exact['known']:.3f}) at {exact['pressure']:.1f} kbar", texts[1]]
+    texts = [f"{one['density']:.0f} ± {one['error']:.0f}" if one else "–" for one in (exact, own)]
+    return [f"{texts[0]} ({exact['known']:.0f}) at {exact['pressure']:.1f} kbar", texts[1]]
 
 
 def _spread(found: dict, k: str) -> float:

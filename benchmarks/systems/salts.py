@@ -89,7 +89,7 @@ def make_toy(folder: Path, find: Find, seed: int) -> None:
 
 
 DENSITY = Answer(
-    "density at the pressure of the exact one, g/cm³",
+    "density at the pressure of the exact one, kg/m³",
     "dynamics/density/model/density",
     "dynamics/density/truth/density",
     factor=1.05,
