@@ -84,20 +84,20 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
     if summary.charges is None:
-        return _complete(name, _reads(CAREFUL, preset, summary.has_several), summary)
+        return _complete(name, _reads(CAREFUL, preset), summary)
     if summary.has_molecules:
         preset = preset.joined(PRESETS["molecular"])
     elif summary.has_neutral_atoms:
         preset = preset.joined(WITH_DISPERSION)
     if summary.element_charges is None:
-        preset = _reads(CAREFUL, preset, summary.has_several)
+        preset = _reads(CAREFUL, preset)
     return _complete(name, preset, summary)
 
 
-def _reads(readout: str, preset: Preset, by_cutoff: bool = False) -> Preset:
-    """Return a preset with another readout, and wide Gaussians where that is asked for."""
-    options = {**preset.options, "readout": readout}
-    return dataclasses.replace(preset, options=options, by_cutoff=by_cutoff or preset.by_cutoff)
+def _reads(readout: str, preset: Preset) -> Preset:
+    """Return a preset with another readout; a careful one leaves to the network what it sees."""
+    options, by_cutoff = {**preset.options, "readout": readout}, preset.by_cutoff
+    return dataclasses.replace(preset, options=options, by_cutoff=by_cutoff or readout == CAREFUL)
 
 
 def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
