@@ -73,6 +73,10 @@ _DISPERSION: Final = {"kernel": "coulomb+dispersion", "num_channels": 2}
 WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
 """What a preset of charges is joined with where neutral atoms are among the ions."""
 
+CHARGE_STATES: Final = Preset("one molecule, several charges", schedule={"lr_factor": 3.0})
+"""What a preset of charges is joined with for molecules of several total charges, whose energies
+begin at zero and are several eV apart."""
+
 PRESETS: Final[dict[str, Preset]] = {
     "ionic": Preset(
         "ions and ionic crystals, liquids and solutions: elements bring charges with them",

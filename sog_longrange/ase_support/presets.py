@@ -13,6 +13,7 @@ from sog_longrange.errors import InputError, SOGError, explain
 from sog_longrange.hosts import load_library
 from sog_longrange.presets import (
     AUTO,
+    CHARGE_STATES,
     COMMAND,
     PRESETS,
     WITH_DISPERSION,
@@ -84,7 +85,9 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
     if summary.charges is None:
-        return _complete(name, _reads(CAREFUL, preset), summary)
+        preset = _reads(CAREFUL, preset)
+        preset = preset if summary.has_several else preset.joined(CHARGE_STATES)
+        return _complete(name, preset, summary)
     if summary.has_molecules:
         preset = preset.joined(PRESETS["molecular"])
     elif summary.has_neutral_atoms:

@@ -316,7 +316,8 @@ def test_charge_states_of_a_molecule_are_left_to_its_features():
     assert "no whole charges of fragments sum to the total charge" in choice.why
     single = choose_preset(formal_charges([methylammonium()] * 2, [1.0, 1.0]))
     assert single.preset.options["readout"] == "flows"
-    assert choose_preset(states).preset.by_cutoff
+    assert choice.preset.by_cutoff
+    assert choice.preset.schedule == {"lr_factor": 3.0}
     assert not choose_preset(formal_charges([GAS])).preset.by_cutoff
 
 
@@ -386,6 +387,8 @@ def test_the_preset_tells_charges_of_fragments_where_elements_have_none():
     choice = choose_preset(found)
     assert choice.preset.options["readout"] == "atoms"
     assert choice.fragments.describe() == "C2H3O2 -1, H4N +1"
+    assert choice.preset.by_cutoff
+    assert "lr_factor" not in choice.preset.schedule
     assert choose_preset(formal_charges([apart(ammonium(), acetate())])).fragments is None
     assert choose_preset(formal_charges([bulk("NaCl", "rocksalt", a=5.64)])).fragments is None
 
