@@ -9,18 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sog_longrange.validation import check_shape
+from sog_longrange.validation import WHOLE, check_shape
 
 from .data_summary import formula
 from .fragments import Composition, find_fragments
 
 
 class _Found(NamedTuple):
-    """Atoms of fragments whose charges are known, the fragment of each, and the charges."""
+    """Atoms of fragments whose charges are known, the fragment of each, and the charges.
+
+    The total charge is None where some fragment has no known charge.
+    """
 
     atoms: list[int]
     owners: list[int]
     charges: list[int]
+    total: int | None
 
 
 class FragmentCharges:
@@ -45,7 +49,12 @@ class FragmentCharges:
         """Name the fragments that have a charge, such as "C2H3O2 -1, CH6N +1"."""
         return ", ".join(f"{formula(kind)} {own:+d}" for kind, own in self.charges.items() if own)
 
-    def mean_square_error(self, structures: Sequence[Any], charges: Tensor) -> Tensor:
+    def mean_square_error(
+        self,
+        structures: Sequence[Any],
+        charges: Tensor,
+        total_charges: Sequence[float] | None = None,
+    ) -> Tensor:
         """Mean square error of the charges of all fragments whose composition is known.
 
         Parameters
@@ -53,6 +62,9 @@ class FragmentCharges:
         structures : sequence of ase.Atoms
         charges : Tensor, shape (n_atoms,), in e
             Of the atoms of all structures, one after another.
+        total_charges : sequence of float, in e, optional
+            Of each structure. One whose fragments sum to another charge, such as a metal or an atom
+            alone among data of ions, is left out; without them none is.
 
         Returns
         -------
@@ -72,8 +84,11 @@ class FragmentCharges:
         owners: list[int] = []
         aims: list[int] = []
         first = 0
-        for structure in structures:
+        for number, structure in enumerate(structures):
             found = self._look_up(structure)
+            if total_charges is not None and not _sums_to(found, total_charges[number]):
+                first += len(structure)
+                continue
             atoms += [first + index for index in found.atoms]
             owners += [len(aims) + index for index in found.owners]
             aims += found.charges
@@ -93,11 +108,21 @@ class FragmentCharges:
         return self._found[key]
 
     def _find(self, structure: Any) -> _Found:  # noqa: ANN401
-        found = _Found([], [], [])
+        atoms: list[int] = []
+        owners: list[int] = []
+        charges: list[int] = []
+        is_known = True
         for fragment in find_fragments(structure):
             charge = self.charges.get(fragment.composition)
-            if charge is not None and not fragment.is_network:
-                found.atoms.extend(fragment.atoms)
-                found.owners.extend([len(found.charges)] * len(fragment.atoms))
-                found.charges.append(charge)
-        return found
+            if charge is None or fragment.is_network:
+                is_known = False
+                continue
+            atoms.extend(fragment.atoms)
+            owners.extend([len(charges)] * len(fragment.atoms))
+            charges.append(charge)
+        return _Found(atoms, owners, charges, sum(charges) if is_known else None)
+
+
+def _sums_to(found: _Found, total: float) -> bool:
+    """Tell whether the charges of fragments do not contradict the total charge."""
+    return found.total is None or abs(found.total - total) <= WHOLE

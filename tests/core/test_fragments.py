@@ -409,6 +409,20 @@ def test_errors_of_charges_of_fragments_are_those_of_their_sums():
     torch.testing.assert_close(gradient, expected.detach())
 
 
+def test_structures_whose_fragments_do_not_sum_to_their_charge_are_left_out():
+    fragments = FragmentCharges({((1, 4), (7, 1)): 1, ((1, 3), (7, 1)): 0, ((11, 1),): 1})
+    frames = [bulk("Na", "bcc", a=4.29), apart(ammonium(), molecule("NH3"))]
+    charges = torch.full((10,), 0.1, dtype=torch.float64)
+    without = fragments.mean_square_error(frames, charges)
+    assert float(without) == pytest.approx((0.9**2 + 0.5**2 + 0.4**2) / 3.0)
+    with_totals = fragments.mean_square_error(frames, charges, [0.0, 1.0])
+    assert float(with_totals) == pytest.approx((0.5**2 + 0.4**2) / 2.0)
+    assert float(fragments.mean_square_error(frames, charges, [0.0, 0.0])) == 0.0
+    unknown = [apart(ammonium(), acetate())]
+    held = fragments.mean_square_error(unknown, torch.zeros(12), [0.0])
+    assert float(held) == 1.0
+
+
 def test_fragments_of_a_structure_are_found_once_and_not_those_of_another(monkeypatch):
     frames, looked = three_charges()[0], []
     monkeypatch.setattr(

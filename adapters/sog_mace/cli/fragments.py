@@ -83,5 +83,6 @@ class FragmentLoss:
             return loss
         charges = given["pred"]["latent_charges"][:, self.channel]
         structures = structures_of(given["ref"], self.numbers)
-        error = self.fragments.mean_square_error(structures, charges)
+        totals = given["ref"].total_charge.view(-1).tolist()
+        error = self.fragments.mean_square_error(structures, charges, totals)
         return loss + self.weight * error.to(loss.dtype)

@@ -87,9 +87,9 @@ def test_readouts_that_conserve_charges_are_not_held(readout, frames, caplog):
 def test_the_loss_is_added_in_training_only_and_as_long_as_asked_for(caplog):
     loss = torch.nn.Module()
     loss.forward = lambda pred, ref: pred["energy"].square().sum()
-    structures = [pair(ammonium(), Atoms("Cl"), 5.0), molecule("NH3")]
+    structures = [pair(ammonium(), Atoms("Cl"), 5.0), molecule("NH3"), Atoms("Cl")]
     ref = batch_of(structures)
-    charges = torch.full((10, 2), 0.1, dtype=torch.float64, requires_grad=True)
+    charges = torch.full((11, 2), 0.1, dtype=torch.float64, requires_grad=True)
     pred = {"energy": torch.ones(1, dtype=torch.float64), "latent_charges": charges}
     training = [True]
     added = FragmentLoss(FragmentCharges(CHARGES), 10.0, [1, 7, 17], 1, lambda: training[0])
@@ -98,10 +98,12 @@ def test_the_loss_is_added_in_training_only_and_as_long_as_asked_for(caplog):
         (gradient,) = torch.autograd.grad(value, charges)
         training[0] = False
         assert float(loss(pred=pred, ref=ref)) == 1.0
+    # The total charge of the last structure contradicts that of its fragment.
     expected = 1.0 + 10.0 * (0.5**2 + 1.1**2 + 0.4**2) / 3.0
     assert float(value.detach()) == pytest.approx(expected)
     assert not gradient[:, 0].any()
-    assert gradient[:, 1].all()
+    assert gradient[:10, 1].all()
+    assert not gradient[10, 1]
     training[0] = True
     assert float(loss(pred=pred, ref=ref)) == 1.0
 
@@ -115,5 +117,6 @@ def batch_of(structures):
         positions=torch.tensor(np.concatenate([own.positions for own in structures])),
         cell=torch.eye(3).repeat(len(structures), 1) * 100.0,
         pbc=torch.zeros(len(structures), 3, dtype=torch.bool),
+        total_charge=torch.zeros(len(structures)),
         ptr=torch.tensor([0, *np.cumsum([len(own) for own in structures])]),
     )
