@@ -145,6 +145,43 @@ def test_density_is_that_of_the_melt(systems):
     assert systems("density").density(systems("salts").crystal(1)) == pytest.approx(1493, abs=1)
 
 
+def test_pressure_is_the_slope_of_the_energy_by_the_volume_and_the_ideal_part(systems):
+    from ase import units
+
+    exact, world, step = systems("exact"), systems("solutions").world(), 1e-4
+    atoms, energies = solution_of_five(), []
+    for sign in (1.0, -1.0):
+        strained = atoms.copy()
+        strained.set_cell((1.0 + sign * step) * atoms.cell.array, scale_atoms=True)
+        energies.append(exact.label(world, strained).info["REF_energy"])
+    slope = (energies[0] - energies[1]) / (6.0 * step * atoms.get_volume())
+    ideal = len(atoms) * units.kB * 300.0 / atoms.get_volume()
+    found = systems("density").pressure(world, [atoms], 300.0)
+    assert found == pytest.approx(ideal - slope, rel=2e-3)
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.5])
+@pytest.mark.filterwarnings("ignore:Use thermalize_momenta")
+def test_a_model_whose_cell_runs_away_fails_the_answer(systems, scale):
+    density, salts = systems("density"), systems("salts")
+    collect, page = importlib.import_module("collect"), systems("page")
+
+    def run(motion, *_):
+        motion.atoms.set_cell(scale * motion.atoms.cell.array)
+        motion.call_observers()
+
+    motion, frame = salts.SYSTEMS["molten_nacl"].motion, salts.crystal(1)
+    exactly = {"pressure": 1.0, "density": 1493.0, "known": 1493.0, "error": 2.0}
+    found = {"model": density.of_model(None, frame, motion, exactly, 1.0, run), "truth": exactly}
+    row = {"system": "molten_nacl", "column": "sog", "seed": 1, "stale": False}
+    results = collect.Results([row | {"dynamics": {"density": found}}], [])
+    (line,) = (
+        one.line(results) for one in systems("checks").of_answers("molten_nacl", (salts.DENSITY,))
+    )
+    assert line.endswith("| FAIL |")
+    assert page.densities({"density": found})[1].startswith("unstable")
+
+
 def test_dipole_of_neutral_molecules_does_not_depend_on_the_origin(systems):
     infrared, atoms = systems("infrared"), solution_of_five()[:3]
     charges, members = np.array([-0.8, 0.4, 0.4]), np.zeros(3, int)

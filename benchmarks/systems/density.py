@@ -28,7 +28,7 @@ Run = Callable[[object, int, str], None]
 
 
 class UnstableError(Exception):
-    """The cell grew or shrank without end."""
+    """The cell grew or shrank without end; the argument is the density in kg/m^3 by then."""
 
 
 def pressure(world: exact.World, frames: list[Atoms], kelvin: float) -> float:
@@ -85,7 +85,7 @@ def constant_pressure(
 
     def look() -> None:
         if not 1.0 / WIDEST < atoms.get_volume() / start < WIDEST:
-            raise UnstableError
+            raise UnstableError(float(np.nan_to_num(density(atoms))))
         if own.nsteps >= SETTLE * steps:
             found.append(density(atoms))
 
@@ -118,7 +118,9 @@ def of_model(
     picoseconds: float,
     run: Run,
 ) -> dict:
-    """Density of a model at the pressure of the exact force field; empty where it has none.
+    """Density of a model at the pressure of the exact force field.
+
+    Where the cell grows or shrinks without end the density is that by then, and `unstable` true.
 
     Parameters
     ----------
@@ -127,6 +129,6 @@ def of_model(
     wanted = exactly["pressure"] * 1e3 * units.bar
     try:
         return describe(constant_pressure(calculator, frame, motion, wanted, picoseconds, run))
-    except UnstableError:
+    except UnstableError as error:
         print(f"  density: the volume changed by more than {WIDEST:g} times")
-        return {}
+        return {"density": error.args[0], "error": 0.0, "unstable": True}

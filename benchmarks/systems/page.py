@@ -243,8 +243,9 @@ def densities(found: dict) -> list[str]:
     if "density" not in found:
         return ["", ""]
     exact, own = found["density"]["truth"], found["density"]["model"]
-    texts = [f"{one['density']:.0f} ± {one['error']:.0f}" if one else "–" for one in (exact, own)]
-    return [f"{texts[0]} ({exact['known']:.0f}) at {exact['pressure']:.1f} kbar", texts[1]]
+    texts = [f"{one['density']:.0f} ± {one['error']:.0f}" for one in (exact, own)]
+    text = f"unstable, {own['density']:.0f} and on" if own.get("unstable") else texts[1]
+    return [f"{texts[0]} ({exact['known']:.0f}) at {exact['pressure']:.1f} kbar", text]
 
 
 def _spread(found: dict, k: str) -> float:
