@@ -33,7 +33,8 @@ from .registry import CHECKS, HOMES, QUICK, SYSTEMS
 from .system import System
 
 HERE = Path(__file__).resolve().parent
-MEASURING = (HERE / "measure.py", HERE.parent / "measures.py", HERE.parent / "learned.py")
+PROBES = tuple(HERE / f"{name}.py" for name in ("measure", "structure", "born"))
+MEASURING = (*PROBES, HERE.parent / "measures.py", HERE.parent / "learned.py")
 RUN = HERE.parent / "run_systems.py"
 DEFAULT_COLUMNS = ("sr", "les", "sog")
 

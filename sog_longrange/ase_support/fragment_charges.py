@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sog_longrange.validation import WHOLE, check_shape
@@ -21,9 +23,9 @@ class _Found(NamedTuple):
     The total charge is None where some fragment has no known charge.
     """
 
-    atoms: list[int]
-    owners: list[int]
-    charges: list[int]
+    atoms: NDArray[np.int32]
+    owners: NDArray[np.int32]
+    charges: NDArray[np.int32]
     total: int | None
 
 
@@ -43,7 +45,7 @@ class FragmentCharges:
 
     def __init__(self, charges: Mapping[Composition, int]) -> None:
         self.charges = dict(charges)
-        self._found: dict[tuple[bytes, ...], _Found] = {}
+        self._found: dict[bytes, _Found] = {}
 
     def describe(self) -> str:
         """Name the fragments that have a charge, such as "C2H3O2 -1, CH6N +1"."""
@@ -80,29 +82,24 @@ class FragmentCharges:
         check_shape(
             "charges", charges, (sum(map(len, structures)),), "(n_atoms,), a charge of each atom"
         )
-        atoms: list[int] = []
-        owners: list[int] = []
-        aims: list[int] = []
-        first = 0
+        atoms, owners, aims, first, count = [], [], [], 0, 0
         for number, structure in enumerate(structures):
             found = self._look_up(structure)
-            if total_charges is not None and not _sums_to(found, total_charges[number]):
-                first += len(structure)
-                continue
-            atoms += [first + index for index in found.atoms]
-            owners += [len(aims) + index for index in found.owners]
-            aims += found.charges
+            if total_charges is None or _sums_to(found, total_charges[number]):
+                atoms.append(first + found.atoms)
+                owners.append(count + found.owners)
+                aims.append(found.charges)
+                count += len(found.charges)
             first += len(structure)
-        if not aims:
+        if count == 0:
             return charges.sum() * 0.0
-        targets = charges.new_tensor(aims)
-        rows = torch.tensor(owners, device=charges.device)
-        own = charges[torch.tensor(atoms, device=charges.device)]
-        return (torch.zeros_like(targets).index_add(0, rows, own) - targets).square().mean()
+        rows, own, targets = (_joined(parts, charges.device) for parts in (owners, atoms, aims))
+        sums = charges.new_zeros(count).index_add(0, rows, charges[own])
+        return (sums - targets).square().mean()
 
     def _look_up(self, structure: Any) -> _Found:  # noqa: ANN401
         arrays = (structure.numbers, structure.positions, structure.cell.array, structure.pbc)
-        key = tuple(np.asarray(own).tobytes() for own in arrays)
+        key = blake2b(b"".join(np.asarray(own).tobytes() for own in arrays)).digest()
         if key not in self._found:
             self._found[key] = self._find(structure)
         return self._found[key]
@@ -120,7 +117,16 @@ class FragmentCharges:
             atoms.extend(fragment.atoms)
             owners.extend([len(charges)] * len(fragment.atoms))
             charges.append(charge)
-        return _Found(atoms, owners, charges, sum(charges) if is_known else None)
+        total = sum(charges) if is_known else None
+        return _Found(_compact(atoms), _compact(owners), _compact(charges), total)
+
+
+def _compact(numbers: list[int]) -> NDArray[np.int32]:
+    return np.array(numbers, dtype=np.int32)
+
+
+def _joined(parts: list[NDArray[np.int32]], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(device)
 
 
 def _sums_to(found: _Found, total: float) -> bool:

@@ -107,8 +107,8 @@ def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
     """Add the charges of elements that the data tell, where a preset takes them."""
     if name == "dispersive" and summary.has_ions:
         preset = _reads(CAREFUL if summary.element_charges is None else IONS, preset)
-    if preset.options.get("readout") == CAREFUL and summary.charges and summary.has_molecules:
-        return Choice(name, preset, summary.reason, FragmentCharges(summary.charges))
+    if preset.options.get("readout") == CAREFUL:
+        return Choice(name, preset, summary.reason, _held(summary))
     if preset.options.get("readout") != IONS:
         return Choice(name, preset, summary.reason)
     if not summary.element_charges:
@@ -118,6 +118,12 @@ def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
     options = {**preset.options, "element_charges": text}
     why = "charges of elements give every fragment its own"
     return Choice(name, dataclasses.replace(preset, options=options), why)
+
+
+def _held(summary: DataSummary) -> FragmentCharges | None:
+    """Charges that a loss can hold; in matter ions are screened, and have none that are whole."""
+    is_open = summary.open_axes == (3,) and summary.has_molecules
+    return FragmentCharges(summary.charges) if summary.charges and is_open else None
 
 
 def _has_solid(summary: DataSummary) -> bool:

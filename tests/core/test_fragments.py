@@ -391,6 +391,10 @@ def test_the_preset_tells_charges_of_fragments_where_elements_have_none():
     assert "lr_factor" not in choice.preset.schedule
     assert choose_preset(formal_charges([apart(ammonium(), acetate())])).fragments is None
     assert choose_preset(formal_charges([bulk("NaCl", "rocksalt", a=5.64)])).fragments is None
+    frames, totals = three_charges()
+    for frame in frames:
+        frame.cell, frame.pbc = np.diag([14.0, 7.0, 7.0]), True  # matter, which screens charges
+    assert choose_preset(formal_charges(frames, totals)).fragments is None
 
 
 def test_errors_of_charges_of_fragments_are_those_of_their_sums():

@@ -357,6 +357,9 @@ class Patches:
         weight, channels = self.schedule.fragment_charge_weight, self.config.conserved_channels
         is_free = self.config.readout == "atoms" and len(channels) == 1
         if self.fragments is None or weight == 0.0 or not is_free:
+            if "fragment_charge_weight" in self.preset.given_schedule:
+                why = "the readout gives them, or the training data do not tell them"
+                logging.warning("--sog_fragment_charge_weight has no effect: %s", why)
             return nullcontext()
         swa, numbers = options.get("swa"), [int(z) for z in self.model.atomic_numbers]
         added = FragmentLoss(

@@ -80,8 +80,10 @@ def test_charges_of_fragments_become_whole_in_a_training(frames, caplog):
 
 @pytest.mark.parametrize("readout", ["flows", "ions"])
 def test_readouts_that_conserve_charges_are_not_held(readout, frames, caplog):
-    main(arguments(**TABLE | {"max_num_epochs": 1}, **HEAD, sog_readout=readout))
+    given = {"sog_readout": readout, "sog_fragment_charge_weight": 9}
+    main(arguments(**TABLE | {"max_num_epochs": 1}, **HEAD, **given))
     assert "The loss holds charges" not in caplog.text
+    assert "--sog_fragment_charge_weight has no effect: the readout gives them" in caplog.text
 
 
 def test_the_loss_is_added_in_training_only_and_as_long_as_asked_for(caplog):
