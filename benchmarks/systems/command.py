@@ -191,7 +191,8 @@ def make_job(
     """One model of one system."""
     system, head = SYSTEMS[name], chosen[column]
     epochs = args.epochs or (system.epochs // 2 if args.quick else system.epochs)
-    head = None if head is None else (*head, *(system.heads if host.NAME == "mace" else ()))
+    if head is not None and host.NAME == "mace":
+        head = (*head, *system.heads, *system.matching.get(column, ()))
     train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
     files = dict.fromkeys(("train", system.valid, *system.tests))
     return jobs.Job(

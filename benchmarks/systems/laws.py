@@ -15,8 +15,11 @@ from .checks import OR_DISPERSIVE, Check, NotWorse
 from .system import System
 
 
-def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor]) -> System:
-    """Two rigid fragments, whose bonds are longer than those of their elements."""
+def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor], kernel: str = "") -> System:
+    """Two rigid fragments, whose bonds are longer than those of their elements.
+
+    The preset of dispersion is told the kernel, if there is one.
+    """
     tests = ("test_interp", "test_extrap")
     # Energies and forces weigh about alike in the end: most of these energies are the law's.
     told = (*DIMERS, "--batch_size=4", "--energy_weight=300")
@@ -27,6 +30,7 @@ def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor]) -> System:
         told,
         bond=1.8,
         law=law,
+        matching={"dispersive": (f"--sog_kernel={kernel}",)} if kernel else {},
         labels="exact sums",
         physics="The law is learned and extrapolated.",
     )
@@ -35,8 +39,8 @@ def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor]) -> System:
 SYSTEMS = {
     "decay_p1": decay("p1", 200, learned.coulomb),
     "decay_yuk": decay("yuk", 300, learned.yukawa),
-    "decay_p4": decay("p4", 200, learned.fourth_power),
-    "decay_p6": decay("p6", 200, learned.sixth_power),
+    "decay_p4": decay("p4", 200, learned.fourth_power, "dispersion(exponent=4)"),
+    "decay_p6": decay("p6", 200, learned.sixth_power, "dispersion"),
 }
 FAR = "errors/test_extrap/"
 ZERO_NET = "baselines/test_extrap/zero/net_force"
