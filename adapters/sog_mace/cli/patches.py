@@ -356,7 +356,9 @@ class Patches:
         """Hold charges of fragments to those that the data tell, where the readout does not."""
         weight, channels = self.schedule.fragment_charge_weight, self.config.conserved_channels
         is_free = self.config.readout == "atoms" and len(channels) == 1
-        if self.fragments is None or weight == 0.0 or not is_free:
+        if weight == 0.0:
+            return nullcontext()
+        if self.fragments is None or not is_free:
             if "fragment_charge_weight" in self.preset.given_schedule:
                 why = "the readout gives them, or the training data do not tell them"
                 logging.warning("--sog_fragment_charge_weight has no effect: %s", why)
