@@ -127,10 +127,8 @@ def element_charges(charges: Mapping[Composition, int]) -> tuple[dict[str, float
     excess = np.abs(values) / np.where(single, _LARGEST, _LARGEST_IN_MOLECULES + TOLERANCE)
     if excess.max(initial=0.0) > 1.0:
         worst = symbol_of(elements[int(excess.argmax())])
-        return (
-            None,
-            f"charges of elements that sum to those of all fragments are too large for {worst}",
-        )
+        reason = "charges of elements that sum to those of all fragments are too large for"
+        return None, f"{reason} {worst}"
     found = zip(elements, values, strict=True)
     return {symbol_of(z): round(float(x), 4) for z, x in found if abs(x) > _ZERO}, ""
 

@@ -126,7 +126,7 @@ def _compact(numbers: list[int]) -> NDArray[np.int32]:
 
 
 def _joined(parts: list[NDArray[np.int32]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device)
+    return torch.from_numpy(np.concatenate(parts)).to(device, torch.int64)
 
 
 def _sums_to(found: _Found, total: float) -> bool:
