@@ -157,16 +157,15 @@ def costs(results: Results) -> str:
             rows = [r for r in results.rows if (r["system"], r["column"]) == (system, column)]
             if not rows:
                 continue
-            seconds = show({r["seed"]: r["seconds"] for r in rows})
             core = show({r["seed"]: r["core_seconds"] for r in rows})
             epochs = ", ".join(f"{r['epochs_done']}/{r['epochs']}" for r in rows)
             stopped = any(r["stopped"] for r in rows)
             epochs += f", stopped after {rows[0]['minutes']:g} minutes" if stopped else ""
             seeds = ", ".join(str(r["seed"]) for r in rows)
-            cells = [system, column, str(rows[0]["parameters"]), seconds, core, epochs, seeds]
+            cells = [system, column, str(rows[0]["parameters"]), core, epochs, seeds]
             commits = ", ".join(dict.fromkeys(r["commit"] for r in rows))
             lines.append("| " + " | ".join([*cells, commits]) + " |")
-    head = ["system", "model", "parameters", "seconds", "core seconds", "epochs", "seeds", "commit"]
+    head = ["system", "model", "parameters", "core seconds", "epochs", "seeds", "commit"]
     top = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     return "\n".join(["### Cost", "", *top, *lines]) if lines else ""
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -57,6 +57,7 @@ class Job:
     minutes : core minutes after which the training is stopped; minutes where the operating system
         does not tell those of a running command.
     pattern : what the log holds after each epoch.
+    earlier : results of an earlier pass, which count as those of this one do.
     """
 
     system: str
@@ -75,6 +76,7 @@ class Job:
     output: Path
     minutes: float
     pattern: Any = training.EPOCH
+    earlier: Sequence[dict[str, Any]] = ()
 
     @property
     def label(self) -> str:
@@ -105,8 +107,15 @@ class Job:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, if that is still valid."""
-        found = read_json(self.folder / RESULT)
+        found = read_json(self.folder / RESULT) or self._earlier("data", "options", "code")
         return found if found and not self.cut_short(found) else None
+
+    def _earlier(self, *parts: str) -> dict[str, Any] | None:
+        """Result of an earlier pass, of which parts of the identity are the same."""
+        names = {"system": self.system, "column": self.column, "host": self.host}
+        wanted = {**names, "seed": self.seed, **{part: self.identity[part] for part in parts}}
+        same = (own for own in self.earlier if all(own[k] == v for k, v in wanted.items()))
+        return next(same, None)
 
     def cut_short(self, found: dict[str, Any]) -> bool:
         """Whether a training was stopped by a shorter limit than that of this job."""
@@ -115,7 +124,7 @@ class Job:
     def is_done(self) -> bool:
         """Whether there is nothing to do."""
         found = self.result()
-        return found is not None and found["measuring"] == self.measuring
+        return found is not None and found.get("measuring", self.measuring) == self.measuring
 
     def older_result(self) -> dict[str, Any] | None:
         """The newest result of the same data, options and seed by other code."""
@@ -124,7 +133,8 @@ class Job:
             found = read_json(path)
             if found and all(found[part] == wanted[part] for part in ("data", "options")):
                 results.append((path.stat().st_mtime, found))
-        return max(results, key=lambda pair: pair[0])[1] if results else None
+        newest = max(results, key=lambda pair: pair[0])[1] if results else None
+        return newest or self._earlier("data", "options")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -16,7 +16,9 @@ NONE: Final = "none"
 AUTO: Final = "auto"
 """Name of the preset that is chosen by the data."""
 
-OF_CHARGES: Final = ("readout", "element_charges", "latent_dipoles")
+OF_CHARGES: Final = frozenset(
+    ("readout", "element_charges", "latent_dipoles", "charge_constraint", "charge_embedding")
+)
 """Options that mean nothing where no channel has electric charges."""
 
 COMMAND: Final = "sog_preset"
@@ -186,7 +188,7 @@ def _unused(kernel: str) -> set[str]:
     specs = parse_kernels(kernel)
     unused = {"num_channels"}
     if not any(spec.build().conserved for spec in specs):
-        unused |= set(OF_CHARGES)
+        unused |= OF_CHARGES
     return unused if all(spec.is_potential for spec in specs) else unused | {"min_width"}
 
 

@@ -9,6 +9,7 @@ is there, and the commit of what other code made.
     python -m nox -s systems -- dimers_cc water --model sr sog --seeds 1 --data DIR
     python -m nox -s systems -- dimers_cp --model sog "dip=--sog_latent_dipoles=True" --data DIR
     python -m nox -s systems -- --collect --data DIR        # tables alone
+    python -m nox -s systems -- --seeds 2 --earlier docs/evidence/systems.json --data DIR
 """
 
 from __future__ import annotations
@@ -82,6 +83,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"one seed, half of the epochs; without names {', '.join(QUICK)}",
     )
     add("--epochs", type=int, help="of all models, to try what runs")
+    add(
+        "--earlier",
+        type=rows_of,
+        default=(),
+        help="results of an earlier pass, the .json of a page: what they hold is not run again",
+    )
     add("--collect", action="store_true", help="write the tables without running anything")
     add(
         "--md",
@@ -100,6 +107,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"unknown system {sorted(unknown)}: choose from {', '.join(SYSTEMS)}")
     args.output = args.output.resolve()
     return args
+
+
+def rows_of(path: str) -> list[dict]:
+    """Results of an earlier pass."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from error
 
 
 def columns(host: ModuleType, words: list[str]) -> dict[str, tuple[str, ...] | None]:
@@ -212,6 +227,7 @@ def make_job(
         output=args.output,
         minutes=args.minutes or system.minutes,
         pattern=host.PATTERN,
+        earlier=args.earlier,
     )
 
 

@@ -305,5 +305,5 @@ def add(rows: list[dict], todo: list[jobs.Job]) -> None:
     """Add to results of jobs what dynamics found."""
     found = {job.identity["key"]: jobs.read_json(job.folder / DYNAMICS) for job in todo}
     for row in rows:
-        if found.get(row["key"]):
+        if found.get(row.get("key")):
             row["dynamics"] = found[row["key"]]

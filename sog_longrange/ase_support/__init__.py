@@ -5,6 +5,7 @@
 
 from .calculator import RESULTS, ChargesInASE, explain_no_stress, explain_no_volume
 from .data_summary import DataSummary
+from .decay import Decay, measure_decay
 from .files import open_calculator
 from .formal_charges import formal_charges, spread
 from .fragment_charges import FragmentCharges
@@ -45,6 +46,7 @@ __all__ = [
     "AtomsLike",
     "ChargesInASE",
     "DataSummary",
+    "Decay",
     "FragmentCharges",
     "add_periodic_field",
     "born_charges_of_atoms",
@@ -66,6 +68,7 @@ __all__ = [
     "ignored_charge",
     "is_info_changed",
     "keep_info",
+    "measure_decay",
     "open_calculator",
     "periodic_field",
     "spread",

@@ -69,20 +69,29 @@ def find_fragments(atoms: Any) -> list[Fragment]:  # noqa: ANN401
     list of Fragment
         In the order of their first atoms.
     """
-    bonds = _find_bonds(_without_open_cell(atoms))
-    fragments, seen = [], set()
+    bonds = _find_bonds(without_open_cell(atoms))
+    fragments: list[Fragment] = []
+    seen: set[int] = set()
     for first in range(len(atoms)):
         if first not in seen:
-            members, is_network = _reach(first, bonds)
-            seen.update(members)
-            fragments.append(_describe(atoms, members, is_network, bonds))
+            places, is_network = reach(first, bonds)
+            seen.update(places)
+            fragments.append(_describe(atoms, sorted(places), is_network, bonds))
     return fragments
 
 
-def _without_open_cell(atoms: Any) -> Any:  # noqa: ANN401
+def without_open_cell(atoms: Any) -> Any:  # noqa: ANN401
     """Copy without cell vectors along open axes, where hosts make some of a hundred Å and more.
 
     ASE would divide all of that cell into bins of the size of a bond.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+
+    Returns
+    -------
+    ase.Atoms
     """
     copy = atoms.copy()
     copy.set_cell(np.asarray(copy.cell) * np.asarray(copy.pbc)[:, None])
@@ -103,8 +112,23 @@ def _describe(
     return Fragment(composition, is_network, lewis, tuple(members))
 
 
-def _reach(first: int, bonds: Bonds) -> tuple[list[int], bool]:
-    """Atoms that bonds lead to, and whether they also lead to another image of an atom."""
+def reach(first: int, bonds: Bonds) -> tuple[dict[int, NDArray[Any]], bool]:
+    """Follow bonds, or contacts of another kind, from an atom.
+
+    Parameters
+    ----------
+    first : int
+        The atom.
+    bonds : dict
+        Atoms that each is bonded to, with the lattice vectors between them, as three whole numbers.
+
+    Returns
+    -------
+    dict of int to array, shape (3,), of int
+        Atoms that bonds lead to, and which of their images in one piece with the first.
+    bool
+        Whether bonds also lead to another image of an atom.
+    """
     places, queue, is_network = {first: np.zeros(3, int)}, [first], False
     while queue:
         atom = queue.pop()
@@ -115,7 +139,7 @@ def _reach(first: int, bonds: Bonds) -> tuple[list[int], bool]:
                     places[other] = place
                     queue.append(other)
                 is_network = is_network or bool((places[other] != place).any())
-    return sorted(places), is_network
+    return places, is_network
 
 
 def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sog_longrange.errors import InputError, SOGError, explain
 from sog_longrange.hosts import load_library
@@ -23,9 +23,13 @@ from sog_longrange.presets import (
 )
 
 from .data_summary import DataSummary
-from .formal_charges import formal_charges
+from .decay import Decay, measure_decay
+from .formal_charges import formal_charges, spread
 from .fragment_charges import FragmentCharges
 from .structures import TOTAL_CHARGE, total_charge
+
+FORCES: Final = "REF_forces"
+"""Key of forces that is looked at where none is told, as MACE does."""
 
 CAREFUL: Final = "atoms"
 """Readout where charges of fragments are not known: of each atom's features."""
@@ -55,7 +59,7 @@ class Choice:
     fragments: FragmentCharges | None = None
 
 
-def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
+def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = None) -> Choice:
     """Choose a preset by what structures consist of, and the charges that elements begin with.
 
     Parameters
@@ -64,6 +68,9 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
         From :func:`~sog_longrange.ase_support.formal_charges.formal_charges`.
     name : str
         "auto", or the preset that was chosen already and gets what the data add to it.
+    decay : Decay, optional
+        From :func:`~sog_longrange.ase_support.decay.measure_decay`, which decides where charges
+        are not known and no charges attract like this.
 
     Returns
     -------
@@ -74,6 +81,11 @@ def choose_preset(summary: DataSummary, name: str = AUTO) -> Choice:
     ConfigError
         If there is no preset of this name.
     """
+    exponent = decay.of_dispersion if decay and summary.charges is None else None
+    if decay and exponent and name in {AUTO, "dispersive"}:
+        options = {"kernel": f"dispersion(exponent={exponent})"}
+        why = f"{decay.describe()}, as no charges do"
+        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, options), why)
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
@@ -150,8 +162,13 @@ def explain_choice(choice: Choice, found: str, options: str) -> str:
     return f"Preset {choice.name}{why}, by {found}: {options}"
 
 
-def look_at_file(path: str, keys: Sequence[str] = TOTAL_CHARGE) -> DataSummary:
-    """Read structures, and find what they consist of.
+def look_at_file(
+    path: str,
+    keys: Sequence[str] = TOTAL_CHARGE,
+    cutoff: float | None = None,
+    forces_key: str = FORCES,
+) -> tuple[DataSummary, Decay | None]:
+    """Read structures, and find what they consist of and how they attract each other.
 
     Parameters
     ----------
@@ -159,10 +176,15 @@ def look_at_file(path: str, keys: Sequence[str] = TOTAL_CHARGE) -> DataSummary:
         Any file that ASE reads.
     keys : sequence of str
         Where total charges are in `atoms.info`.
+    cutoff : float, in Å, optional
+        Of the model of the host; nothing is measured beyond it where it is not known.
+    forces_key : str
+        Where forces are in `atoms.arrays`, where not in a calculator that the file stands for.
 
     Returns
     -------
     DataSummary
+    Decay or None
 
     Raises
     ------
@@ -177,7 +199,20 @@ def look_at_file(path: str, keys: Sequence[str] = TOTAL_CHARGE) -> DataSummary:
     except Exception as error:  # The format decides what is raised.
         got = f"{path!r}: {type(error).__name__}: {error}"
         raise InputError(explain("file", "a file of structures that ASE reads", got)) from error
-    return formal_charges(frames, [total_charge(frame, keys) for frame in frames])
+    summary = formal_charges(frames, [total_charge(frame, keys) for frame in frames])
+    sample = [frames[place] for place in spread(len(frames))]
+    forces = [_forces(frame, forces_key) for frame in sample]
+    labelled = [place for place, own in enumerate(forces) if own is not None]
+    if cutoff is None:
+        return summary, None
+    decay = measure_decay([sample[i] for i in labelled], [forces[i] for i in labelled], cutoff)
+    return summary, decay
+
+
+def _forces(atoms: Any, key: str) -> Any:  # noqa: ANN401
+    """Look for forces of a structure."""
+    known = atoms.calc.results if atoms.calc else {}
+    return atoms.arrays.get(key, known.get("forces"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -194,25 +229,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--total_charge_key", help="key of total charges (default: total_charge or charge)"
     )
     parser.add_argument(
-        "--cutoff", type=float, help="cutoff of the model in Å, a third of which is min_width"
+        "--cutoff",
+        type=float,
+        help="cutoff of the model in Å: a third of it is min_width, and forces between what is "
+        "farther apart tell their law",
     )
+    parser.add_argument("--forces_key", default=FORCES, help=f"key of forces (default: {FORCES})")
     args = parser.parse_args(argv)
     keys = [args.total_charge_key] if args.total_charge_key else TOTAL_CHARGE
     try:
-        summary = look_at_file(args.file, keys)
+        found = look_at_file(args.file, keys, args.cutoff, args.forces_key)
     except SOGError as error:
         raise SystemExit(f"{COMMAND}: {error}") from error
-    sys.stdout.write("\n".join(_lines(summary, args.cutoff)) + "\n")
+    sys.stdout.write("\n".join(_lines(*found, args.cutoff)) + "\n")
 
 
-def _lines(summary: DataSummary, cutoff: float | None) -> list[str]:
-    choice = choose_preset(summary)
+def _lines(summary: DataSummary, decay: Decay | None, cutoff: float | None) -> list[str]:
+    choice = choose_preset(summary, decay=decay)
     options = apply_preset(choice.preset, {}, cutoff=cutoff)
     every = apply_preset(choice.preset, {}, has_vectors=True, cutoff=cutoff)
     of_mace = {**every, **choice.preset.schedule}
     of_pyg = {"num_charges" if k == "num_channels" else k: v for k, v in options.items()}
     lines = [
         f"Found: {summary.describe()}",
+        *([f"Forces: {decay.describe()}"] if decay else []),
         f"Preset: {choice.name}, for {choice.preset.purpose}",
         *([f"Because {choice.why}"] if choice.why else []),
         "",

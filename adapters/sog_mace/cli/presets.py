@@ -16,9 +16,17 @@ from sog_longrange.ase_support import (
     choose_preset,
     explain_choice,
     formal_charges,
+    measure_decay,
     spread,
 )
-from sog_longrange.presets import AUTO, NONE, apply_preset, describe_options, find_preset
+from sog_longrange.presets import (
+    AUTO,
+    NONE,
+    OF_CHARGES,
+    apply_preset,
+    describe_options,
+    find_preset,
+)
 from sog_mace.cli.fragments import structures_of
 from sog_mace.model import SOGMACE
 from sog_mace.readout import vector_slices
@@ -92,7 +100,7 @@ class PresetOptions:
         Parameters
         ----------
         config : SOGConfig
-            Options until here, whose charge constraint is kept.
+            Options until here, whose charge constraint is kept where there are charges.
         mace : MACE
             The inner model.
         foundation : Module or None
@@ -116,7 +124,8 @@ class PresetOptions:
         else:
             options, further, fragments = self._choose(dataset, numbers, mace)
         chosen = SOGConfig.from_dict({**options, "charge_constraint": "auto"})
-        chosen = chosen.with_constraint(config.charge_constraint, config.fractional_charge)
+        constraint = config.charge_constraint if chosen.constrained_channels else "none"
+        chosen = chosen.with_constraint(constraint, config.fractional_charge)
         return Completed(chosen, further, fragments)
 
     def _choose(
@@ -126,8 +135,12 @@ class PresetOptions:
         items = [dataset[index] for index in spread(len(dataset))]
         frames = [atoms for item in items for atoms in structures_of(item, numbers)]
         summary = formal_charges(frames, [float(item.total_charge) for item in items])
-        choice = choose_preset(summary, self.name)
         vectors, cutoff = bool(vector_slices(mace)), float(mace.r_max)
+        decay = measure_decay(frames, [item.forces.numpy() for item in items], cutoff)
+        if decay:
+            logging.info(decay.describe())
+        wants_charges = not OF_CHARGES.isdisjoint(self.given)
+        choice = choose_preset(summary, self.name, None if wants_charges else decay)
         options = apply_preset(choice.preset, self.given, has_vectors=vectors, cutoff=cutoff)
         further = {k: v for k, v in choice.preset.schedule.items() if k not in self.given_schedule}
         text = describe_options({**options, **further}, self.given)

@@ -114,6 +114,34 @@ def test_auto_chooses_by_what_streams_as_by_what_was_read(form, caplog, monkeypa
     assert "by 6 frames (molecules or clusters) with Na +1, Cl -1: hidden_size=16" in caplog.text
 
 
+def attracted(count, exponent):
+    """Two atoms of elements whose charges nothing tells, far apart, and their attraction."""
+    frames = []
+    for distance in np.linspace(4.0, 9.0, count):
+        frame = Atoms("SO", [[0, 0, 0], [distance, 0, 0]])
+        pull = exponent / distance ** (exponent + 1.0)
+        frame.arrays["REF_forces"] = pull * np.array([[1.0, 0, 0], [-1.0, 0, 0]])
+        frame.info["REF_energy"] = -1.0 / distance**exponent
+        frames.append(frame)
+    lone = [Atoms(own, info={"config_type": "IsolatedAtom", "REF_energy": 0.0}) for own in "SO"]
+    return [*lone, *frames]
+
+
+@pytest.mark.parametrize("exponent", [1.0, 4.0])
+def test_forces_beyond_the_cutoff_tell_the_kernel_where_charges_are_not_known(
+    exponent, caplog, configured
+):
+    ase.io.write("train.xyz", attracted(16, exponent))
+    ase.io.write("valid.xyz", attracted(4, exponent)[2:])
+    sources = {"train_file": "train.xyz", "valid_file": "valid.xyz", "sog_preset": "auto"}
+    config = configured(**sources)
+    assert f"attract by a potential r^-({exponent:.2f} ± 0.00)" in caplog.text
+    wanted = ("dispersion(exponent=4.0)", "none") if exponent == 4.0 else ("coulomb", "neutral")
+    assert (config.kernel, config.charge_constraint) == wanted
+    careful = configured(**sources, sog_readout="atoms", name="careful")
+    assert (careful.kernel, careful.charge_constraint) == ("coulomb", "neutral")
+
+
 def test_auto_takes_the_options_of_a_foundation_model(configured):
     theirs = SOGConfig(min_width=0.7, charge_constraint="neutral")
     torch.save(make_sogmace(theirs), "first.model")

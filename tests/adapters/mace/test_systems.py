@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_results_of_other_code_are_shown_with_their_commit_and_never_mixed(load,
     results = collect.collect(changed)
     assert [(row["seed"], row["stale"]) for row in results.rows] == [(1, False)]
     assert results.missing == ["fake sog 2"]
+
+
+def test_results_of_an_earlier_pass_count_and_are_not_run_again(load, new_job, tmp_path):
+    jobs, collect = load("jobs"), load("collect")
+    jobs.run_all([new_job()], 1)
+    kept = {"system", "column", "host", "seed", "commit", "data", "options", "code", "errors"}
+    kept |= {"stopped", "minutes"}
+    row = {key: value for key, value in new_job().result().items() if key in kept}
+    shutil.rmtree(tmp_path / "output")
+    assert not new_job().is_done()
+    again = new_job(earlier=[row])
+    assert jobs.run_all([again], 1) == {}
+    assert runs(tmp_path) == 1
+    assert collect.collect([again]).rows == [row | {"stale": False}]
+    other, second = new_job(code="b", earlier=[row]), new_job(seed=2, earlier=[row])
+    assert not other.is_done()
+    assert not second.is_done()
+    assert collect.collect([other]).rows == [row | {"stale": True}]
+    assert collect.collect([second]).missing == ["fake sog 2"]
 
 
 def test_worse_is_more_than_five_percent_and_two_standard_errors(load):

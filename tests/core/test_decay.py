@@ -1,0 +1,129 @@
+"""The law by which parts attract each other where a host does not see one from the other."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("ase", reason="ASE is not installed in this environment")
+
+import ase.io
+from ase import Atoms
+from scipy.spatial.transform import Rotation
+
+from sog_longrange.ase_support import Decay, choose_preset, formal_charges, measure_decay
+from sog_longrange.ase_support.presets import main
+from sog_longrange.presets import PRESETS
+
+CUTOFF, EDGE = 4.5, 40.0
+STRENGTHS = np.array([1.2, 0.8, 1.0, 0.9])
+
+
+def pair(rng, exponent, sign=1.0, handed=1.0, alike=False):
+    """Two triangles of unlike atoms in a box, 5 to 10 Å apart, and their forces."""
+    shape = np.array([[0.0, 0.0, 0.0], [1.9, 0.0, 0.0], [-0.6, 1.8, 0.0]])
+    one, other = (Rotation.random(rng=rng).apply(shape - shape.mean(0)) for _ in range(2))
+    direction = rng.normal(size=3)
+    other = other + direction / np.linalg.norm(direction) * rng.uniform(8.5, 13.0)
+    places = np.vstack([one, other])
+    strengths = np.ones(6) if alike else STRENGTHS[[0, 1, 2, 3, 0, 1]]
+    vectors = places[None, 3:] - places[:3, None]
+    pull = sign * exponent * np.outer(strengths[:3], strengths[3:])
+    pull = (pull / np.linalg.norm(vectors, axis=-1) ** (exponent + 2.0))[..., None] * vectors
+    atoms = Atoms("SNOFFO", places + rng.uniform(0, EDGE, 3), cell=[EDGE, EDGE, handed * EDGE])
+    atoms.pbc = True
+    return atoms, np.vstack([pull.sum(1), -pull.sum(0)])
+
+
+def pairs(exponent, count=16, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    return zip(*(pair(rng, exponent, **options) for _ in range(count)), strict=True)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0, 4.0, 6.0, 7.0])
+def test_the_exponent_is_that_of_the_forces(exponent):
+    exact = measure_decay(*pairs(exponent, alike=True), CUTOFF)
+    assert exact[:2] == pytest.approx((exponent, 0.0))
+    decay = measure_decay(*pairs(exponent), CUTOFF)
+    assert abs(decay.exponent - exponent) <= 2.0 * decay.error < 0.3
+    assert decay.pairs == 16
+    assert decay.of_dispersion == (exponent if exponent > 3.5 else None)
+
+
+def test_images_order_handedness_and_open_boxes_do_not_matter():
+    frames, forces = (list(own) for own in pairs(6.0, handed=-1.0))
+    first = measure_decay(frames, forces, CUTOFF)
+    order = np.random.default_rng(1).permutation(6)
+    for frame in frames:
+        frame.wrap()
+    assert measure_decay(frames, forces, CUTOFF) == pytest.approx(first)
+    shuffled = [frame[order] for frame in frames], [own[order] for own in forces]
+    assert measure_decay(*shuffled, CUTOFF) == pytest.approx(first)
+    frames, forces = pairs(6.0, handed=-1.0)
+    assert measure_decay([Atoms(own.numbers, own.positions) for own in frames], forces, CUTOFF) == (
+        pytest.approx(first)
+    )
+
+
+@pytest.mark.parametrize("change", ["few", "repulsion", "none", "noise", "one part", "three"])
+def test_nothing_is_told_where_there_is_no_law(change):
+    frames, forces = (list(own) for own in pairs(6.0, sign=-1.0 if change == "repulsion" else 1.0))
+    rng = np.random.default_rng(2)
+    if change == "few":
+        frames, forces = frames[:11], forces[:11]
+    elif change == "none":
+        forces = [np.zeros_like(own) for own in forces]
+    elif change == "noise":
+        forces = [own * np.exp(rng.normal()) for own in forces]
+    elif change == "one part":
+        frames, forces = [frame[:3] for frame in frames], [own[:3] for own in forces]
+    elif change == "three":
+        frames = [frame + Atoms("F", [frame.positions[0] + 20.0]) for frame in frames]
+        forces = [np.vstack([own, np.zeros(3)]) for own in forces]
+    assert measure_decay(frames, forces, CUTOFF) is None
+
+
+def test_what_goes_on_without_an_end_has_no_centre():
+    frames, forces = (list(own) for own in pairs(6.0))
+    for frame in frames:
+        frame.cell[2, 2] = 2.0  # each atom touches its own image
+    assert measure_decay(frames, forces, CUTOFF) is None
+
+
+def test_the_law_decides_where_charges_are_not_known():
+    frames, forces = pairs(4.0)
+    unknown, decay = formal_charges(frames), measure_decay(frames, forces, CUTOFF)
+    assert unknown.charges is None
+    assert choose_preset(unknown).name == "ionic"
+    choice = choose_preset(unknown, decay=decay)
+    assert choice.name == choose_preset(unknown, "dispersive", decay).name == "dispersive"
+    assert choice.preset.options == {"kernel": "dispersion(exponent=4)"}
+    assert "16 pairs farther apart than 4.5 Å attract by a potential r^-(4.0" in choice.why
+    assert choose_preset(unknown, "molecular", decay).preset == PRESETS["molecular"]
+    slow = Decay(2.0, 0.1, 16, CUTOFF)
+    assert choose_preset(unknown, decay=slow) == choose_preset(unknown)
+
+
+def test_charges_that_are_known_win_over_the_law():
+    neutral = formal_charges([Atoms("Ar2", [[0, 0, 0], [x, 0, 0]]) for x in (4.0, 6.0)])
+    assert neutral.charges is not None
+    assert choose_preset(neutral, decay=Decay(6.0, 0.1, 16, CUTOFF)) == choose_preset(neutral)
+
+
+def test_the_command_tells_the_law(tmp_path, capsys):
+    frames, forces = pairs(4.0)
+    for frame, own in zip(frames, forces, strict=True):
+        frame.arrays["any_forces"] = own
+    path = str(tmp_path / "train.xyz")
+    ase.io.write(path, frames, format="extxyz")
+    main([path, "--cutoff=4.5", "--forces_key=any_forces"])
+    told = capsys.readouterr().out
+    assert "Forces: 16 pairs farther apart than 4.5 Å attract" in told
+    assert "--sog_kernel=dispersion(exponent=4)" in told
+    main([path, "--cutoff=4.5"])
+    assert "Forces:" not in capsys.readouterr().out
+    for frame in frames:
+        frame.arrays["forces"] = frame.arrays.pop("any_forces")
+    ase.io.write(path, frames, format="extxyz")
+    main([path, "--cutoff=4.5"])
+    assert "Forces: 16 pairs" in capsys.readouterr().out
+    main([path])
+    assert "Forces:" not in capsys.readouterr().out
