@@ -13,10 +13,11 @@ from collections.abc import Callable
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
+from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 
 from . import exact, structure
+from .motion import thermal
 from .system import Motion
 
 THERMOSTAT, BAROSTAT = 100.0, 1000.0  # fs
@@ -24,7 +25,7 @@ EVERY, SETTLE = 10, 0.2  # steps between looks, and share of the run before the 
 WIDEST = 2.0  # times the volume at the start, or over it: there a model has failed
 KILOGRAMS = 1e27 / units.mol  # u/Å^3 in kg/m^3
 SHARE, TRUTH = 0.5, 2.0  # of the length of all dynamics: a model's run; the exact one, over that
-Run = Callable[[object, int, str], None]
+Run = Callable[[MolecularDynamics, int, str], None]
 
 
 class UnstableError(Exception):
@@ -74,13 +75,15 @@ def constant_pressure(
     UnstableError
         If the volume doubles or halves.
     """
-    atoms = frame.copy()
-    atoms.calc = calculator
-    rng, heat = np.random.default_rng(3), {"temperature_K": motion.kelvin}
-    MaxwellBoltzmannDistribution(atoms, rng=rng, **heat)
-    Stationary(atoms)
-    damp = {"tdamp": THERMOSTAT * units.fs, "pdamp": BAROSTAT * units.fs}
-    own = IsotropicMTKNPT(atoms, motion.step * units.fs, pressure_au=wanted, **damp, **heat)
+    atoms = thermal(frame, calculator, motion.kelvin)
+    own = IsotropicMTKNPT(
+        atoms,
+        motion.step * units.fs,
+        temperature_K=motion.kelvin,
+        pressure_au=wanted,
+        tdamp=THERMOSTAT * units.fs,
+        pdamp=BAROSTAT * units.fs,
+    )
     steps, start, found = int(1e3 * picoseconds / motion.step), frame.get_volume(), []
 
     def look() -> None:

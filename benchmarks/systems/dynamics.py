@@ -27,11 +27,10 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from tqdm import tqdm
 
 from . import density, exact, infrared, structure
+from .motion import progress, thermal
 from .registry import SYSTEMS
 from .system import Motion, frames_of
 
@@ -41,14 +40,6 @@ PICOSECONDS = 20.0
 SHARE = 0.2  # of the length, over which fluctuations at all steps are compared
 EVERY, SETTLE = 50, 0.1  # steps between snapshots, and share of the run before the first
 BINS, REACH = 80, 5.5  # of the radial distribution, and Å
-
-
-def progress(motion: object, steps: int, words: str) -> None:
-    """Run with a progress bar."""
-    bar = tqdm(total=steps, desc=f"  {words}", unit="step", mininterval=10.0)
-    motion.attach(lambda: bar.update(10), interval=10)  # type: ignore[attr-defined]
-    motion.run(steps)  # type: ignore[attr-defined]
-    bar.close()
 
 
 def constant_energy(
@@ -87,15 +78,6 @@ def fluctuation(times: np.ndarray, energies: np.ndarray) -> tuple[float, float]:
     return float((energies - slope * times - start).std()), float(slope)
 
 
-def thermal(frame: Atoms, calculator: Calculator, kelvin: float) -> Atoms:
-    """A copy with a calculator and velocities, whose centre rests."""
-    atoms = frame.copy()
-    atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=kelvin, rng=np.random.default_rng(1))
-    Stationary(atoms)
-    return atoms
-
-
 def conservation(
     atoms: Atoms, motion: Motion, picoseconds: float, watch: Callable[[Atoms], None] | None = None
 ) -> dict:
@@ -128,12 +110,9 @@ def thermostatted(
     calculator: Calculator, frame: Atoms, motion: Motion, picoseconds: float
 ) -> list[Atoms]:
     """Snapshots of a Langevin run."""
-    atoms = frame.copy()
-    atoms.calc = calculator
-    rng, heat = np.random.default_rng(2), {"temperature_K": motion.kelvin}
-    MaxwellBoltzmannDistribution(atoms, rng=rng, **heat)
-    how = {"friction": 0.01 / units.fs, "fixcm": False}
-    run = Langevin(atoms, motion.step * units.fs, rng=rng, **how, **heat)
+    atoms = thermal(frame, calculator, motion.kelvin)
+    how = {"friction": 0.01 / units.fs, "fixcm": False, "rng": np.random.default_rng(2)}
+    run = Langevin(atoms, motion.step * units.fs, temperature_K=motion.kelvin, **how)
     steps, kept = int(1e3 * picoseconds / motion.step), []
 
     def look() -> None:
