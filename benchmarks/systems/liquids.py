@@ -26,7 +26,13 @@ def fold_water(folder: Path, find: Find, seed: int) -> None:
     store(folder, {name: [frames[i] for i in own] for name, own in chosen.items()})
 
 
-STRESS = ("--loss=stress", "--stress_key=REF_stress", "--stress_weight=100")
+# Weights that leave forces the largest part of the loss, but energies and stresses a visible one.
+STRESS = (
+    "--loss=stress",
+    "--stress_key=REF_stress",
+    "--stress_weight=100000",
+    "--energy_weight=1000",
+)
 SYSTEMS = {
     "ecemc": System(
         "ecemc",
