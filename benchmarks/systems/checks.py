@@ -11,7 +11,6 @@ from collect import Results, is_worse, look_up, show
 from .system import Answer
 
 AUTO = ("sog",)
-OR_DISPERSIVE = ("sog", "dispersive")
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def make_job(
     system, head = SYSTEMS[name], chosen[column]
     epochs = args.epochs or (system.epochs // 2 if args.quick else system.epochs)
     if head is not None and host.NAME == "mace":
-        head = (*head, *system.heads, *system.matching.get(column, ()))
+        head = (*head, *system.heads)
     train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
     files = dict.fromkeys(("train", system.valid, *system.tests))
     return jobs.Job(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +114,6 @@ class System:
     epochs : of all models.
     mace, nequip : options of the host that all models are told; None where it has no row.
     heads : options of MACE that all models with a head are told besides.
-    matching : the same of one column, such as the exponent of its law, which no data tell.
     valid : file of the validation frames.
     minutes : time limit of each training.
     seeds : of the trainings, where not given.
@@ -139,7 +138,6 @@ class System:
     mace: tuple[str, ...] | None
     nequip: tuple[str, ...] | None = None
     heads: tuple[str, ...] = ()
-    matching: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     valid: str = "val"
     minutes: float = 10.0
     seeds: tuple[int, ...] = SEEDS
