@@ -107,14 +107,17 @@ class Job:
 
     def result(self) -> dict[str, Any] | None:
         """What was measured, if that is still valid."""
-        found = read_json(self.folder / RESULT) or self._earlier("data", "options", "code")
-        return found if found and not self.cut_short(found) else None
+        found = read_json(self.folder / RESULT), self._earlier("data", "options", "code")
+        return next((own for own in found if own and not self.cut_short(own)), None)
 
     def _earlier(self, *parts: str) -> dict[str, Any] | None:
-        """Result of an earlier pass, of which parts of the identity are the same."""
+        """Result of an earlier pass, of which parts of the identity are the same.
+
+        Its model is gone: what it measured is not measured again by other code.
+        """
         names = {"system": self.system, "column": self.column, "host": self.host}
         wanted = {**names, "seed": self.seed, **{part: self.identity[part] for part in parts}}
-        same = (own for own in self.earlier if all(own[k] == v for k, v in wanted.items()))
+        same = (own for own in self.earlier if all(own.get(k) == v for k, v in wanted.items()))
         return next(same, None)
 
     def cut_short(self, found: dict[str, Any]) -> bool:

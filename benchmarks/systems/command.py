@@ -112,9 +112,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def rows_of(path: str) -> list[dict]:
     """Results of an earlier pass."""
     try:
-        return json.loads(Path(path).read_text())
+        rows = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from error
+    if not (isinstance(rows, list) and all(isinstance(own, dict) for own in rows)):
+        raise argparse.ArgumentTypeError(f"{path} must be a list of results")
+    return rows
 
 
 def columns(host: ModuleType, words: list[str]) -> dict[str, tuple[str, ...] | None]:

@@ -258,6 +258,12 @@ def main(folder: str, picoseconds: str = str(PICOSECONDS)) -> None:
     (path / BEGUN).unlink()
 
 
+def is_whole(found: dict | None, motion: Motion, picoseconds: float) -> bool:
+    """Whether dynamics were run that long, with all that is looked at."""
+    wanted = {name for name in ("density", "infrared") if getattr(motion, name)}
+    return found is not None and wanted <= found.keys() and found["picoseconds"] >= picoseconds
+
+
 def run_left(todo: list[jobs.Job], script: Path, picoseconds: float) -> None:
     """Run the dynamics that are not there, of models of the first seed, one after another.
 
@@ -270,10 +276,10 @@ def run_left(todo: list[jobs.Job], script: Path, picoseconds: float) -> None:
     seeds: dict[tuple[str, str], int] = {}
     for job in todo:
         first = seeds.setdefault((job.system, job.column), job.seed) == job.seed
-        if not (first and SYSTEMS[job.system].motion and job.result()):
+        motion = SYSTEMS[job.system].motion
+        if not (first and motion and job.result() and job.model(job.folder).exists()):
             continue
-        found = jobs.read_json(job.folder / DYNAMICS)
-        if found is None or found["picoseconds"] < picoseconds:
+        if not is_whole(jobs.read_json(job.folder / DYNAMICS), motion, picoseconds):
             print(f"  {job.label}: molecular dynamics of {picoseconds:g} ps")
             words = [sys.executable, str(script), "--dynamics", str(job.folder), f"{picoseconds:g}"]
             if subprocess.run(words, check=False).returncode:  # noqa: S603

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -10,24 +12,36 @@ from numpy.typing import NDArray
 
 from sog_longrange.hosts import load_library
 
+from .data_summary import formula
 from .fragments import Bonds, reach, without_open_cell
 
 _LEAST_PAIRS: Final = 12
 _LARGEST_SPREAD: Final = 0.2
 """Relative error of forces up to which one law describes them."""
 
-_EXPONENTS: Final = np.arange(0.5, 12.01, 0.05)
+_TURNED: Final = 0.2
+"""Spread of how parts are turned towards each other: 0.45 is at random, a scan has next to 0."""
+
+_OF_NOISE: Final = 5.0
+"""Times the net force on a whole structure: what is smaller is noise of the labels."""
+
+_IMAGES: Final = 2.0
+"""Times their distance that any other image of a part is away."""
+
 _MOST_ATOMS: Final = 300
 """Atoms of a structure up to which it is divided."""
 
+_RANGE: Final = 0.0, 12.0
 _OF_DISPERSION: Final = 3.5, 8.5
-"""From between 1/r^3 of dipoles, which attract or repel by how they are turned, and 1/r^4."""
+"""From between 1/r^3 of dipoles and 1/r^4."""
+
+_STEP: Final = 0.02
 
 Array = NDArray[np.float64]
 
 
 class Decay(NamedTuple):
-    """A potential r^-exponent that describes attraction in all structures with two parts.
+    """A potential r^-exponent that describes the attraction of parts, however they are turned.
 
     Attributes
     ----------
@@ -47,9 +61,10 @@ class Decay(NamedTuple):
 
     @property
     def of_dispersion(self) -> int | None:
-        """The whole exponent of an attraction that no charges have, None where they may."""
+        """The whole exponent if it is surely above that of dipoles, None where it may not be."""
         low, high = _OF_DISPERSION
-        return round(self.exponent) if low < self.exponent < high else None
+        is_sure = low < self.exponent - 2.0 * self.error and self.exponent + 2.0 * self.error < high
+        return round(self.exponent) if is_sure else None
 
     def describe(self) -> str:
         """Say in one line what was measured.
@@ -63,11 +78,15 @@ class Decay(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Vectors between the atoms of two parts, the direction between their centres, attraction."""
+    """Two parts: vectors between their atoms, direction between centres, forces, how turned."""
 
     vectors: Array
+    lengths: Array
     direction: Array
     pull: float
+    noise: float
+    turns: tuple[float | None, float | None]
+    composition: str
 
 
 def measure_decay(frames: Sequence[Any], forces: Sequence[Any], cutoff: float) -> Decay | None:
@@ -76,80 +95,136 @@ def measure_decay(frames: Sequence[Any], forces: Sequence[Any], cutoff: float) -
     No atom of one part is closer than the cutoff to one of the other, so that a model of that
     cutoff has no force between them: the net force on a part is of the long range alone. It is
     compared with the sum of one power law over all pairs of atoms, logarithms in least squares.
+    Forces of multipoles change their sign with how the parts are turned; the law of a scan, in
+    which they are not, is not told.
 
     Parameters
     ----------
     frames : sequence of ase.Atoms
-    forces : sequence of array, shape (n_atoms, 3), in eV/Å
+        Single atoms are left out.
+    forces : sequence of array, shape (n_atoms, 3), in eV/Å, or None
+        Zeros throughout count as none.
     cutoff : float, in Å
         Of the model of the host.
 
     Returns
     -------
     Decay or None
-        None where fewer than 12 structures consist of two parts, one of them does not attract
-        the other, or no power law is right to 20 %.
+        None where fewer than 12 structures consist of two parts, or others consist of other
+        elements; where one part does not attract the other, parts of several atoms are not
+        turned at random, or no power law is right to 20 %.
     """
-    found = (_two_parts(*own, cutoff) for own in zip(frames, forces, strict=True))
-    pairs = [pair for pair in found if pair is not None]
-    if len(pairs) < _LEAST_PAIRS or any(not pair.pull > 0.0 for pair in pairs):
+    known = [
+        (frame, np.asarray(own, dtype=np.float64))
+        for frame, own in zip(frames, forces, strict=True)
+        if own is not None and len(frame) > 1 and np.any(own)
+    ]
+    found = (_two_parts(*own, cutoff) for own in known)
+    pairs = _above_noise([pair for pair in found if pair is not None])
+    kinds = {pair.composition for pair in pairs}
+    if (
+        len(pairs) < _LEAST_PAIRS
+        or any(_composition(frame) not in kinds for frame, _ in known)
+        or any(pair.pull <= 0.0 for pair in pairs)
+        or not all(_are_turned([pair.turns[side] for pair in pairs]) for side in (0, 1))
+    ):
         return None
+    return _fit(pairs, cutoff)
+
+
+def _fit(pairs: Sequence[_Pair], cutoff: float) -> Decay | None:
+    """Exponent with the smallest spread of logarithms, None where that is not small."""
     pulls = np.log([pair.pull for pair in pairs])
-    laws = np.array([_log_pulls(exponent, pairs) for exponent in _EXPONENTS])
-    spreads = np.std(pulls - laws, axis=1)
-    best = int(spreads[1:-1].argmin()) + 1
-    if spreads[best] > _LARGEST_SPREAD:
+
+    def spread(exponent: float) -> float:
+        return float(np.std(pulls - _log_pulls(exponent, pairs)))
+
+    near = min(np.arange(*_RANGE, 10.0 * _STEP), key=spread)
+    best = float(min(near + _STEP * np.arange(-10, 11), key=spread))
+    slopes = (_log_pulls(best + _STEP, pairs) - _log_pulls(best - _STEP, pairs)) / (2.0 * _STEP)
+    lever = float(np.std(slopes)) * np.sqrt(len(pairs) - 2.0)
+    at_edge = min(abs(best - edge) for edge in _RANGE) < 10.0 * _STEP
+    if at_edge or spread(best) > _LARGEST_SPREAD * min(1.0, lever):
         return None
-    slopes = (laws[best + 1] - laws[best - 1]) / (_EXPONENTS[best + 1] - _EXPONENTS[best - 1])
-    error = spreads[best] / (np.std(slopes) * np.sqrt(len(pairs)))
-    return Decay(float(_EXPONENTS[best]), float(error), len(pairs), cutoff)
+    return Decay(best, spread(best) / lever, len(pairs), cutoff)
 
 
 def _log_pulls(exponent: float, pairs: Sequence[_Pair]) -> Array:
     """Logarithms of the forces between centres by a sum of r^-exponent, but for a constant."""
-    pulls = []
-    for pair in pairs:
-        lengths = np.linalg.norm(pair.vectors, axis=-1)
-        pulls.append((pair.vectors @ pair.direction / lengths ** (exponent + 2.0)).sum())
+    pulls = [
+        (pair.vectors @ pair.direction / pair.lengths ** (exponent + 2.0)).sum() for pair in pairs
+    ]
     logs: Array = np.log(pulls)
     return logs
 
 
-def _two_parts(atoms: Any, forces: Any, cutoff: float) -> _Pair | None:  # noqa: ANN401
+def _above_noise(pairs: Sequence[_Pair]) -> list[_Pair]:
+    """Leave out what labels do not resolve; they sum to zero where they are exact."""
+    noise = float(np.sqrt(np.mean([pair.noise**2 for pair in pairs]))) if pairs else 0.0
+    return [pair for pair in pairs if abs(pair.pull) > _OF_NOISE * noise]
+
+
+def _are_turned(turns: Sequence[float | None]) -> bool:
+    """Tell whether parts face each other with all sides; single atoms have none."""
+    told = [turn for turn in turns if turn is not None]
+    return not told or float(np.std(told)) > _TURNED
+
+
+def _two_parts(atoms: Any, forces: Array, cutoff: float) -> _Pair | None:  # noqa: ANN401
     """Divide a structure in two, None where it consists of one or more."""
-    if not 1 < len(atoms) <= _MOST_ATOMS or len(forces) != len(atoms):
+    if len(atoms) > _MOST_ATOMS:
         return None
     contacts = _contacts(atoms, cutoff)
-    if contacts is None:
-        return None
     first, is_endless = reach(0, contacts)
-    second, other_is = reach(next(i for i in contacts if i not in first), contacts)
-    if is_endless or other_is:
+    rest = [index for index in contacts if index not in first]
+    if is_endless or not rest:
+        return None
+    second, is_endless = reach(rest[0], contacts)
+    if is_endless or len(second) < len(rest):
         return None
     one, other = (_places(atoms, part) for part in (first, second))
+    shift = _to_nearest(atoms, other.mean(0) - one.mean(0))
+    if shift is None:
+        return None
+    other = other + shift
     apart = other.mean(0) - one.mean(0)
-    shift = _to_nearest(atoms, apart)
-    distance = np.linalg.norm(apart + shift)
-    direction: Array = (apart + shift) / distance
-    net = [np.asarray(forces, dtype=np.float64)[list(part)].sum(0) for part in (first, second)]
-    vectors: Array = (other[None] + shift - one[:, None]).reshape(-1, 3)
+    direction: Array = apart / np.linalg.norm(apart)
+    vectors: Array = (other[None] - one[:, None]).reshape(-1, 3)
     if not (vectors @ direction > 0.0).all():
         return None  # One part goes around the other.
-    # Both halves of the law of action and reaction, since labels have noise.
-    return _Pair(vectors, direction, float((net[0] - net[1]) @ direction) / 2.0)
+    net = [forces[list(part)].sum(0) for part in (first, second)]
+    return _Pair(
+        vectors,
+        np.linalg.norm(vectors, axis=-1),
+        direction,
+        # Both halves of the law of action and reaction, since labels have noise.
+        float((net[0] - net[1]) @ direction) / 2.0,
+        float(np.linalg.norm(net[0] + net[1])) / np.sqrt(3.0),
+        (_turn(one, direction), _turn(other, direction)),
+        _composition(atoms),
+    )
 
 
-def _contacts(atoms: Any, cutoff: float) -> Bonds | None:  # noqa: ANN401
-    """Atoms that each sees, None unless all fall into two parts."""
-    graphs = load_library("scipy.sparse.csgraph", "ase")
-    find = load_library("ase.neighborlist", "ase").neighbor_list
-    first, second, shifts = find("ijS", without_open_cell(atoms), cutoff)
-    seen = np.zeros((len(atoms), len(atoms)), dtype=bool)
-    seen[first, second] = True
-    if graphs.connected_components(seen, directed=False, return_labels=False) != 2:  # noqa: PLR2004
+def _composition(atoms: Any) -> str:  # noqa: ANN401
+    return formula(tuple(sorted(Counter(atoms.numbers.tolist()).items())))
+
+
+def _turn(places: Array, direction: Array) -> float | None:
+    """Which side faces a direction: from 1, along the longest axis, to -1/2; None for an atom."""
+    if len(places) == 1:
         return None
+    centred = places - places.mean(0)
+    shape = centred.T @ centred
+    values, axes = np.linalg.eigh(shape - np.eye(3) * np.trace(shape) / 3.0)
+    main = axes[:, int(np.abs(values).argmax())]
+    return float(1.5 * (main @ direction) ** 2 - 0.5)
+
+
+def _contacts(atoms: Any, cutoff: float) -> Bonds:  # noqa: ANN401
+    """Atoms that each sees."""
+    find = load_library("ase.neighborlist", "ase").neighbor_list
     contacts: Bonds = {index: {} for index in range(len(atoms))}
-    for i, j, shift in zip(first, second, shifts, strict=True):
+    for i, j, shift in zip(*find("ijS", without_open_cell(atoms), cutoff), strict=True):
         contacts[int(i)].setdefault(int(j), set()).add(tuple(int(x) for x in shift))
     return contacts
 
@@ -161,9 +236,15 @@ def _places(atoms: Any, part: dict[int, Array]) -> Array:  # noqa: ANN401
     return places
 
 
-def _to_nearest(atoms: Any, apart: Array) -> Array:  # noqa: ANN401
-    """Lattice vector that brings the second part near the first, in cells that are not skewed."""
-    cell = np.asarray(atoms.cell.complete())
-    steps = np.round(apart @ np.linalg.inv(cell)) * np.asarray(atoms.pbc)
-    shift: Array = -steps @ cell
-    return shift
+def _to_nearest(atoms: Any, apart: Array) -> Array | None:  # noqa: ANN401
+    """Lattice vector that brings the second part nearest, None if its next image is near too."""
+    cell, pbc = np.asarray(atoms.cell.complete()), np.asarray(atoms.pbc)
+    around = np.round(apart @ np.linalg.inv(cell))
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=3))) - around
+    shifts = np.unique(steps * pbc, axis=0) @ cell
+    distances = np.linalg.norm(apart + shifts, axis=1)
+    order = np.argsort(distances)
+    if len(order) > 1 and distances[order[1]] < _IMAGES * distances[order[0]]:
+        return None
+    nearest: Array = shifts[order[0]]
+    return nearest

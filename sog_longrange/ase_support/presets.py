@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     name : str
         "auto", or the preset that was chosen already and gets what the data add to it.
     decay : Decay, optional
-        From :func:`~sog_longrange.ase_support.decay.measure_decay`, which decides where charges
-        are not known and no charges attract like this.
+        From :func:`~sog_longrange.ase_support.decay.measure_decay`, which decides for "auto" where
+        charges are not known.
 
     Returns
     -------
@@ -81,13 +82,12 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     ConfigError
         If there is no preset of this name.
     """
-    exponent = decay.of_dispersion if decay and summary.charges is None else None
-    if decay and exponent and name in {AUTO, "dispersive"}:
-        options = {"kernel": f"dispersion(exponent={exponent})"}
-        why = f"{decay.describe()}, as no charges do"
-        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, options), why)
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
+    if decay and decay.of_dispersion and summary.charges is None:
+        options = {"kernel": f"dispersion(exponent={decay.of_dispersion})"}
+        why = f"{decay.describe()}, however they are turned"
+        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, options), why)
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
         why = "each structure is one molecule, whose charge is the total charge"
         return Choice("molecular", PRESETS["molecular"], why)
@@ -166,7 +166,7 @@ def look_at_file(
     path: str,
     keys: Sequence[str] = TOTAL_CHARGE,
     cutoff: float | None = None,
-    forces_key: str = FORCES,
+    forces_key: str | None = None,
 ) -> tuple[DataSummary, Decay | None]:
     """Read structures, and find what they consist of and how they attract each other.
 
@@ -178,8 +178,8 @@ def look_at_file(
         Where total charges are in `atoms.info`.
     cutoff : float, in Å, optional
         Of the model of the host; nothing is measured beyond it where it is not known.
-    forces_key : str
-        Where forces are in `atoms.arrays`, where not in a calculator that the file stands for.
+    forces_key : str, optional
+        Where forces are in `atoms.arrays`; by default "REF_forces", or as ASE knows them.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def look_at_file(
     Raises
     ------
     InputError
-        If the file cannot be read, or a total charge is no number.
+        If the file cannot be read, a total charge is no number, or no structure has such forces.
     MissingLibraryError
         If ASE is not installed.
     """
@@ -200,19 +200,20 @@ def look_at_file(
         got = f"{path!r}: {type(error).__name__}: {error}"
         raise InputError(explain("file", "a file of structures that ASE reads", got)) from error
     summary = formal_charges(frames, [total_charge(frame, keys) for frame in frames])
-    sample = [frames[place] for place in spread(len(frames))]
-    forces = [_forces(frame, forces_key) for frame in sample]
-    labelled = [place for place, own in enumerate(forces) if own is not None]
     if cutoff is None:
         return summary, None
-    decay = measure_decay([sample[i] for i in labelled], [forces[i] for i in labelled], cutoff)
-    return summary, decay
+    sample = [frames[place] for place in spread(len(frames))]
+    forces = [_forces(frame, forces_key) for frame in sample]
+    if forces_key is not None and all(own is None for own in forces):
+        got = ", ".join(sorted({key for frame in sample for key in frame.arrays}))
+        raise InputError(explain("forces_key", "one of the arrays of structures", got))
+    return summary, measure_decay(sample, forces, cutoff)
 
 
-def _forces(atoms: Any, key: str) -> Any:  # noqa: ANN401
+def _forces(atoms: Any, key: str | None) -> Any:  # noqa: ANN401
     """Look for forces of a structure."""
     known = atoms.calc.results if atoms.calc else {}
-    return atoms.arrays.get(key, known.get("forces"))
+    return atoms.arrays.get(key or FORCES, known.get("forces") if key is None else None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -234,7 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="cutoff of the model in Å: a third of it is min_width, and forces between what is "
         "farther apart tell their law",
     )
-    parser.add_argument("--forces_key", default=FORCES, help=f"key of forces (default: {FORCES})")
+    parser.add_argument(
+        "--forces_key", help=f"key of forces (default: {FORCES}, or as ASE knows them)"
+    )
     args = parser.parse_args(argv)
     keys = [args.total_charge_key] if args.total_charge_key else TOTAL_CHARGE
     try:
@@ -256,7 +259,7 @@ def _lines(summary: DataSummary, decay: Decay | None, cutoff: float | None) -> l
         f"Preset: {choice.name}, for {choice.preset.purpose}",
         *([f"Because {choice.why}"] if choice.why else []),
         "",
-        "MACE:   " + " ".join(f"--sog_{key}={value}" for key, value in of_mace.items()),
+        "MACE:   " + " ".join(shlex.quote(f"--sog_{key}={x}") for key, x in of_mace.items()),
         f"NequIP: sog: {{{', '.join(f'{k}: {_yaml(v)}' for k, v in every.items())}}}",
         f"PyG:    LongRangeLayer({', '.join(f'{k}={v!r}' for k, v in of_pyg.items())})",
         "",

@@ -40,6 +40,10 @@ HELP = (
 )
 
 
+OF_KERNELS = OF_CHARGES | {"kernel", "num_channels", "fractional_charge"}
+"""Options that the law of forces beyond the cutoff must not decide against."""
+
+
 class Completed(NamedTuple):
     """What a preset and data decide together.
 
@@ -136,13 +140,19 @@ class PresetOptions:
         frames = [atoms for item in items for atoms in structures_of(item, numbers)]
         summary = formal_charges(frames, [float(item.total_charge) for item in items])
         vectors, cutoff = bool(vector_slices(mace)), float(mace.r_max)
-        decay = measure_decay(frames, [item.forces.numpy() for item in items], cutoff)
-        if decay:
-            logging.info(decay.describe())
-        wants_charges = not OF_CHARGES.isdisjoint(self.given)
-        choice = choose_preset(summary, self.name, None if wants_charges else decay)
+        choice = choose_preset(summary, self.name)
+        if summary.charges is None and OF_KERNELS.isdisjoint(self.given):
+            decay = measure_decay(frames, [_forces(item) for item in items], cutoff)
+            choice = choose_preset(summary, self.name, decay)
         options = apply_preset(choice.preset, self.given, has_vectors=vectors, cutoff=cutoff)
         further = {k: v for k, v in choice.preset.schedule.items() if k not in self.given_schedule}
         text = describe_options({**options, **further}, self.given)
         logging.info(explain_choice(choice, summary.describe(), text))
         return options, further, choice.fragments
+
+
+def _forces(item: Any) -> Any:
+    """Return forces that MACE trains on."""
+    if item.forces is None or not float(item.forces_weight):
+        return None
+    return item.forces.cpu().numpy()

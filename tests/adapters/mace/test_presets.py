@@ -124,6 +124,7 @@ def attracted(count, exponent):
         frame.info["REF_energy"] = -1.0 / distance**exponent
         frames.append(frame)
     lone = [Atoms(own, info={"config_type": "IsolatedAtom", "REF_energy": 0.0}) for own in "SO"]
+    frames.append(Atoms("SO", [[0, 0, 0], [6.0, 0, 0]], info={"REF_energy": 0.0}))  # no forces
     return [*lone, *frames]
 
 
@@ -135,11 +136,13 @@ def test_forces_beyond_the_cutoff_tell_the_kernel_where_charges_are_not_known(
     ase.io.write("valid.xyz", attracted(4, exponent)[2:])
     sources = {"train_file": "train.xyz", "valid_file": "valid.xyz", "sog_preset": "auto"}
     config = configured(**sources)
-    assert f"attract by a potential r^-({exponent:.2f} ± 0.00)" in caplog.text
     wanted = ("dispersion(exponent=4.0)", "none") if exponent == 4.0 else ("coulomb", "neutral")
     assert (config.kernel, config.charge_constraint) == wanted
-    careful = configured(**sources, sog_readout="atoms", name="careful")
-    assert (careful.kernel, careful.charge_constraint) == ("coulomb", "neutral")
+    assert ("attract by a potential r^-(4.00 ± 0.00)" in caplog.text) == (exponent == 4.0)
+    for given in ({"sog_readout": "atoms"}, {"sog_kernel": "coulomb"}):
+        careful = configured(**sources, **given, name="given")
+        assert (careful.kernel, careful.charge_constraint) == ("coulomb", "neutral")
+        assert careful.min_width == 1.0, "a third of the cutoff"
 
 
 def test_auto_takes_the_options_of_a_foundation_model(configured):
