@@ -95,10 +95,11 @@ def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] |
 
 
 SYSTEMS = {
-    "dimers_cc": dimer("CC", nequip=NEQUIP_DIMERS),
+    "dimers_cc": dimer("CC", 1000, nequip=NEQUIP_DIMERS),
     # The ion polarises its partner well beyond 4.5 Å, and the charges must see that.
     "dimers_cp": dimer("CP", 500, "--r_max=6.0", nequip=(*NEQUIP_DIMERS, "cutoff_radius=6.0")),
-    **{f"dimers_{name}": dimer(name.upper()) for name in ("pp", "ca", "pa", "aa")},
+    "dimers_pp": dimer("PP", 1000),
+    **{f"dimers_{name}": dimer(name.upper()) for name in ("ca", "pa", "aa")},
     "dimers_all": System(
         "dimers_all",
         tuple(f"test_{name}" for name in KINDS),

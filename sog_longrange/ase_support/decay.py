@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -35,9 +35,16 @@ _RANGE: Final = 0.0, 12.0
 _OF_DISPERSION: Final = 3.5, 8.5
 """From between 1/r^3 of dipoles and 1/r^4."""
 
+_OF_SCREENING: Final = 1.6, 3.5
+"""Charges of parts of several atoms in boxes are found with exponents up to 1.4."""
+
 _STEP: Final = 0.02
+_SCREENINGS: Final = tuple(round(0.02 * i, 2) for i in range(1, 51))
+_ALIKE: Final = 1.1
+"""Times the spread by a power law up to which a screened potential is as good."""
 
 Array = NDArray[np.float64]
+Law = Callable[[Array], Array]
 
 
 class Decay(NamedTuple):
@@ -52,19 +59,29 @@ class Decay(NamedTuple):
         Structures that consist of two parts.
     cutoff : float, in Å
         Distance that is between the parts at least.
+    kappa : float, in 1/Å, or None
+        Of the potential exp(-kappa r) / r that describes it as well; None where none does.
     """
 
     exponent: float
     error: float
     pairs: int
     cutoff: float
+    kappa: float | None = None
 
     @property
     def of_dispersion(self) -> int | None:
         """The whole exponent if it is surely above that of dipoles, None where it may not be."""
-        low, high = _OF_DISPERSION
-        is_sure = low < self.exponent - 2.0 * self.error and self.exponent + 2.0 * self.error < high
-        return round(self.exponent) if is_sure else None
+        return round(self.exponent) if self._is_in(_OF_DISPERSION) else None
+
+    @property
+    def of_screening(self) -> float | None:
+        """Inverse screening length in 1/Å of charges, None where they may be bare, or dipoles."""
+        return self.kappa if self._is_in(_OF_SCREENING) else None
+
+    def _is_in(self, limits: tuple[float, float]) -> bool:
+        low, high = limits
+        return low < self.exponent - 2.0 * self.error and self.exponent + 2.0 * self.error < high
 
     def describe(self) -> str:
         """Say in one line what was measured.
@@ -74,15 +91,15 @@ class Decay(NamedTuple):
         str
         """
         law = f"a potential r^-({self.exponent:.2f} ± {self.error:.2f})"
+        law += f", or exp(-{self.of_screening:.2g} r)/r" if self.of_screening else ""
         return f"{self.pairs} pairs farther apart than {self.cutoff:g} Å attract by {law}"
 
 
 class _Pair(NamedTuple):
-    """Two parts: vectors between their atoms, direction between centres, forces, how turned."""
+    """Two parts: distances of their atoms and cosines to the line of centres, forces, turns."""
 
-    vectors: Array
     lengths: Array
-    direction: Array
+    along: Array
     pull: float
     noise: float
     turns: tuple[float | None, float | None]
@@ -134,26 +151,38 @@ def measure_decay(frames: Sequence[Any], forces: Sequence[Any], cutoff: float) -
 
 def _fit(pairs: Sequence[_Pair], cutoff: float) -> Decay | None:
     """Exponent with the smallest spread of logarithms, None where that is not small."""
-    pulls = np.log([pair.pull for pair in pairs])
-
-    def spread(exponent: float) -> float:
-        return float(np.std(pulls - _log_pulls(exponent, pairs)))
-
-    near = min(np.arange(*_RANGE, 10.0 * _STEP), key=spread)
-    best = float(min(near + _STEP * np.arange(-10, 11), key=spread))
-    slopes = (_log_pulls(best + _STEP, pairs) - _log_pulls(best - _STEP, pairs)) / (2.0 * _STEP)
-    lever = float(np.std(slopes)) * np.sqrt(len(pairs) - 2.0)
+    coarse = min(np.arange(*_RANGE, 10.0 * _STEP), key=lambda x: _spread(_power(x), pairs))
+    fine = coarse + _STEP * np.arange(-10, 11)
+    best = float(min(fine, key=lambda x: _spread(_power(x), pairs)))
+    steps = [_log_pulls(_power(best + step), pairs) for step in (-_STEP, _STEP)]
+    slopes = (steps[1] - steps[0]) / (2.0 * _STEP)
+    spread, lever = _spread(_power(best), pairs), float(np.std(slopes)) * np.sqrt(len(pairs) - 2.0)
     at_edge = min(abs(best - edge) for edge in _RANGE) < 10.0 * _STEP
-    if at_edge or spread(best) > _LARGEST_SPREAD * min(1.0, lever):
+    if at_edge or spread > _LARGEST_SPREAD * min(1.0, lever):
         return None
-    return Decay(best, spread(best) / lever, len(pairs), cutoff)
+    kappa = min(_SCREENINGS, key=lambda x: _spread(_screened(x), pairs))
+    is_alike = _spread(_screened(kappa), pairs) < _ALIKE * spread
+    return Decay(best, float(spread / lever), len(pairs), cutoff, kappa if is_alike else None)
 
 
-def _log_pulls(exponent: float, pairs: Sequence[_Pair]) -> Array:
-    """Logarithms of the forces between centres by a sum of r^-exponent, but for a constant."""
-    pulls = [
-        (pair.vectors @ pair.direction / pair.lengths ** (exponent + 2.0)).sum() for pair in pairs
-    ]
+def _power(exponent: float) -> Law:
+    """Force of a potential r^-exponent, but for a constant."""
+    return lambda r: r ** -(exponent + 1.0)
+
+
+def _screened(kappa: float) -> Law:
+    """Force of a potential exp(-kappa r) / r."""
+    return lambda r: (1.0 + kappa * r) * np.exp(-kappa * r) / r**2
+
+
+def _spread(law: Law, pairs: Sequence[_Pair]) -> float:
+    """Relative error of forces by a law, whatever its strength is."""
+    return float(np.std(np.log([pair.pull for pair in pairs]) - _log_pulls(law, pairs)))
+
+
+def _log_pulls(law: Law, pairs: Sequence[_Pair]) -> Array:
+    """Logarithms of the forces between centres by a law between all pairs of atoms."""
+    pulls = [(pair.along * law(pair.lengths)).sum() for pair in pairs]
     logs: Array = np.log(pulls)
     return logs
 
@@ -190,13 +219,14 @@ def _two_parts(atoms: Any, forces: Array, cutoff: float) -> _Pair | None:  # noq
     apart = other.mean(0) - one.mean(0)
     direction: Array = apart / np.linalg.norm(apart)
     vectors: Array = (other[None] - one[:, None]).reshape(-1, 3)
-    if not (vectors @ direction > 0.0).all():
+    lengths: Array = np.linalg.norm(vectors, axis=-1)
+    along: Array = vectors @ direction / lengths
+    if not (along > 0.0).all():
         return None  # One part goes around the other.
     net = [forces[list(part)].sum(0) for part in (first, second)]
     return _Pair(
-        vectors,
-        np.linalg.norm(vectors, axis=-1),
-        direction,
+        lengths,
+        along,
         # Both halves of the law of action and reaction, since labels have noise.
         float((net[0] - net[1]) @ direction) / 2.0,
         float(np.linalg.norm(net[0] + net[1])) / np.sqrt(3.0),

@@ -84,10 +84,8 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     """
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
-    if decay and decay.of_dispersion and summary.charges is None:
-        options = {"kernel": f"dispersion(exponent={decay.of_dispersion})"}
-        why = f"{decay.describe()}, however they are turned"
-        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, options), why)
+    if decay and summary.charges is None and (law := _law(decay)):
+        return _by_law(law, decay, choose_preset(summary))
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
         why = "each structure is one molecule, whose charge is the total charge"
         return Choice("molecular", PRESETS["molecular"], why)
@@ -107,6 +105,24 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     if summary.element_charges is None:
         preset = _reads(CAREFUL, preset)
     return _complete(name, preset, summary)
+
+
+def _law(decay: Decay) -> str:
+    """Kernel that a law of forces speaks for, empty where that may be the usual one."""
+    if decay.of_dispersion:
+        return f"dispersion(exponent={decay.of_dispersion})"
+    return f"yukawa(kappa={decay.of_screening:.2g})" if decay.of_screening else ""
+
+
+def _by_law(law: str, decay: Decay, choice: Choice) -> Choice:
+    """Let a law of forces decide; dispersion asks for nothing that was chosen for charges."""
+    options = {"kernel": law}
+    why = f"{decay.describe()}, however they are turned"
+    if decay.of_dispersion:
+        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, options), why)
+    options = {**choice.preset.options, **options}
+    preset = dataclasses.replace(choice.preset, options=options)
+    return dataclasses.replace(choice, preset=preset, why=f"{choice.why}, but {why}")
 
 
 def _reads(readout: str, preset: Preset) -> Preset:

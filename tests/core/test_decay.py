@@ -17,7 +17,7 @@ CUTOFF, EDGE = 4.5, 45.0
 STRENGTHS = np.array([1.2, 0.8, 1.0, 0.9])
 
 
-def pair(rng, exponent, sign=1.0, handed=1.0, alike=False):
+def pair(rng, exponent, sign=1.0, handed=1.0, alike=False, kappa=0.0):
     """Two triangles of unlike atoms in a box, 5 to 10 Å apart, and their forces."""
     shape = np.array([[0.0, 0.0, 0.0], [1.9, 0.0, 0.0], [-0.6, 1.8, 0.0]])
     one, other = (Rotation.random(rng=rng).apply(shape - shape.mean(0)) for _ in range(2))
@@ -27,7 +27,9 @@ def pair(rng, exponent, sign=1.0, handed=1.0, alike=False):
     strengths = np.ones(6) if alike else STRENGTHS[[0, 1, 2, 3, 0, 1]]
     vectors = places[None, 3:] - places[:3, None]
     pull = sign * exponent * np.outer(strengths[:3], strengths[3:])
-    pull = (pull / np.linalg.norm(vectors, axis=-1) ** (exponent + 2.0))[..., None] * vectors
+    r = np.linalg.norm(vectors, axis=-1)
+    pull = pull * (1.0 + kappa * r) * np.exp(-kappa * r)
+    pull = (pull / r ** (exponent + 2.0))[..., None] * vectors
     atoms = Atoms("SNOFFO", places + rng.uniform(0, EDGE, 3), cell=[EDGE, EDGE, handed * EDGE])
     atoms.pbc = True
     return atoms, np.vstack([pull.sum(1), -pull.sum(0)])
@@ -46,6 +48,24 @@ def test_the_exponent_is_that_of_the_forces(exponent):
     assert abs(decay.exponent - exponent) <= 2.0 * decay.error < 0.3
     assert decay.pairs == 16
     assert decay.of_dispersion == (exponent if exponent > 3.5 else None)
+
+
+@pytest.mark.parametrize("kappa", [0.2, 0.3])
+def test_screened_charges_are_told_from_bare_ones_and_from_dispersion(kappa):
+    frames, forces = pairs(1.0, kappa=kappa, alike=True)
+    decay = measure_decay(frames, forces, CUTOFF)
+    assert decay.of_screening == decay.kappa == kappa
+    assert 1.6 < decay.exponent < 3.5
+    assert decay.describe().endswith(f", or exp(-{kappa:g} r)/r")
+    assert decay.of_dispersion is None
+    unknown = formal_charges(frames)
+    plain, choice = choose_preset(unknown), choose_preset(unknown, decay=decay)
+    assert choice.preset.options == {**plain.preset.options, "kernel": f"yukawa(kappa={kappa:g})"}
+    assert choice.preset.by_cutoff
+    bare = measure_decay(*pairs(1.0), CUTOFF)
+    assert bare.of_screening is None
+    assert choose_preset(unknown, decay=bare) == plain
+    assert measure_decay(*pairs(6.0, alike=True), CUTOFF).kappa is None
 
 
 def test_images_order_handedness_and_open_boxes_do_not_matter():
