@@ -138,6 +138,7 @@ SYSTEMS = {
         make=make_frames,
         probe=probe,
         labels="GFN2-xTB",
+        title="dipeptides",
         physics="Dipoles and Born charges without being trained.",
     ),
 }

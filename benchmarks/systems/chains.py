@@ -110,6 +110,7 @@ SYSTEMS = {
         answers=(Answer("change of the far force, eV/Å", "probe/far_force", "probe/truth"),),
         published=(PUBLISHED,),
         labels="GFN2-xTB",
+        title="carbon chains, one end protonated or not",
         physics="The proton at one end changes the forces at the other.",
     ),
     "carbon_chains_4g": System(
@@ -120,6 +121,7 @@ SYSTEMS = {
         heads=STATES,
         published=(PUBLISHED,),
         labels="DFT, published",
+        title="the same",
         physics="The same, by few DFT frames.",
     ),
 }

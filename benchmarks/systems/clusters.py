@@ -115,6 +115,7 @@ SYSTEMS = {
             ),
         ),
         labels="GFN1-xTB",
+        title="Na9Cl8+ and Na8Cl8+",
         physics="The far Na, beyond the cutoff, shifts the minimum of the moved one.",
     )
 }

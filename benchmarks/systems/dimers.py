@@ -20,6 +20,7 @@ from . import xtb
 from .checks import Check, NotWorse, largest_charge, off_whole
 from .system import Find, System, store
 
+WORDS = {"C": "charged", "P": "polar", "A": "apolar"}
 KINDS = ("CC", "CP", "PP", "CA", "PA", "AA")
 MODEL = "training_module.model"
 NEQUIP_DIMERS = ("batch_size=2", "energy_weight=100.0", f"{MODEL}.num_features=32")
@@ -90,6 +91,7 @@ def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] |
         bond=BOND,
         copies=True,
         labels="DFT, published",
+        title=f"dimer, {' and '.join(WORDS[own] for own in name)}",
         physics="Molecules farther apart than any that was trained.",
     )
 
@@ -107,6 +109,7 @@ SYSTEMS = {
         SIX,
         valid="train",
         labels="DFT, published",
+        title="one model of six dimers",
         physics="One model for all six kinds.",
         make=join_dimers,
         bond=BOND,
@@ -118,6 +121,7 @@ SYSTEMS = {
         100,
         (*MANY, "--r_max=5.0"),
         labels="GFN2-xTB",
+        title="NH4+ and Cl-",
         physics="Ions keep whole charges at any distance.",
         make=make_ammonium_chloride,
         bond=BOND,

@@ -93,7 +93,14 @@ EXACT = "exact sums"
 IONS_PHYSICS = "Charges are found; other cells and sizes."
 SYSTEMS = {
     "coulomb_gas": System(
-        "syn_coulomb_gas", TESTS, 30, GAS, NEQUIP_GAS, labels=EXACT, physics=IONS_PHYSICS
+        "syn_coulomb_gas",
+        TESTS,
+        30,
+        GAS,
+        NEQUIP_GAS,
+        labels=EXACT,
+        title="gas of ±1 ions",
+        physics=IONS_PHYSICS,
     ),
     "multivalent_gas": System(
         "syn_multivalent_gas",
@@ -101,14 +108,27 @@ SYSTEMS = {
         40,
         (*GAS, elements(8, 11, 12, 17)),
         labels=EXACT,
+        title="gas of ±1 and ±2 ions",
         physics=IONS_PHYSICS,
     ),
     # Forces hold the response of the charges to the geometry.
     "envq": System(
-        "syn_envq", TESTS[:2], 40, GAS, labels=EXACT, physics="Charges follow the geometry."
+        "syn_envq",
+        TESTS[:2],
+        40,
+        GAS,
+        labels=EXACT,
+        title="charges that respond to the geometry",
+        physics="Charges follow the geometry.",
     ),
     "wca_control": System(
-        "syn_wca_control", ("test",), 40, GAS, labels=EXACT, physics="No long range: do no harm."
+        "syn_wca_control",
+        ("test",),
+        40,
+        GAS,
+        labels=EXACT,
+        title="control without long range",
+        physics="No long range: do no harm.",
     ),
     "mixture": System(
         "mixture",
@@ -117,6 +137,7 @@ SYSTEMS = {
         (*GAS, elements(9, 10, 11, 17, 18, 19)),
         make=make_mixture,
         labels=EXACT,
+        title="ions and noble gases, 1/r and 1/r⁶",
         physics="Charges and dispersion at once.",
     ),
 }

@@ -119,7 +119,7 @@ def effects(folder: Path) -> list[Effect]:
     return [Effect("charge of one side, e", float(np.mean(moved)), 0.05)]
 
 
-def interface(name: str, build: Callable, number: int, physics: str) -> System:
+def interface(name: str, build: Callable, number: int, title: str, physics: str) -> System:
     """One interface."""
     return System(
         name,
@@ -130,14 +130,24 @@ def interface(name: str, build: Callable, number: int, physics: str) -> System:
         effects=effects,
         probe=probe,
         labels="GFN1-xTB, periodic",
+        title=title,
         physics=physics,
     )
 
 
 INTERFACES = {
-    "licl_gaf3": (salt_on_fluoride, 701, "Charge moves between two insulators."),
-    "tio2_nacl_aq": (titania_in_solution, 702, "An oxide polarises a solution."),
-    "pt_kf_aq": (platinum_in_solution, 703, "A metal takes what charge it likes."),
+    "licl_gaf3": (
+        *(salt_on_fluoride, 701),
+        *("LiCl on GaF3", "Charge moves between two insulators."),
+    ),
+    "tio2_nacl_aq": (
+        *(titania_in_solution, 702),
+        *("TiO2 in NaCl solution", "An oxide polarises a solution."),
+    ),
+    "pt_kf_aq": (
+        *(platinum_in_solution, 703),
+        *("Pt in KF solution", "A metal takes what charge it likes."),
+    ),
 }
 SYSTEMS = {name: interface(name, *own) for name, own in INTERFACES.items()}
 CHECKS = tuple(NotWorse(name, "errors/test/forces") for name in SYSTEMS)

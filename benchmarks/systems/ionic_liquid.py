@@ -168,6 +168,7 @@ SYSTEMS = {
         probe=probe,
         answers=(Answer("energy to part a pair, 8 to 16 Å, eV", "probe/parting", "probe/truth"),),
         labels="GFN2-xTB, periodic",
+        title="ionic liquid",
         physics="Ions beyond the cutoff attract each other by -14.4/r eV.",
     )
 }

@@ -18,7 +18,9 @@ from .system import System
 OF_CHARGES = ("--energy_weight=300",)
 
 
-def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor], *options: str) -> System:
+def decay(
+    name: str, words: str, epochs: int, law: Callable[[Tensor], Tensor], *options: str
+) -> System:
     """Two rigid fragments, whose bonds are longer than those of their elements."""
     return System(
         f"syn_decay_{name}",
@@ -28,15 +30,16 @@ def decay(name: str, epochs: int, law: Callable[[Tensor], Tensor], *options: str
         bond=1.8,
         law=law,
         labels="exact sums",
+        title=f"two fragments, {words}",
         physics="The law is learned and extrapolated.",
     )
 
 
 SYSTEMS = {
-    "decay_p1": decay("p1", 200, learned.coulomb, *OF_CHARGES),
-    "decay_yuk": decay("yuk", 300, learned.yukawa, *OF_CHARGES),
-    "decay_p4": decay("p4", 200, learned.fourth_power),
-    "decay_p6": decay("p6", 200, learned.sixth_power),
+    "decay_p1": decay("p1", "1/r", 200, learned.coulomb, *OF_CHARGES),
+    "decay_yuk": decay("yuk", "exp(-0.2 r)/r", 300, learned.yukawa, *OF_CHARGES),
+    "decay_p4": decay("p4", "1/r⁴", 200, learned.fourth_power),
+    "decay_p6": decay("p6", "1/r⁶", 200, learned.sixth_power),
 }
 FAR = "errors/test_extrap/"
 ZERO_NET = "baselines/test_extrap/zero/net_force"

@@ -41,6 +41,7 @@ SYSTEMS = {
         (*LIQUID, "--r_max=4.0", "--batch_size=4", *STRESS),
         bond=BOND,
         labels="DFT, published",
+        title="electrolyte solvent EC/EMC",
         physics="Forces and stress not worse.",
     ),
     "water": System(
@@ -51,6 +52,7 @@ SYSTEMS = {
         seeds=(1, 2, 3, 4, 5),
         make=fold_water,
         labels="DFT, published",
+        title="liquid water",
         physics="A polar liquid.",
         by_seed=True,
         bond=BOND,

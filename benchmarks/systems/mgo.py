@@ -137,6 +137,7 @@ SYSTEMS = {
             ),
         ),
         labels="GFN1-xTB, periodic",
+        title="Au2 on MgO(001), doped with Al or not",
         physics="Al in the lowest layer, beyond the cutoff, turns the preferred site around.",
     ),
     "aumgo_4g": System(
@@ -146,6 +147,7 @@ SYSTEMS = {
         SLAB,
         valid="test",
         labels="DFT, published",
+        title="the same",
         physics="15 frames: it loads and trains.",
     ),
 }

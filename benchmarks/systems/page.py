@@ -92,8 +92,8 @@ def system_table(effects: dict[str, dict[str, float]]) -> str:
     lines = []
     for name, own in SYSTEMS.items():
         shown = "; ".join(f"{what} {value:.3g}" for what, value in effects.get(name, {}).items())
-        lines.append([name, own.labels, ", ".join(own.tests), own.physics, shown])
-    head = ["system", "labels", "tests", "what must come out", "what the labels show"]
+        lines.append([name, own.title, own.labels, ", ".join(own.tests), own.physics, shown])
+    head = ["system", "what it is", "labels", "tests", "what must come out", "what the labels show"]
     return f"## Systems\n\n{table(head, lines)}"
 
 
@@ -160,7 +160,7 @@ def error_table(results: Results) -> str:
                 value = collect.look_up(row, f"baselines/{test}/{base}/forces")
                 cells.append("" if value is None else show({0: value}))
             if set(cells[: 2 * len(COLUMNS)]) != {"–"}:
-                lines.append([system, test, *cells, commits])
+                lines.append([f"{SYSTEMS[system].title} (`{system}`)", test, *cells, commits])
     columns = [f"{what}: {own}" for what in ("energy, meV", "force, meV/Å") for own in COLUMNS]
     head = ["system", "test", *columns, *collect.BASELINES, "commit"]
     tests = [
@@ -336,12 +336,13 @@ def write(
     if draw(results, folder / "figures" / "systems.png"):
         words = "Force errors over those of short range, and physical answers over their labels"
         parts.append(f"![{words}](../figures/systems.png)")
-    parts += [answer_table(results), learned_table(results), dynamics_table(results)]
+    parts += [answer_table(results), error_table(results)]
+    parts += [learned_table(results), dynamics_table(results)]
     if infrared.draw(results, "spcfw_water", folder / "figures" / "systems_infrared.png"):
         words = "Infrared absorption of water by the exact force field and by models"
         parts.append(f"![{words}](../figures/systems_infrared.png)")
     parts += [cost_table(results), published_table(), system_table(effects)]
-    parts += [error_table(results), checklist(results, CHECKS[host])]
+    parts.append(checklist(results, CHECKS[host]))
     left = [f"- `{name}`: {reason}." for name, reason in skipped.items()]
     left += [f"- {own}: not run." for own in results.missing]
     parts.append("## Not there\n\n" + "\n".join(left) if left else "")

@@ -16,6 +16,7 @@ SYSTEMS = {
         minutes=60.0,
         seeds=(1,),
         labels="DFT, published",
+        title="dipeptides",
         physics="Dipoles without being trained.",
     ),
 }

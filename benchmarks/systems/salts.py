@@ -107,6 +107,7 @@ SYSTEMS = {
         probe=structure.probe,
         answers=(*structure.ANSWERS, DENSITY),
         labels="exact sums",
+        title="molten NaCl",
         physics="Forces; charges screen each other at small k; density at constant pressure.",
         motion=Motion(KELVIN, STEP, ("Na", "Cl"), world(PAIR_CUTOFF), density=True),
     ),
@@ -124,6 +125,7 @@ SYSTEMS = {
             Published("the same configurations; its labels are other energies", "SOG-Net's code"),
         ),
         labels="exact sums",
+        title="toy electrolyte",
         physics="Forces; charges screen each other at small k.",
     ),
 }

@@ -102,6 +102,7 @@ SYSTEMS = {
             ),
         ),
         labels="GFN1-xTB",
+        title="Ag3+ and Ag3-",
         physics="One model gives the triangle of the cation and the chain of the anion.",
     )
 }

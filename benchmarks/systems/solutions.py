@@ -159,6 +159,7 @@ SYSTEMS = {
             *structure.ANSWERS,
         ),
         labels="exact sums",
+        title="KF in water, bulk and surface",
         physics="Ions and molecules screen at small k; molecules at the surface are oriented.",
     ),
     "spcfw_water": System(
@@ -173,6 +174,7 @@ SYSTEMS = {
         answers=(*structure.ANSWERS, born.answer("O", "water"), *LINES),
         labels="exact sums",
         motion=Motion(KELVIN, 0.5, ("O", "O"), world(), infrared=True, share=0.25),
+        title="water, SPC/Fw",
         physics="Longitudinal polarisation at small k is suppressed by the dielectric constant; "
         "Born charges are the fixed charges; infrared lines.",
     ),

@@ -113,6 +113,7 @@ SYSTEMS = {
         make=make_surface,
         probe=surface_energies,
         labels="exact sums",
+        title="rock salt, bulk and slabs",
         physics="Slabs by a model of bulk crystals.",
     ),
 }

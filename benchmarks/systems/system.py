@@ -127,6 +127,7 @@ class System:
     probe : figures of its own, from a model of the host and the folder of the data.
     answers : physical answers, of the errors and figures of a result.
     published : figures of the papers.
+    title : what it is, in words.
     physics : what physics says.
     labels : what the labels are of.
     motion : molecular dynamics that is compared with exact snapshots.
@@ -151,6 +152,7 @@ class System:
     probe: Callable[..., dict] | None = None
     answers: tuple[Answer, ...] = ()
     published: tuple[Published, ...] = ()
+    title: str = ""
     physics: str = ""
     labels: str = ""
     motion: Motion | None = None
