@@ -43,7 +43,8 @@ Made by
 {command}
 ```
 
-of {commits}."""
+of {commits}. With `--earlier docs/evidence/systems.json` what is here is kept and only the rest is
+trained, as more seeds."""
 RANKS = """Force RMSE, geometric mean over the tests of a system, mean and standard deviation over
 seeds. A model within 1 % of a better one shares its rank."""
 
