@@ -43,8 +43,9 @@ Made by
 {command}
 ```
 
-of {commits}. With `--earlier docs/evidence/systems.json` what is here is kept and only the rest is
-trained, as more seeds."""
+of {commits}.
+
+`--earlier docs/evidence/systems.json` keeps what is here and trains the rest, as more seeds."""
 RANKS = """Force RMSE, geometric mean over the tests of a system, mean and standard deviation over
 seeds. A model within 1 % of a better one shares its rank."""
 
