@@ -16,7 +16,9 @@ from sog_longrange.presets import (
     AUTO,
     CHARGE_STATES,
     COMMAND,
+    NONE,
     PRESETS,
+    SINGLE,
     WITH_DISPERSION,
     Preset,
     apply_preset,
@@ -87,8 +89,7 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     if decay and summary.charges is None and (law := _law(decay)):
         return _by_law(law, decay, choose_preset(summary))
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
-        why = "each structure is one molecule, whose charge is the total charge"
-        return Choice("molecular", PRESETS["molecular"], why)
+        return _of_single(summary)
     if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
         name = "molecular" if summary.has_molecules else "dispersive"
         return Choice(name, PRESETS[name], "all fragments are neutral")
@@ -105,6 +106,14 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     if summary.element_charges is None:
         preset = _reads(CAREFUL, preset)
     return _complete(name, preset, summary)
+
+
+def _of_single(summary: DataSummary) -> Choice:
+    """Choose for structures of one fragment; charges in open molecules are all that is learned."""
+    if summary.open_axes == (3,):
+        why = "each structure is one molecule, whose charge is the total charge"
+        return Choice(NONE, SINGLE, why)
+    return Choice("molecular", PRESETS["molecular"], "all structures are networks")
 
 
 def _law(decay: Decay) -> str:
@@ -268,6 +277,7 @@ def _lines(summary: DataSummary, decay: Decay | None, cutoff: float | None) -> l
     options = apply_preset(choice.preset, {}, cutoff=cutoff)
     every = apply_preset(choice.preset, {}, has_vectors=True, cutoff=cutoff)
     of_mace = {**every, **choice.preset.schedule}
+    words = [shlex.quote(f"--sog_{key}={value}") for key, value in of_mace.items()]
     of_pyg = {"num_charges" if k == "num_channels" else k: v for k, v in options.items()}
     lines = [
         f"Found: {summary.describe()}",
@@ -275,7 +285,7 @@ def _lines(summary: DataSummary, decay: Decay | None, cutoff: float | None) -> l
         f"Preset: {choice.name}, for {choice.preset.purpose}",
         *([f"Because {choice.why}"] if choice.why else []),
         "",
-        "MACE:   " + " ".join(shlex.quote(f"--sog_{key}={x}") for key, x in of_mace.items()),
+        "MACE:   " + " ".join(words or [f"--sog_preset={NONE}"]),
         f"NequIP: sog: {{{', '.join(f'{k}: {_yaml(v)}' for k, v in every.items())}}}",
         f"PyG:    LongRangeLayer({', '.join(f'{k}={v!r}' for k, v in of_pyg.items())})",
         "",

@@ -27,7 +27,7 @@ from sog_longrange.ase_support.data_summary import formula
 from sog_longrange.ase_support.formal_charges import _search, element_charges
 from sog_longrange.ase_support.fragments import open_axes
 from sog_longrange.ase_support.presets import main
-from sog_longrange.presets import PRESETS
+from sog_longrange.presets import NONE, PRESETS
 
 
 def ammonium():
@@ -286,7 +286,7 @@ SALT = apart(ammonium(), Atoms("Cl"))
     [
         ([WATER], "molecular", "flows", None, True),
         ([bulk("C", "diamond", a=3.57)], "molecular", "flows", None, True),
-        ([molecule("NH3"), molecule("H2O")], "molecular", "flows", None, True),
+        ([apart(molecule("NH3"), molecule("H2O"))], "molecular", "flows", None, True),
         ([bulk("NaCl", "rocksalt", a=5.64)], "ionic", "ions", "Na=1,Cl=-1", False),
         ([SALT], "ionic", "ions", "H=0.2353,N=0.0588,Cl=-1", True),
         ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], "ionic", "atoms", None, False),
@@ -314,11 +314,25 @@ def test_charge_states_of_a_molecule_are_left_to_its_features():
     choice = choose_preset(states)
     assert choice.preset.options == {"readout": "atoms"}
     assert "no whole charges of fragments sum to the total charge" in choice.why
-    single = choose_preset(formal_charges([methylammonium()] * 2, [1.0, 1.0]))
-    assert single.preset.options["readout"] == "flows"
     assert choice.preset.by_cutoff
     assert choice.preset.schedule == {"lr_factor": 3.0}
     assert not choose_preset(formal_charges([GAS])).preset.by_cutoff
+
+
+@pytest.mark.parametrize("charge", [0.0, 1.0])
+def test_charges_of_single_molecules_are_the_defaults(charge, tmp_path, capsys):
+    frames = [molecule("NH3"), molecule("H2O")] if charge == 0.0 else [methylammonium()] * 2
+    choice = choose_preset(formal_charges(frames, [charge] * 2))
+    assert choice.name == NONE
+    assert choice.preset.options == choice.preset.with_vectors == choice.preset.schedule == {}
+    assert choice.why == "each structure is one molecule, whose charge is the total charge"
+    for frame in frames:
+        frame.info["charge"] = charge
+    ase.io.write(path := str(tmp_path / "train.xyz"), frames, format="extxyz")
+    main([path])
+    told = capsys.readouterr().out
+    assert "Preset: none, for single molecules" in told
+    assert "MACE:   --sog_preset=none\nNequIP: sog: {}\n" in told
 
 
 def test_a_named_preset_gets_what_the_data_add_to_it():
