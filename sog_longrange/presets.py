@@ -76,7 +76,7 @@ WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
 """What a preset of charges is joined with where neutral atoms are among the ions."""
 
 SINGLE: Final = Preset("single molecules, whose charges are functions of their surroundings")
-"""What single molecules of one total charge get: the defaults. Charges that flow hardly grow where
+"""What single neutral molecules get: the defaults. Charges that flow hardly grow where
 a network sees the whole molecule, and no fragment is there to keep one."""
 
 CHARGE_STATES: Final = Preset("one molecule, several charges", schedule={"lr_factor": 3.0})

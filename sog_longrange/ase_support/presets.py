@@ -109,11 +109,11 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
 
 
 def _of_single(summary: DataSummary) -> Choice:
-    """Choose for structures of one fragment; charges in open molecules are all that is learned."""
-    if summary.open_axes == (3,):
-        why = "each structure is one molecule, whose charge is the total charge"
-        return Choice(NONE, SINGLE, why)
-    return Choice("molecular", PRESETS["molecular"], "all structures are networks")
+    """Choose for structures of one fragment; with charged ones among them what flows is learned."""
+    if summary.open_axes == (3,) and not summary.has_ions:
+        return Choice(NONE, SINGLE, "each structure is one neutral molecule")
+    why = "each structure is one molecule, whose charge is the total charge"
+    return Choice("molecular", PRESETS["molecular"], why)
 
 
 def _law(decay: Decay) -> str:

@@ -319,20 +319,20 @@ def test_charge_states_of_a_molecule_are_left_to_its_features():
     assert not choose_preset(formal_charges([GAS])).preset.by_cutoff
 
 
-@pytest.mark.parametrize("charge", [0.0, 1.0])
-def test_charges_of_single_molecules_are_the_defaults(charge, tmp_path, capsys):
-    frames = [molecule("NH3"), molecule("H2O")] if charge == 0.0 else [methylammonium()] * 2
-    choice = choose_preset(formal_charges(frames, [charge] * 2))
+def test_charges_of_single_neutral_molecules_are_the_defaults(tmp_path, capsys):
+    frames = [molecule("NH3"), molecule("H2O")]
+    choice = choose_preset(formal_charges(frames))
     assert choice.name == NONE
     assert choice.preset.options == choice.preset.with_vectors == choice.preset.schedule == {}
-    assert choice.why == "each structure is one molecule, whose charge is the total charge"
-    for frame in frames:
-        frame.info["charge"] = charge
+    assert choice.why == "each structure is one neutral molecule"
     ase.io.write(path := str(tmp_path / "train.xyz"), frames, format="extxyz")
     main([path])
     told = capsys.readouterr().out
     assert "Preset: none, for single molecules" in told
     assert "MACE:   --sog_preset=none\nNequIP: sog: {}\n" in told
+    charged = choose_preset(formal_charges([*frames, methylammonium()], [0.0, 0.0, 1.0]))
+    assert charged.preset == PRESETS["molecular"]
+    assert charged.why == "each structure is one molecule, whose charge is the total charge"
 
 
 def test_a_named_preset_gets_what_the_data_add_to_it():
