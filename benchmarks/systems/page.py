@@ -50,10 +50,10 @@ RANKS = """Force RMSE, geometric mean over the tests of a system, mean and stand
 seeds. A model within 1 % of a better one shares its rank."""
 
 
-def systems_of(results: Results) -> list[str]:
-    """Systems that all columns have results of, in order."""
+def systems_of(results: Results, columns: tuple[str, ...] = COLUMNS) -> list[str]:
+    """Systems that columns have results of, in order."""
     there = {(row["system"], row["column"]) for row in results.rows}
-    return [own for own in SYSTEMS if all((own, column) in there for column in COLUMNS)]
+    return [own for own in SYSTEMS if all((own, column) in there for column in columns)]
 
 
 def merit(results: Results, system: str, column: str) -> dict[int, float]:
@@ -356,7 +356,7 @@ def draw(results: Results, path: Path) -> bool:
     """Draw force errors over those of short range, and answers over the labels."""
     import matplotlib.pyplot as plt
 
-    names = systems_of(results)
+    names = systems_of(results, ("sr", "sog"))
     if not names:
         return False
     answers = [
@@ -398,7 +398,9 @@ def _draw_errors(ax: Axes, results: Results, names: list[str]) -> None:
             own, bare = (merit(results, name, which) for which in (column, "sr"))
             ratios = [own[seed] / bare[seed] for seed in own.keys() & bare.keys()]
             ax.plot(ratios, [row] * len(ratios), marker, color=color, ms=3, alpha=0.4)
-            ax.plot(np.mean(ratios), row, marker, color=color, ms=7)
+            ax.plot(
+                [np.mean(ratios)] if ratios else [], [row] * bool(ratios), marker, color=color, ms=7
+            )
     ax.set(xscale="log", ylim=(len(names) - 0.5, -0.6), title="better ← forces → worse")
     ax.set_xlabel("force RMSE / short range")
     ticks = [own for own in TICKS if ax.get_xlim()[0] <= own <= ax.get_xlim()[1]]
