@@ -151,7 +151,7 @@ def data_of(system: System, seed: int, args: argparse.Namespace) -> Path:
     written = folder / "made_by"
     if not written.exists() or written.read_text() != stamp:
         if args.collect:
-            raise MissingDataError(f"{folder} is not made yet")
+            raise MissingDataError(f"its frames are not made yet in {folder}")
         print(f"  making {folder}")
         system.make(folder, partial(find, folders), seed)
         written.write_text(stamp)

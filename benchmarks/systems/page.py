@@ -345,7 +345,8 @@ def write(
         parts.append(f"![{words}](../figures/systems_infrared.png)")
     parts += [cost_table(results), published_table(), system_table(effects)]
     parts.append(checklist(results, CHECKS[host]))
-    left = [f"- `{name}`: {reason}." for name, reason in skipped.items()]
+    # Without the folders, which are those of one machine.
+    left = [f"- `{name}`: {own.partition(' in ')[0]}." for name, own in skipped.items()]
     left += [f"- {own}: not run." for own in results.missing]
     parts.append("## Not there\n\n" + "\n".join(left) if left else "")
     text = "\n\n".join(own for own in parts if own)
