@@ -259,8 +259,8 @@ SYSTEMS_HOST = "nequip" if {"nequip", "--host=nequip"} & set(sys.argv) else "mac
 def systems(session: nox.Session) -> None:
     """Train and compare models on the systems of the papers; arguments are passed on."""
     # Each job has a core, and labels that the number of threads does not change.
-    one = {"OMP_NUM_THREADS": "1"}
-    run_in(session, SYSTEMS_HOST, "benchmarks/run_systems.py", *session.posargs, **one)
+    command = ("benchmarks/run_systems.py", *session.posargs)
+    run_in(session, SYSTEMS_HOST, *command, OMP_NUM_THREADS="1")
 
 
 @nox.session(venv_backend="none", default=False, requires=["env_nequip"])

@@ -23,6 +23,7 @@ QUANTITIES = {
     "stress": "Stress RMSE, meV/Å³",
 }
 BASELINES = ("zero", "copy")
+NOTHING = "–"
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,23 @@ def show(values: dict[int, float]) -> str:
 
 def cell(results: Results, system: str, column: str, path: str, bare: str) -> str:
     """One figure with its spread, marked if worse or stale."""
+    text, commit = judged(results, system, column, path, bare), results.commit(system, column)
+    return text + (f" [{commit}]" if commit and text != NOTHING else "")
+
+
+def judged(results: Results, system: str, column: str, path: str, bare: str) -> str:
+    """One figure with its spread, marked if worse."""
     values = results.values(system, column, path)
     if not values:
-        return "–"
-    text, commit = show(values), results.commit(system, column)
-    if column != bare and is_worse(values, results.values(system, bare, path)):
-        text += " worse"
-    return text + (f" [{commit}]" if commit else "")
+        return NOTHING
+    worse = column != bare and is_worse(values, results.values(system, bare, path))
+    return show(values) + (" worse" if worse else "")
+
+
+def baselines(row: dict, split: str, quantity: str) -> list[str]:
+    """Errors of what needs no model, empty where there are none."""
+    found = (look_up(row, f"baselines/{split}/{own}/{quantity}") for own in BASELINES)
+    return ["" if value is None else show({0: value}) for value in found]
 
 
 def names(results: Results, key: str) -> list[str]:
@@ -138,9 +149,7 @@ def table(results: Results, quantity: str, bare: str) -> str:
             cells = [
                 cell(results, system, own, f"errors/{split}/{quantity}", bare) for own in columns
             ]
-            for baseline in BASELINES:
-                found = look_up(rows[0], f"baselines/{split}/{baseline}/{quantity}")
-                cells.append("" if found is None else show({0: found}))
+            cells += baselines(rows[0], split, quantity)
             lines.append(f"| {system} | {split} | " + " | ".join(cells) + " |")
     if not lines:
         return ""

@@ -121,7 +121,7 @@ SYSTEMS = {
         heads=STATES,
         published=(PUBLISHED,),
         labels="DFT, published",
-        title="the same",
+        title="carbon chains, DFT",
         physics="The same, by few DFT frames.",
     ),
 }

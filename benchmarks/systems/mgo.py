@@ -147,7 +147,7 @@ SYSTEMS = {
         SLAB,
         valid="test",
         labels="DFT, published",
-        title="the same",
+        title="Au2 on MgO(001), DFT",
         physics="15 frames: it loads and trains.",
     ),
 }

@@ -156,13 +156,15 @@ def error_table(results: Results) -> str:
         commits = ", ".join(dict.fromkeys(made[own] for own in COLUMNS[1:] if own in made))
         for test in SYSTEMS[system].tests:
             paths = [f"errors/{test}/{what}" for what in ("energy", "forces")]
-            cells = [_error(results, system, own, path) for path in paths for own in COLUMNS]
-            row = next(own for own in results.rows if own["system"] == system)
-            for base in collect.BASELINES:
-                value = collect.look_up(row, f"baselines/{test}/{base}/forces")
-                cells.append("" if value is None else show({0: value}))
-            if set(cells[: 2 * len(COLUMNS)]) != {"–"}:
-                lines.append([f"{SYSTEMS[system].title} (`{system}`)", test, *cells, commits])
+            cells = [
+                collect.judged(results, system, own, path, "sr")
+                for path in paths
+                for own in COLUMNS
+            ]
+            if set(cells) != {collect.NOTHING}:
+                row = next(own for own in results.rows if own["system"] == system)
+                cells += [*collect.baselines(row, test, "forces"), commits]
+                lines.append([f"{SYSTEMS[system].title} (`{system}`)", test, *cells])
     columns = [f"{what}: {own}" for what in ("energy, meV", "force, meV/Å") for own in COLUMNS]
     head = ["system", "test", *columns, *collect.BASELINES, "commit"]
     tests = [
@@ -176,13 +178,6 @@ def error_table(results: Results) -> str:
     ]
     parts = [f"## Errors\n\n{ERRORS}\n\n{table(head, lines)}", *others]
     return "\n\n".join(own for own in parts if own)
-
-
-def _error(results: Results, system: str, column: str, path: str) -> str:
-    """One figure, marked where it is worse than that of short range."""
-    values = results.values(system, column, path)
-    worse = column != "sr" and is_worse(values, results.values(system, "sr", path))
-    return (show(values) if values else "–") + (" worse" if worse else "")
 
 
 LEARNED = {
@@ -399,9 +394,8 @@ def _draw_errors(ax: Axes, results: Results, names: list[str]) -> None:
             own, bare = (merit(results, name, which) for which in (column, "sr"))
             ratios = [own[seed] / bare[seed] for seed in own.keys() & bare.keys()]
             ax.plot(ratios, [row] * len(ratios), marker, color=color, ms=3, alpha=0.4)
-            ax.plot(
-                [np.mean(ratios)] if ratios else [], [row] * bool(ratios), marker, color=color, ms=7
-            )
+            if ratios:
+                ax.plot(np.mean(ratios), row, marker, color=color, ms=7)
     ax.set(xscale="log", ylim=(len(names) - 0.5, -0.6), title="better ← forces → worse")
     ax.set_xlabel("force RMSE / short range")
     ticks = [own for own in TICKS if ax.get_xlim()[0] <= own <= ax.get_xlim()[1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 
 from sog_longrange.hosts import load_library
 
-from .data_summary import formula
-from .fragments import Bonds, reach, without_open_cell
+from .fragments import Bonds, connect, reach, without_open_cell
 
 _LEAST_PAIRS: Final = 12
 _LARGEST_SPREAD: Final = 0.2
@@ -141,7 +139,7 @@ def measure_decay(frames: Sequence[Any], forces: Sequence[Any], cutoff: float) -
     kinds = {pair.composition for pair in pairs}
     if (
         len(pairs) < _LEAST_PAIRS
-        or any(_composition(frame) not in kinds for frame, _ in known)
+        or any(frame.get_chemical_formula() not in kinds for frame, _ in known)
         or any(pair.pull <= 0.0 for pair in pairs)
         or not all(_are_turned([pair.turns[side] for pair in pairs]) for side in (0, 1))
     ):
@@ -231,12 +229,8 @@ def _two_parts(atoms: Any, forces: Array, cutoff: float) -> _Pair | None:  # noq
         float((net[0] - net[1]) @ direction) / 2.0,
         float(np.linalg.norm(net[0] + net[1])) / np.sqrt(3.0),
         (_turn(one, direction), _turn(other, direction)),
-        _composition(atoms),
+        atoms.get_chemical_formula(),
     )
-
-
-def _composition(atoms: Any) -> str:  # noqa: ANN401
-    return formula(tuple(sorted(Counter(atoms.numbers.tolist()).items())))
 
 
 def _turn(places: Array, direction: Array) -> float | None:
@@ -253,10 +247,7 @@ def _turn(places: Array, direction: Array) -> float | None:
 def _contacts(atoms: Any, cutoff: float) -> Bonds:  # noqa: ANN401
     """Atoms that each sees."""
     find = load_library("ase.neighborlist", "ase").neighbor_list
-    contacts: Bonds = {index: {} for index in range(len(atoms))}
-    for i, j, shift in zip(*find("ijS", without_open_cell(atoms), cutoff), strict=True):
-        contacts[int(i)].setdefault(int(j), set()).add(tuple(int(x) for x in shift))
-    return contacts
+    return connect(len(atoms), *find("ijS", without_open_cell(atoms), cutoff))
 
 
 def _places(atoms: Any, part: dict[int, Array]) -> Array:  # noqa: ANN401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -146,16 +147,38 @@ def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
     """Bonded atoms of each atom, with the lattice vectors between them."""
     data = load_library("ase.data", "ase")
     numbers = np.asarray(atoms.numbers)
-    bonds: Bonds = {i: {} for i in range(len(numbers))}
     (bonding,) = np.nonzero(np.isin(numbers, list(NONMETALS)))
     if len(bonding) == 0:
-        return bonds
+        return connect(len(numbers), (), (), ())
     radii = _STRETCH * data.covalent_radii[numbers[bonding]]
     find = load_library("ase.neighborlist", "ase").neighbor_list
     first, second, shifts = find("ijS", atoms[bonding], radii)
     allowed = _may_bond(numbers[bonding], first, second, len(bonding) < len(numbers))
-    pairs = zip(bonding[first[allowed]], bonding[second[allowed]], shifts[allowed], strict=True)
-    for i, j, shift in pairs:
+    ends = bonding[first[allowed]], bonding[second[allowed]]
+    return connect(len(numbers), *ends, shifts[allowed])
+
+
+def connect(
+    count: int, first: Iterable[Any], second: Iterable[Any], shifts: Iterable[Any]
+) -> Bonds:
+    """Arrange pairs of atoms, such as ASE's neighbour lists have them, by the first one.
+
+    Parameters
+    ----------
+    count : int
+        Number of atoms.
+    first, second : iterable of int
+        Both atoms of each pair, which is there in both orders.
+    shifts : iterable of 3 int
+        Lattice vectors from the first to that image of the second.
+
+    Returns
+    -------
+    dict
+        As :func:`reach` takes it.
+    """
+    bonds: Bonds = {index: {} for index in range(count)}
+    for i, j, shift in zip(first, second, shifts, strict=True):
         bonds[int(i)].setdefault(int(j), set()).add(tuple(int(x) for x in shift))
     return bonds
 

@@ -87,7 +87,7 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
     if decay and summary.charges is None and (law := _law(decay)):
-        return _by_law(law, decay, choose_preset(summary))
+        return _by_law(law, decay, summary)
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
         return _of_single(summary)
     if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
@@ -123,14 +123,13 @@ def _law(decay: Decay) -> str:
     return f"yukawa(kappa={decay.of_screening:.2g})" if decay.of_screening else ""
 
 
-def _by_law(law: str, decay: Decay, choice: Choice) -> Choice:
-    """Let a law of forces decide; dispersion asks for nothing that was chosen for charges."""
-    options = {"kernel": law}
+def _by_law(law: str, decay: Decay, summary: DataSummary) -> Choice:
+    """Let a law of forces decide; dispersion asks for nothing that is chosen for charges."""
     why = f"{decay.describe()}, however they are turned"
     if decay.of_dispersion:
-        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, options), why)
-    options = {**choice.preset.options, **options}
-    preset = dataclasses.replace(choice.preset, options=options)
+        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, {"kernel": law}), why)
+    choice = choose_preset(summary)
+    preset = dataclasses.replace(choice.preset, options={**choice.preset.options, "kernel": law})
     return dataclasses.replace(choice, preset=preset, why=f"{choice.why}, but {why}")
 
 

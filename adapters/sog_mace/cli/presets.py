@@ -140,10 +140,10 @@ class PresetOptions:
         frames = [atoms for item in items for atoms in structures_of(item, numbers)]
         summary = formal_charges(frames, [float(item.total_charge) for item in items])
         vectors, cutoff = bool(vector_slices(mace)), float(mace.r_max)
-        choice = choose_preset(summary, self.name)
-        if summary.charges is None and OF_KERNELS.isdisjoint(self.given):
+        decay = None
+        if self.name == AUTO and summary.charges is None and OF_KERNELS.isdisjoint(self.given):
             decay = measure_decay(frames, [_forces(item) for item in items], cutoff)
-            choice = choose_preset(summary, self.name, decay)
+        choice = choose_preset(summary, self.name, decay)
         options = apply_preset(choice.preset, self.given, has_vectors=vectors, cutoff=cutoff)
         further = {k: v for k, v in choice.preset.schedule.items() if k not in self.given_schedule}
         text = describe_options({**options, **further}, self.given)
