@@ -29,8 +29,9 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float | None) -> li
     parts : iterable of SOGLongRange
     **rates : float or None
         Learning rates, None for that of the optimizer, of `kernel`, of `elements`, the charges that
-        elements bring with them, and of `charges`, which stand for all other parameters, those of
-        dipoles and charge states too, and those of elements where they have no rate.
+        elements bring with them and their electronegativities, and of `charges`, which stand for
+        all other parameters, those of dipoles and charge states too, and those of elements where
+        they have no rate.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def parameter_groups(parts: Iterable[SOGLongRange], **rates: float | None) -> li
     modules = list(parts)
     kernel = [p for module in modules for p in module.energy.parameters()]
     named = [pair for module in modules for pair in module.readout.named_parameters()]
-    elements = [p for name, p in named if name.rpartition(".")[2] == FlowingCharges.by_element]
+    elements = [p for name, p in named if name.rpartition(".")[2] in FlowingCharges.by_element]
     known = {id(p) for p in (*kernel, *(elements if "elements" in rates else ()))}
     charges = [p for module in modules for p in module.parameters() if id(p) not in known]
     parameters = {"kernel": kernel, "charges": charges, "elements": elements}

@@ -107,6 +107,15 @@ def test_flows_and_constraints():
         weights = (1.0 - (distance / reach) ** 2).clamp_min(0.0) ** 3
         expected[i] += (weights * (a[i] * (1 + b[j]) - (1 + b[i]) * a[j])).mean()
     torch.testing.assert_close(charges[:, 0], expected)
+    bonded = FlowingCharges([8], 1, 4, cutoff=4.0, atomic_numbers=(1, 8))
+    r = torch.tensor([1.25, 1.25])
+    sites = Sites(Edges(torch.tensor([0, 1]), torch.tensor([1, 0]), r), torch.tensor([0, 1]))
+    u = (1.45 - 1.25 / (0.31 + 0.66)) / (1.45 - 1.25)
+    order = u**3 * (10 - 15 * u + 6 * u**2) * (1 - (1.25 / cutoff) ** 6) ** 3
+    (a, c), (b, d) = bonded.ends(features[:2]).view(2, 2, 16).unbind(1)
+    flow = (a * (1 + d) - (1 + b) * c).mean() + 0.25 * (3.44 - 2.20)
+    found = bonded(features[:2], sites)[:, 0]
+    torch.testing.assert_close(found, order * torch.stack([flow, -flow]))
     shifted = project_total_charge(charges, torch.ones(1), torch.zeros(3, dtype=torch.int64))
     torch.testing.assert_close(shifted, charges - (charges.sum() - 1.0) / 3.0)
 

@@ -69,8 +69,9 @@ class LongRangeLayer(nn.Module):
         Of the edges, or a shorter one: where charges that flow along them stop
         (``readout="flows"`` and ``"ions"``), and where dispersion begins.
     elements : sequence of int
-        Atomic numbers that come, for ``readout="ions"``; with the kernel "dispersion" its values
-        begin at those of free atoms.
+        Atomic numbers that come, for ``readout="ions"``; with ``readout="flows"`` charge of
+        nonmetals flows along bonds then; with the kernel "dispersion" its values begin at those
+        of free atoms.
     **options
         Any other option of :class:`sog_longrange.SOGConfig`; among them `kernel`
         ("coulomb", "power_law(exponent=6)", ...; :func:`sog_longrange.list_kernels` has all),
@@ -217,7 +218,7 @@ class LongRangeLayer(nn.Module):
         edge_weight : Tensor, shape [num_edges], in Å, optional
             Their lengths, made of `pos`. Required with `cell`, and found from `pos` without one.
         z : Tensor, shape [num_nodes], optional
-            Atomic numbers, for ``readout="ions"``.
+            Atomic numbers, where the layer has `elements`.
 
         Returns
         -------

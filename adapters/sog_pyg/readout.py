@@ -78,7 +78,7 @@ class LazyFlows(FlowingCharges):
     ----------
     in_channels, num_charges, hidden_channels
         As for :class:`LazyCharges`.
-    cutoff, element_charges
+    cutoff, element_charges, atomic_numbers
         As for :class:`~sog_longrange.charges.flows.FlowingCharges`.
 
     Raises
@@ -95,10 +95,14 @@ class LazyFlows(FlowingCharges):
         *,
         cutoff: float,
         element_charges: Mapping[int, float] | None = None,
+        atomic_numbers: Sequence[int] = (),
     ) -> None:
         sizes = (max(in_channels, 1),), num_charges, hidden_channels
-        super().__init__(*sizes, cutoff=cutoff, element_charges=element_charges)
-        self._start = element_charges
+        self._of_elements: Any = {
+            "element_charges": element_charges,
+            "atomic_numbers": atomic_numbers,
+        }
+        super().__init__(*sizes, cutoff=cutoff, **self._of_elements)
         self.ends = LazyCharges(in_channels, self.ends.num_channels, hidden_channels)
 
     @property
@@ -114,12 +118,11 @@ class LazyFlows(FlowingCharges):
     def reset_parameters(self) -> None:
         """Draw new weights; elements have the charges that they began with."""
         cast(LazyCharges, self.ends).reset_parameters()
-        if self.element_charges is not None:
-            new = FlowingCharges(
-                (1,), self.num_channels, 0, cutoff=self.cutoff, element_charges=self._start
-            )
-            with torch.no_grad():
-                self.element_charges.copy_(cast(Tensor, new.element_charges))
+        new = FlowingCharges((1,), self.num_channels, 0, cutoff=self.cutoff, **self._of_elements)
+        with torch.no_grad():
+            for name in self.by_element:
+                if (own := getattr(self, name)) is not None:
+                    own.copy_(getattr(new, name))
 
     def fit(self, features: Tensor) -> None:
         """Take the number of features from the first that come.
@@ -162,7 +165,7 @@ def build_lazy(
     """
     sizes = in_channels, config.num_channels, config.hidden_size
     _check_given("cutoff", cutoff, config.has_flows or bool(config.far_channels), config)
-    if config.readout == "ions" or not config.positive_channels:
+    if config.readout == "ions" or not (config.has_flows or config.positive_channels):
         _check_given("elements", list(elements) or None, config.readout == "ions", config)
     if config.positive_channels:
         if in_channels < 1:
@@ -171,8 +174,9 @@ def build_lazy(
         return build_readout(config, (in_channels,), cutoff, elements)
     if cutoff is None:
         return LazyCharges(*sizes)
-    charges = initial_charges(config.element_charges, elements) if elements else None
-    return LazyFlows(*sizes, cutoff=cutoff, element_charges=charges)
+    ions = config.readout == "ions"
+    charges = initial_charges(config.element_charges, elements) if ions else None
+    return LazyFlows(*sizes, cutoff=cutoff, element_charges=charges, atomic_numbers=elements)
 
 
 def _check_given(name: str, value: object, wanted: bool, config: SOGConfig) -> None:

@@ -9,21 +9,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sog_longrange.charges.bonds import NONMETALS, INTACT
 from sog_longrange.charges.elements import NOBLE_GASES
 from sog_longrange.hosts import load_library
 
 from .lewis import lewis_charge
 
-NONMETALS: Final = frozenset(
-    (*(1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18), *range(32, 37), *range(51, 55), 85, 86)
-)
-"""Atomic numbers of the elements between which bonds make molecules; half-metals count."""
-
 _HALOGENS: Final = (9, 17, 35, 53, 85)
 _BOND_NOBLE: Final = (8, 9)
-_STRETCH: Final = 1.25
-"""Longest bond over the sum of covalent radii."""
-
 GAP: Final = 8.0
 """Width in Å of an empty layer across which images are taken as apart."""
 
@@ -150,7 +143,7 @@ def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
     (bonding,) = np.nonzero(np.isin(numbers, list(NONMETALS)))
     if len(bonding) == 0:
         return connect(len(numbers), (), (), ())
-    radii = _STRETCH * data.covalent_radii[numbers[bonding]]
+    radii = INTACT * data.covalent_radii[numbers[bonding]]
     find = load_library("ase.neighborlist", "ase").neighbor_list
     first, second, shifts = find("ijS", atoms[bonding], radii)
     allowed = _may_bond(numbers[bonding], first, second, len(bonding) < len(numbers))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from .fragments import NONMETALS, Composition
+from sog_longrange.charges.bonds import NONMETALS
+
+from .fragments import Composition
 
 UNLIKELY: Final = 2
 """Cost from which on a charge is one that the rules speak against."""

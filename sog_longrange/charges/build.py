@@ -57,6 +57,7 @@ class ReadoutOptions(Protocol):
 class _EdgeOptions(TypedDict):
     cutoff: float
     element_charges: Mapping[int, float] | None
+    atomic_numbers: Sequence[int]
 
 
 def build_readout(
@@ -110,12 +111,12 @@ def _edges(
         expected = "'atoms' for a model without edges"
         raise ConfigError(explain("readout", expected, repr(config.readout)))
     if config.readout == "flows":
-        return {"cutoff": cutoff, "element_charges": None}
+        return {"cutoff": cutoff, "element_charges": None, "atomic_numbers": atomic_numbers}
     if not atomic_numbers:
         expected = "'atoms' or 'flows' for a model that does not tell its elements"
         raise ConfigError(explain("readout", expected, repr(config.readout)))
     charges = initial_charges(config.element_charges, atomic_numbers)
-    return {"cutoff": cutoff, "element_charges": charges}
+    return {"cutoff": cutoff, "element_charges": charges, "atomic_numbers": atomic_numbers}
 
 
 def _starts(

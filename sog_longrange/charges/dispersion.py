@@ -52,7 +52,7 @@ class DispersionCoefficients(ElementRows):
     scaled by the surroundings.
     """
 
-    by_element = "log_elements"
+    by_element = ("log_elements",)
     log_starts: Tensor
 
     def __init__(

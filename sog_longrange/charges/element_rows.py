@@ -11,7 +11,7 @@ from sog_longrange.errors import ConfigError, explain
 
 
 class ElementRows(nn.Module):
-    """Base of readouts with a parameter of one row for each element.
+    """Base of readouts with parameters of one row for each element.
 
     A state of a model with more elements, as of a foundation model, is loaded by the rows of those
     that are there.
@@ -23,11 +23,11 @@ class ElementRows(nn.Module):
 
     Attributes
     ----------
-    by_element : str
-        Name of the parameter.
+    by_element : tuple of str
+        Names of these parameters.
     """
 
-    by_element: ClassVar[str]
+    by_element: ClassVar[tuple[str, ...]]
 
     def __init__(self, atomic_numbers: Sequence[int] = ()) -> None:
         super().__init__()
@@ -57,6 +57,7 @@ class ElementRows(nn.Module):
                 expected = f"with values of the elements {list(self.atomic_numbers)}"
                 raise ConfigError(explain("state", expected, f"elements {list(theirs)}"))
             rows = [list(theirs).index(number) for number in self.atomic_numbers]
-            name = f"{prefix}{self.by_element}"
-            state[name] = state[name][rows]
+            for name in (f"{prefix}{own}" for own in self.by_element):
+                if name in state:
+                    state[name] = state[name][rows]
         super()._load_from_state_dict(state, prefix, *others)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
 
+from .bonds import POLARITY, bond_order, covalent_radius, electronegativity
 from .element_rows import ElementRows
 from .readout import LatentCharges
 from .sites import Edges, Sites, edges_of, species_of
@@ -30,14 +31,19 @@ class FlowingCharges(ElementRows):
     .. math::
         q_i = e_{z_i} + \sum_j p_{ij}, \qquad
         p_{ij} = \frac1M \sum_m w_m(r_{ij}) \,
-        (a_{im} (1 + b_{jm}) - (1 + b_{im}) a_{jm}) = -p_{ji},
+        (a_{im} (1 + b_{jm}) - (1 + b_{im}) a_{jm})
+        + w_\mathrm{b}(r_{ij}) (\chi_{z_j} - \chi_{z_i}) = -p_{ji},
 
-    where :math:`a`, which acts as an electronegativity, and :math:`b` are learned functions of the
-    features, and the weights :math:`w_m = (1 - r^2 / \rho_m^2)^3` end smoothly at reaches
-    :math:`\rho_m` of up to the cutoff. What one atom gains another loses, so the charge of a
+    where :math:`a` and :math:`b` are learned functions of the features. Nonmetals share charge
+    along covalent bonds alone: all weights of such a pair are :math:`w_\mathrm{b}`, which is one
+    however a bond vibrates and zero at the distance of a hydrogen bond, see
+    :func:`~sog_longrange.charges.bonds.bond_order`. There :math:`\chi`, learned for each element,
+    begins as an electronegativity. Where a metal takes part, or elements are not told, the weights
+    are :math:`w_m = (1 - r^2 / \rho_m^2)^3`, which end smoothly at reaches :math:`\rho_m` of up to
+    the cutoff, and :math:`w_\mathrm{b} = 0`. What one atom gains another loses, so the charge of a
     fragment that is farther than the cutoff from all others is the sum of those of its elements:
-    zero without `element_charges`, whatever the weights are. Flows start random and small, as
-    :class:`LatentCharges` do.
+    zero without `element_charges`, whatever the weights are; that of a molecule is so in contact
+    with others too. Flows of features start random and small, as :class:`LatentCharges` do.
 
     Parameters
     ----------
@@ -52,6 +58,9 @@ class FlowingCharges(ElementRows):
     element_charges : mapping of int to float, in e, optional
         By atomic number, in the order of the species: what each brings with it at the start, in the
         first channel; learned. Small random numbers where all are zero; None leaves them out.
+    atomic_numbers : sequence of int
+        Elements of the model, in the order of the species, by default those of `element_charges`;
+        empty if it does not tell them.
 
     Raises
     ------
@@ -63,9 +72,11 @@ class FlowingCharges(ElementRows):
     Nistor et al., J. Chem. Phys. 125 (2006) 094108, for charges split along bonds.
     """
 
-    by_element = "element_charges"
+    by_element = ("element_charges", "electronegativities")
     element_charges: nn.Parameter | None
+    electronegativities: nn.Parameter | None
     reaches: Tensor
+    radii: Tensor
 
     def __init__(
         self,
@@ -75,8 +86,9 @@ class FlowingCharges(ElementRows):
         *,
         cutoff: float,
         element_charges: Mapping[int, float] | None = None,
+        atomic_numbers: Sequence[int] = (),
     ) -> None:
-        super().__init__(() if element_charges is None else tuple(element_charges))
+        super().__init__(tuple(element_charges or ()) or atomic_numbers)
         if not 0.0 < cutoff < math.inf:
             raise ConfigError(explain("cutoff", "positive and finite", str(cutoff)))
         count = REACHES * PER_REACH
@@ -85,9 +97,21 @@ class FlowingCharges(ElementRows):
         self.cutoff = float(cutoff)
         reaches = torch.linspace(SHORTEST, 1.0, REACHES) * cutoff
         self.register_buffer("reaches", reaches.repeat_interleave(PER_REACH), persistent=False)
+        self._add_elements(element_charges)
+
+    def _add_elements(self, element_charges: Mapping[int, float] | None) -> None:
+        radii = torch.tensor([[covalent_radius(number)] for number in self.atomic_numbers])
+        self.register_buffer("radii", radii, persistent=False)
+        polarity = None
+        if self.atomic_numbers:
+            start = torch.zeros(len(self.atomic_numbers), self.num_channels)
+            scale = [POLARITY * electronegativity(number) for number in self.atomic_numbers]
+            start[:, 0] = torch.tensor(scale)
+            polarity = nn.Parameter(start)
+        self.register_parameter("electronegativities", polarity)
         own = None
         if element_charges is not None:
-            start = torch.zeros(len(element_charges), num_channels)
+            start = torch.zeros(len(element_charges), self.num_channels)
             start[:, 0] = torch.tensor(list(element_charges.values()))
             own = nn.Parameter(start if bool(start.any()) else 0.1 * torch.randn_like(start))
         self.register_parameter("element_charges", own)
@@ -105,7 +129,7 @@ class FlowingCharges(ElementRows):
         features : Tensor, shape (n_atoms, sum(layer_sizes))
             Invariant features, layer after layer.
         sites : Sites
-            With edges, and with `element_charges` with the species.
+            With edges, and with the species where elements are told.
 
         Returns
         -------
@@ -118,6 +142,10 @@ class FlowingCharges(ElementRows):
             species are missing.
         """
         edges, ends = edges_of(sites), self.ends(features)
+        if self.electronegativities is not None:
+            species = species_of(sites, features.shape[0])
+            of_elements = self.electronegativities[species], self.radii[species]
+            ends = torch.cat([ends, *(part.type_as(ends) for part in of_elements)], 1)
         if sites is not None and sites.exchange is not None:
             ends = sites.exchange(ends)
         charges = self.flow(ends, edges, features.shape[0])
@@ -129,7 +157,9 @@ class FlowingCharges(ElementRows):
         Parameters
         ----------
         ends : Tensor, shape (at least n_atoms, 2 * n_products * num_channels)
-            What `ends` makes of the features; those of images of other atoms may follow.
+            What `ends` makes of the features, and where elements are told their electronegativities
+            (num_channels columns) and covalent radii (one); those of images of other atoms may
+            follow.
         edges : Edges
         n_atoms : int
             Number of atoms that are centres.
@@ -139,16 +169,33 @@ class FlowingCharges(ElementRows):
         Tensor, shape (n_atoms, num_channels), in e
         """
         # In float64: what two atoms exchange must cancel in the sum over a fragment.
-        reaches, r = self.reaches.double(), edges.to_cutoff.double()
-        weights = (1.0 - (r[:, None] / reaches).square()).clamp_min(0.0).pow(3)
-        a, b = ends.double().unflatten(1, (2, self.num_channels, -1)).unbind(1)
+        values, count = ends.double(), self.reaches.shape[0]
+        products, of_elements = values.tensor_split([2 * count * self.num_channels], 1)
+        a, b = products.unflatten(1, (2, self.num_channels, count)).unbind(1)
+        share = edges.to_cutoff.double()[:, None] / self.reaches.double()
+        weights = (1.0 - share.square()).clamp_min(0.0).pow(3)
+        if self.electronegativities is not None:
+            polarity = of_elements[:, :-1, None]
+            a = torch.cat([a, -count * polarity], 2)
+            b = torch.cat([b, torch.zeros_like(polarity)], 2)
+            weights = self._along_bonds(weights, of_elements[:, -1], edges)
         b = 1.0 + b
         swapped = torch.stack([b, -a], 1)[edges.neighbours] * weights[:, None, None]
         sums = swapped.new_zeros((n_atoms, *swapped.shape[1:]))
         sums = sums.index_add(0, edges.centres, swapped)
         own = torch.stack([a, b], 1)[:n_atoms]
-        charges: Tensor = (own * sums).sum((1, 3)) / reaches.shape[0]
+        charges: Tensor = (own * sums).sum((1, 3)) / count
         return charges.type_as(ends)
+
+    def _along_bonds(self, weights: Tensor, radii: Tensor, edges: Edges) -> Tensor:
+        """Weights with those of covalent pairs changed, and of electronegativities added."""
+        first, second = radii[edges.centres], radii[edges.neighbours]
+        covalent = (first > 0.0) & (second > 0.0)
+        stretch = edges.distances.double() / torch.where(covalent, first + second, 1.0)
+        share = edges.to_cutoff.double() / self.cutoff
+        order = bond_order(stretch) * (1.0 - share.pow(6)).clamp_min(0.0).pow(3) * covalent
+        mixed = torch.where(covalent[:, None], order[:, None], weights)
+        return torch.cat([mixed, order[:, None]], 1)
 
     def add_elements(self, charges: Tensor, sites: Sites | None) -> Tensor:
         """Add the charges that elements bring with them.

@@ -6,6 +6,7 @@ from references import DOUBLE
 from torch.autograd import gradcheck, gradgradcheck
 
 from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
+from sog_longrange.charges.bonds import BROKEN, NONMETALS, INTACT, covalent_radius
 from sog_longrange.charges.elements import initial_charges, parse_element_charges
 from sog_longrange.charges.flows import SHORTEST, FlowingCharges
 from sog_longrange.charges.sites import Edges, Sites
@@ -35,8 +36,8 @@ def two_fragments(distance):
 
 
 def test_fragments_keep_their_charge_at_any_distance():
-    readout = make_readout(element_charges={8: 1.0, 1: -0.5, 6: 0.25})
-    species = torch.tensor([0, 1, 1, 2, 2, 2, 0])
+    readout = make_readout(element_charges={8: 1.0, 1: -0.5, 11: 0.25})
+    species = torch.tensor([2, 1, 1, 0, 2, 2, 0])
     features, positions = two_fragments(50.0)
     charges = readout(features, Sites(all_pairs(positions), species)).detach()
     kept = torch.tensor([0.25, 1.5], dtype=DOUBLE)
@@ -44,14 +45,66 @@ def test_fragments_keep_their_charge_at_any_distance():
     torch.testing.assert_close(found, kept, atol=1e-14, rtol=0.0)
     assert float(charges[:, 1].sum().detach()) == pytest.approx(0.0, abs=1e-14)
     # Charge flows inside of them, and across where they touch.
-    assert (
-        float((charges[:4, 0] - readout.element_charges.detach()[species[:4], 0]).abs().min())
-        > 1e-3
-    )
+    own = readout.element_charges.detach()[species[:4], 0]
+    assert float((charges[:4, 0] - own).abs().min()) > 1e-3
     features, positions = two_fragments(1.0)
     touching = readout(features, Sites(all_pairs(positions), species)).detach()
     assert abs(float(touching[:4, 0].sum() - kept[0])) > 1e-3
     torch.testing.assert_close(touching[:, 0].sum(), kept.sum())
+
+
+def two_waters(hydrogen_bond):
+    """Oxygen, two hydrogens, and another such molecule at a distance from oxygen to hydrogen."""
+    turn = torch.tensor([[1.0, 0.0, 0.0], [-0.27, 0.96, 0.0]], dtype=DOUBLE)
+    first = torch.cat([torch.zeros(1, 3, dtype=DOUBLE), turn])
+    second = first + torch.tensor([-1.0 - hydrogen_bond, 0.0, 0.0], dtype=DOUBLE)
+    return torch.cat([first, second]), torch.tensor([1, 0, 0] * 2)
+
+
+@pytest.mark.parametrize("hydrogen_bond", [1.45, 1.8, 30.0])
+def test_molecules_keep_their_charge_in_contact(hydrogen_bond):
+    readout = make_readout(atomic_numbers=(1, 8))
+    positions, species = two_waters(hydrogen_bond)
+    features = torch.randn(6, sum(SIZES), dtype=DOUBLE)
+    sites = Sites(all_pairs(positions), species)
+    charges = readout(features, sites).detach()
+    torch.testing.assert_close(charges[:3].sum(0), torch.zeros(2, dtype=DOUBLE))
+    for parameter in readout.ends.parameters():
+        parameter.detach().zero_()
+    # What is left is an electronegativity, the larger of oxygen, and no slope along a bond.
+    rest = readout(features, sites)[:, 0]
+    expected = torch.tensor([-0.62, 0.31, 0.31] * 2, dtype=DOUBLE)
+    torch.testing.assert_close(rest.detach(), expected, atol=1e-3, rtol=0.0)
+
+
+def test_bonds_vibrate_whole_and_break_smoothly():
+    readout = make_readout(atomic_numbers=(1, 8))
+    features, species = torch.randn(2, sum(SIZES), dtype=DOUBLE), torch.tensor([0, 1])
+    ends = torch.tensor([0, 1]), torch.tensor([1, 0])
+
+    def at(stretch, order=0):
+        r = torch.tensor(0.97 * stretch, dtype=DOUBLE, requires_grad=True)
+        value = readout(features, Sites(Edges(*ends, r.expand(2)), species))[0, 0]
+        for _ in range(order):
+            (value,) = torch.autograd.grad(value, r, create_graph=True)
+        return float(value.detach())
+
+    assert at(1.0) == pytest.approx(at(1.2), rel=5e-3)
+    assert abs(at(1.35)) < 0.9 * abs(at(1.0))
+    assert at(BROKEN + 1e-6) == at(2.0) == 0.0
+    for place in (INTACT, BROKEN):
+        for order in (1, 2):
+            assert at(place - 1e-6, order) == pytest.approx(at(place + 1e-6, order), abs=1e-3)
+
+
+def test_where_charge_flows():
+    """Along bonds between nonmetals, as far as the cutoff where there is a metal."""
+    readout, far = make_readout(atomic_numbers=(1, 8, 11)), torch.tensor([3.0, 3.0], dtype=DOUBLE)
+    features, ends = torch.randn(2, sum(SIZES), dtype=DOUBLE), torch.tensor([[0, 1], [1, 0]])
+    for pair, flows in (((0, 1), False), ((1, 1), False), ((1, 2), True), ((2, 2), True)):
+        found = readout(features, Sites(Edges(*ends, far), torch.tensor(pair)))
+        assert bool(found.any()) is flows
+    assert {number for number in range(1, 119) if covalent_radius(number)} == NONMETALS
 
 
 def test_flows_end_smoothly_at_the_cutoff_and_do_not_ask_for_an_order():
@@ -84,19 +137,20 @@ def test_flows_end_smoothly_at_the_cutoff_and_do_not_ask_for_an_order():
 
 
 def test_derivatives():
-    readout = make_readout(element_charges={1: 0.5, 8: -0.5})
+    readout = make_readout(element_charges={1: 0.5, 8: -0.5, 11: 0.0})
     features, positions = two_fragments(1.0)
-    pairs, species = all_pairs(positions), torch.tensor([0, 1] * 3 + [0])
+    positions[1] = positions[0] + torch.tensor([1.25, 0.0, 0.0])  # of a bond that breaks
+    pairs, species = all_pairs(positions), torch.tensor([0, 1, 2, 1, 0, 1, 0])
 
-    def charges(features, positions, elements):
+    def charges(features, positions, *elements):
         vectors = positions[pairs.centres] - positions[pairs.neighbours]
         edges = pairs._replace(distances=vectors.norm(dim=1))
-        swapped = {"element_charges": elements}
+        swapped = dict(zip(readout.by_element, elements, strict=True))
         given = (features, Sites(edges, species))
         return torch.func.functional_call(readout, swapped, given)
 
-    elements = readout.element_charges.detach().clone()
-    inputs = [x.requires_grad_() for x in (features, positions, elements)]
+    elements = [getattr(readout, name).detach().clone() for name in readout.by_element]
+    inputs = [x.requires_grad_() for x in (features, positions, *elements)]
     assert gradcheck(charges, inputs)
     assert gradgradcheck(charges, inputs)
 
@@ -119,8 +173,10 @@ def test_a_state_of_more_elements_is_loaded_by_their_rows():
     small = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(17, 11))
     with torch.no_grad():
         large.readout.element_charges.mul_(0.5)
+        large.readout.electronegativities.copy_(torch.tensor([[0.8], [0.11], [0.17]]))
     small.load_state_dict(large.state_dict())
     assert small.readout.element_charges.squeeze(1).tolist() == [-0.5, 0.5]
+    assert small.readout.electronegativities.squeeze(1).tolist() == pytest.approx([0.17, 0.11])
     with pytest.raises(ConfigError, match=r"with values of the elements \[8, 11, 17\]"):
         large.load_state_dict(small.state_dict())
 

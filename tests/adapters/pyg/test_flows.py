@@ -26,8 +26,8 @@ from sog_pyg import (
 
 HOW = PRECISE | {"engine": "none", "charge_constraint": "none", "cutoff": CUTOFF}
 FLOWS = HOW | {"readout": "flows"}
-IONS = HOW | {"readout": "ions", "elements": [8, 1], "element_charges": "H=0.5,O=-1"}
-GIVEN = {1: 0.5, 8: -1.0}
+IONS = HOW | {"readout": "ions", "elements": [8, 1, 11], "element_charges": "H=0.5,O=-1"}
+GIVEN = {1: 0.5, 8: -1.0, 11: 0.0}
 
 
 def edges_of(data):
@@ -38,8 +38,9 @@ def edges_of(data):
 
 
 def two_molecules(distance):
-    """Both in one structure, and the number of atoms of the first."""
+    """Both in one structure, and the number of atoms of the first, in which there is a metal."""
     first, second = molecule(), molecule(6, 4)
+    first.z[::2] = 11
     gap = first.pos[:, 0].max() - second.pos[:, 0].min() + distance
     moved = second.pos + gap * torch.tensor([1.0, 0.0, 0.0])
     first.pos, n_first = torch.cat([first.pos, moved]), first.pos.shape[0]
@@ -119,6 +120,7 @@ def test_lengths_are_found_in_open_structures():
 def test_widths_are_taken_from_the_first_input_or_loaded():
     torch.manual_seed(0)
     data, x = molecule(), torch.randn(5, 8)
+    data.z[0] = 11
     given = {"z": data.z, **edges_of(data)}
     layer, other = LongRangeLayer(**IONS), LongRangeLayer(**IONS)
     assert layer.in_channels == -1
@@ -128,8 +130,10 @@ def test_widths_are_taken_from_the_first_input_or_loaded():
     torch.testing.assert_close(other(x, data.pos, **given), expected)
     with torch.no_grad():
         layer.readout.element_charges += 1.0
+        layer.readout.electronegativities += 1.0
     layer.reset_parameters()
-    assert layer.readout.element_charges[:, 0].tolist() == [-1.0, 0.5]
+    assert layer.readout.element_charges[:, 0].tolist() == [-1.0, 0.5, 0.0]
+    assert layer.readout.electronegativities[:, 0].tolist() == pytest.approx([0.86, 0.55, 0.0])
     assert abs(float((layer(x, data.pos, **given) - expected).detach())) > 1e-9
 
 
@@ -177,10 +181,10 @@ def test_edges_from_one_graph_to_another_are_refused():
         ({"readout": "flows"}, "`cutoff` must be given with readout='flows'"),
         ({"readout": "ions", "cutoff": 3.0}, "`elements` must be given with readout='ions'"),
         ({"cutoff": 3.0}, "`cutoff` must be left out with readout='atoms'"),
-        ({"readout": "flows", "cutoff": 3.0, "elements": [1]}, "`elements` must be left out"),
+        ({"elements": [1]}, "`elements` must be left out with readout='atoms'"),
         ({"readout": "ions", "cutoff": 3.0, "elements": [1, 1]}, "each once"),
         ({"readout": "ions", "cutoff": 3.0, "elements": [0]}, "atomic numbers"),
-        (IONS | {"element_charges": "C=1"}, "elements of the model, O, H, got C"),
+        (IONS | {"element_charges": "C=1"}, "elements of the model, O, H, Na, got C"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
