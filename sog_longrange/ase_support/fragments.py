@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sog_longrange.charges.bonds import NONMETALS, INTACT
+from sog_longrange.charges.bonds import INTACT, NONMETALS
 from sog_longrange.charges.elements import NOBLE_GASES
 from sog_longrange.hosts import load_library
 

@@ -6,7 +6,7 @@ from references import DOUBLE
 from torch.autograd import gradcheck, gradgradcheck
 
 from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
-from sog_longrange.charges.bonds import BROKEN, NONMETALS, INTACT, covalent_radius
+from sog_longrange.charges.bonds import BROKEN, INTACT, NONMETALS, covalent_radius
 from sog_longrange.charges.elements import initial_charges, parse_element_charges
 from sog_longrange.charges.flows import SHORTEST, FlowingCharges
 from sog_longrange.charges.sites import Edges, Sites
