@@ -53,11 +53,11 @@ PEPTIDES = (
     "--hidden_irreps=32x0e+32x1o",
     "--radial_MLP=[32,32,32]",
     "--r_max=4.0",
-    "--batch_size=4",
+    "--batch_size=2",
     "--valid_batch_size=10",
     "--lr=0.01",
     "--forces_weight=100",
-    "--energy_weight=10",
+    "--energy_weight=100",
     "--default_dtype=float32",
 )
 LIQUID = (

@@ -124,7 +124,7 @@ def interface(name: str, build: Callable, number: int, title: str, physics: str)
     return System(
         name,
         ("test",),
-        60,
+        200,
         (*BOXES, "--E0s=average"),
         make=partial(make_frames, build, number),
         effects=effects,

@@ -161,7 +161,7 @@ SYSTEMS = {
     "ionic_liquid": System(
         "ionic_liquid",
         ("test", "test_pairs"),
-        60,
+        240,
         (*BOXES, "--E0s=average"),
         make=make_frames,
         effects=effects,

@@ -123,7 +123,7 @@ SYSTEMS = {
     "gold_mgo": System(
         "gold_mgo",
         ("test", "curve"),
-        60,
+        240,
         SLAB,
         make=make_frames,
         effects=effects,

@@ -144,7 +144,7 @@ SYSTEMS = {
     "kf_water": System(
         "kf_water",
         ("test_bulk", "test_interface"),
-        30,
+        60,
         (*BOXES, elements(1, 8, 9, 19)),
         make=make_solution,
         recipe=2,
@@ -165,7 +165,7 @@ SYSTEMS = {
     "spcfw_water": System(
         "spcfw_water",
         ("test",),
-        30,
+        60,
         (*BOXES, elements(1, 8)),
         make=make_water,
         effects=partial(structure.effects, kelvin=KELVIN),
