@@ -76,8 +76,8 @@ WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
 """What a preset of charges is joined with where neutral atoms are among the ions."""
 
 SINGLE: Final = Preset("single molecules, whose charges are functions of their surroundings")
-"""What single neutral molecules get: the defaults. Charges that flow hardly grow where
-a network sees the whole molecule, and no fragment is there to keep one."""
+"""What single neutral molecules get: the defaults. Charges of atoms learn faster than flows, and
+no fragment is there to keep one."""
 
 CHARGE_STATES: Final = Preset("one molecule, several charges", schedule={"lr_factor": 3.0})
 """What a preset of charges is joined with for molecules of several total charges, whose energies
@@ -89,7 +89,7 @@ PRESETS: Final[dict[str, Preset]] = {
         {"readout": "ions"},
     ),
     "molecular": Preset(
-        "neutral molecules and networks: what is beyond the cutoff of all else has no charge",
+        "neutral molecules and networks: charge flows along bonds, and each molecule has none",
         {**_DISPERSION, "readout": "flows"},
         {"latent_dipoles": True},
         # Charges of molecular ions are known, and close contacts would bend them first.

@@ -25,7 +25,8 @@ TOLERANCE: Final = 0.05
 _MAX_STEPS: Final = 20_000
 _LARGEST: Final = 8.0
 _LARGEST_IN_MOLECULES: Final = 1.0
-"""Charges in e, of single atoms and within molecules, beyond which they are a fit alone."""
+"""Charges in e, of elements that are single atoms only and of others, beyond which they are a fit:
+oxygen of -2 would tear water beside an oxide apart."""
 
 _ZERO: Final = 5e-4
 
@@ -123,8 +124,8 @@ def element_charges(charges: Mapping[Composition, int]) -> tuple[dict[str, float
     if errors.max(initial=0.0) > TOLERANCE:
         worst = formula(list(charges)[int(errors.argmax())])
         return None, f"no charges of elements sum to those of all fragments, as of {worst}"
-    single = counts[counts.sum(1) == 1].any(0)
-    excess = np.abs(values) / np.where(single, _LARGEST, _LARGEST_IN_MOLECULES + TOLERANCE)
+    bonded = counts[counts.sum(1) > 1].any(0)
+    excess = np.abs(values) / np.where(bonded, _LARGEST_IN_MOLECULES + TOLERANCE, _LARGEST)
     if excess.max(initial=0.0) > 1.0:
         worst = symbol_of(elements[int(excess.argmax())])
         reason = "charges of elements that sum to those of all fragments are too large for"

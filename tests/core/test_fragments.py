@@ -266,6 +266,12 @@ def test_charges_of_elements_need_not_exist():
     charges, reason = element_charges(kinds)
     assert charges is None
     assert "too large for" in reason
+    # Titania alone, and beside water, which oxygen of -2 would tear apart.
+    oxide = {((22, 1),): 4, ((8, 1),): -2}
+    assert element_charges(oxide) == ({"Ti": 4.0, "O": -2.0}, "")
+    charges, reason = element_charges(oxide | {((1, 2), (8, 1)): 0})
+    assert charges is None
+    assert reason.endswith("too large for O")
 
 
 def test_sampling_is_even_and_bounded():
