@@ -25,7 +25,8 @@ class DataSummary:
     charges : dict of tuple to int, in e, or None
         Charge of each of them; None where the data do not tell.
     element_charges : dict of str to float, in e, or None
-        Charges of elements that sum to them; None where there are none.
+        Charges of elements that sum to them, or where charges are None the usual ones of ions if
+        there is nothing else; None where there are none.
     reason : str
         Why charges are None.
     open_axes : tuple of int

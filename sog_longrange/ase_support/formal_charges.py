@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -68,6 +68,8 @@ def formal_charges(
     elements = None
     if charges is not None:
         elements, reason = element_charges(charges)
+    else:
+        elements = usual_charges(counts)
     axes = tuple(sorted({open_axes(frames[index]) for index in chosen}))
     several = any(len(fragments) > 1 for fragments in found)
     return DataSummary(len(chosen), counts, charges, elements, reason, axes, several)
@@ -132,6 +134,35 @@ def element_charges(charges: Mapping[Composition, int]) -> tuple[dict[str, float
         return None, f"{reason} {worst}"
     found = zip(elements, values, strict=True)
     return {symbol_of(z): round(float(x), 4) for z, x in found if abs(x) > _ZERO}, ""
+
+
+def usual_charges(kinds: Iterable[Composition]) -> dict[str, float] | None:
+    """Find the usual charges of ions, where there is nothing else: alkali metals and halides.
+
+    What these do not sum to, as where an atom of a crystal or cluster is missing or replaced, is
+    for the model to place. Ions of more charge are far from whole in most matter.
+
+    Parameters
+    ----------
+    kinds : iterable of tuple
+        Compositions.
+
+    Returns
+    -------
+    dict of str to float, in e, or None
+        By chemical symbol, without those that are zero; None where a kind is a molecule, has no
+        usual charge or one above 1 e, or all have one sign.
+    """
+    found = {}
+    for kind in kinds:
+        costs = possible_charges(kind, ())
+        usual = [charge for charge, cost in costs.items() if cost == 0 and abs(charge) <= 1]
+        if len(kind) > 1 or kind[0][1] > 1 or not usual:
+            return None
+        found[symbol_of(kind[0][0])] = float(usual[0])
+    if not min(found.values(), default=0.0) < 0.0 < max(found.values(), default=0.0):
+        return None
+    return {symbol: charge for symbol, charge in sorted(found.items()) if charge}
 
 
 def _list_costs(found: Sequence[Sequence[Fragment]], rows: Rows) -> Costs:

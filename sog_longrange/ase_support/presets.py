@@ -95,7 +95,7 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
         return Choice(name, PRESETS[name], "all fragments are neutral")
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
-    if summary.charges is None:
+    if summary.charges is None and summary.element_charges is None:
         preset = _reads(CAREFUL, preset)
         preset = preset if summary.has_several else preset.joined(CHARGE_STATES)
         return _complete(name, preset, summary)
@@ -153,6 +153,8 @@ def _complete(name: str, preset: Preset, summary: DataSummary) -> Choice:
     text = ",".join(f"{symbol}={charge:g}" for symbol, charge in summary.element_charges.items())
     options = {**preset.options, "element_charges": text}
     why = "charges of elements give every fragment its own"
+    if summary.charges is None:
+        why = f"ions have their usual charges, though {summary.reason}"
     return Choice(name, dataclasses.replace(preset, options=options), why)
 
 

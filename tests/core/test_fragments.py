@@ -200,7 +200,6 @@ def test_the_sign_of_two_unknown_ions_is_that_of_the_total_charges():
         ([molecule("H2O")], [0.5], "total charges are not whole"),
         ([molecule("H2O")], [1.0], "no whole charges .* sum to the total charge"),
         ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], None, "unlikely charge of O"),
-        ([apart(Atoms("Na"), Atoms("Cl")), apart(Atoms("Na"), Atoms("O"))], None, "of O, 0"),
     ],
 )
 def test_where_charges_are_not_known_the_reason_is_told(frames, totals, reason):
@@ -209,6 +208,21 @@ def test_where_charges_are_not_known_the_reason_is_told(frames, totals, reason):
     assert summary.element_charges is None
     assert re.search(reason, summary.reason)
     assert summary.reason in summary.describe()
+
+
+def test_ions_that_do_not_sum_to_total_charges_have_their_usual_ones():
+    whole, taken = bulk("NaCl", "rocksalt", a=5.64, cubic=True), Atoms("NaCl2", 3.0 * np.eye(3))
+    for frames, totals in (([whole, taken], [0.0, 1.0]), ([whole, whole[1:]], None)):
+        summary = formal_charges(frames, totals)
+        assert summary.charges is None
+        assert summary.element_charges == {"Na": 1.0, "Cl": -1.0}
+        choice = choose_preset(summary)
+        assert choice.preset.options["element_charges"] == "Cl=-1,Na=1"
+        assert "usual charges, though" in choice.why
+    # A molecule, atoms without a usual charge or with a large one, and anions alone.
+    for other in (molecule("H2O"), Atoms("C"), Atoms("O")):
+        assert formal_charges([apart(Atoms("Na"), other)], [3.0]).element_charges is None
+    assert formal_charges([taken[1:]], [0.0]).element_charges is None
 
 
 def test_alloys_are_neutral_and_do_not_speak_for_compounds():
