@@ -37,6 +37,23 @@ MAX_NODES: int = 8 * MAX_ELEMENTS
 """Largest number of modes or points of all grids that is attempted."""
 
 
+def fade(x: Tensor) -> Tensor:
+    """Smooth step from 1 at 0 and below to 0 at 1 and above.
+
+    Parameters
+    ----------
+    x : Tensor
+
+    Returns
+    -------
+    Tensor, shape of `x`
+        Twice differentiable in it.
+    """
+    x = x.clamp(0.0, 1.0)
+    factor: Tensor = 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
+    return factor
+
+
 def taper(k2: Tensor, start: float) -> Tensor:
     """Twice differentiable taper from 1 at k = start to 0 at k = TAPER * start.
 
@@ -54,9 +71,7 @@ def taper(k2: Tensor, start: float) -> Tensor:
     -------
     Tensor, shape of `k2`
     """
-    x = ((k2 / start**2 - 1.0) / (TAPER**2 - 1.0)).clamp(0.0, 1.0)
-    factor: Tensor = 1.0 - x**3 * (10.0 - 15.0 * x + 6.0 * x**2)
-    return factor
+    return fade((k2 / start**2 - 1.0) / (TAPER**2 - 1.0))
 
 
 def reciprocal_cell(cell: Tensor) -> Tensor:

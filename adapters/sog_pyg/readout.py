@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.dense.linear import Linear, is_uninitialized_parameter
 
 from sog_longrange import ConfigError, LatentCharges, SOGConfig
-from sog_longrange.charges.build import Readout, build_readout
-from sog_longrange.charges.elements import initial_charges
+from sog_longrange.charges.build import Readout, build_readout, of_host
 from sog_longrange.charges.flows import FlowingCharges
 from sog_longrange.errors import explain
 
@@ -98,11 +97,10 @@ class LazyFlows(FlowingCharges):
         atomic_numbers: Sequence[int] = (),
     ) -> None:
         sizes = (max(in_channels, 1),), num_charges, hidden_channels
-        self._of_elements: Any = {
-            "element_charges": element_charges,
-            "atomic_numbers": atomic_numbers,
-        }
-        super().__init__(*sizes, cutoff=cutoff, **self._of_elements)
+        super().__init__(
+            *sizes, cutoff=cutoff, element_charges=element_charges, atomic_numbers=atomic_numbers
+        )
+        self._start = element_charges
         self.ends = LazyCharges(in_channels, self.ends.num_channels, hidden_channels)
 
     @property
@@ -118,7 +116,14 @@ class LazyFlows(FlowingCharges):
     def reset_parameters(self) -> None:
         """Draw new weights; elements have the charges that they began with."""
         cast(LazyCharges, self.ends).reset_parameters()
-        new = FlowingCharges((1,), self.num_channels, 0, cutoff=self.cutoff, **self._of_elements)
+        new = FlowingCharges(
+            (1,),
+            self.num_channels,
+            0,
+            cutoff=self.cutoff,
+            element_charges=self._start,
+            atomic_numbers=self.atomic_numbers,
+        )
         with torch.no_grad():
             for name in self.by_element:
                 if (own := getattr(self, name)) is not None:
@@ -174,9 +179,7 @@ def build_lazy(
         return build_readout(config, (in_channels,), cutoff, elements)
     if cutoff is None:
         return LazyCharges(*sizes)
-    ions = config.readout == "ions"
-    charges = initial_charges(config.element_charges, elements) if ions else None
-    return LazyFlows(*sizes, cutoff=cutoff, element_charges=charges, atomic_numbers=elements)
+    return LazyFlows(*sizes, **of_host(config, cutoff, elements))
 
 
 def _check_given(name: str, value: object, wanted: bool, config: SOGConfig) -> None:

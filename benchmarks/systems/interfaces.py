@@ -93,9 +93,7 @@ def make_frames(build: Callable, number: int, folder: Path, find: Find, seed: in
         for split, size in SIZES.items()
     }
     labelled = xtb.label_splits(splits, workers=2)
-    store(
-        folder, {split: [own for own in frames if sane(own)] for split, frames in labelled.items()}
-    )
+    store(folder, {split: list(filter(sane, frames)) for split, frames in labelled.items()})
 
 
 def sane(frame: Atoms) -> bool:

@@ -52,13 +52,13 @@ class DataSummary:
     @property
     def has_molecules(self) -> bool:
         """Whether there are fragments of several atoms."""
-        return not all(_is_atom(composition) for composition in self.fragments)
+        return not all(is_atom(composition) for composition in self.fragments)
 
     @property
     def has_neutral_atoms(self) -> bool:
         """Whether there are single atoms without a charge, which only dispersion attracts."""
         charges = self.charges or {}
-        return any(_is_atom(own) and charges.get(own) == 0 for own in self.fragments)
+        return any(is_atom(own) and charges.get(own) == 0 for own in self.fragments)
 
     @property
     def has_slabs(self) -> bool:
@@ -96,7 +96,17 @@ class DataSummary:
         return formula(composition) + charge.replace("+0", "0")
 
 
-def _is_atom(composition: Composition) -> bool:
+def is_atom(composition: Composition) -> bool:
+    """Tell whether a fragment is a single atom.
+
+    Parameters
+    ----------
+    composition : tuple of (int, int)
+
+    Returns
+    -------
+    bool
+    """
     return sum(count for _, count in composition) == 1
 
 

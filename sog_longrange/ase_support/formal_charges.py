@@ -11,7 +11,7 @@ import numpy as np
 
 from sog_longrange.validation import WHOLE
 
-from .data_summary import DataSummary, formula, symbol_of
+from .data_summary import DataSummary, formula, is_atom, symbol_of
 from .fragments import Composition, Fragment, find_fragments, open_axes
 from .oxidation import UNLIKELY, is_metal, possible_charges
 
@@ -65,11 +65,10 @@ def formal_charges(
         for fragments, total in zip(found, totals, strict=True)
     ]
     charges, reason = _find_charges(rows, _list_costs(found, rows))
-    elements = None
-    if charges is not None:
-        elements, reason = element_charges(charges)
-    else:
+    if charges is None:
         elements = usual_charges(counts)
+    else:
+        elements, reason = element_charges(charges)
     axes = tuple(sorted({open_axes(frames[index]) for index in chosen}))
     several = any(len(fragments) > 1 for fragments in found)
     return DataSummary(len(chosen), counts, charges, elements, reason, axes, several)
@@ -157,7 +156,7 @@ def usual_charges(kinds: Iterable[Composition]) -> dict[str, float] | None:
     for kind in kinds:
         costs = possible_charges(kind, ())
         usual = [charge for charge, cost in costs.items() if cost == 0 and abs(charge) <= 1]
-        if len(kind) > 1 or kind[0][1] > 1 or not usual:
+        if not is_atom(kind) or not usual:
             return None
         found[symbol_of(kind[0][0])] = float(usual[0])
     if not min(found.values(), default=0.0) < 0.0 < max(found.values(), default=0.0):

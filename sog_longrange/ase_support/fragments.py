@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sog_longrange.charges.bonds import INTACT, NONMETALS
+from sog_longrange.charges.bonds import INTACT, NONMETALS, covalent
 from sog_longrange.charges.elements import NOBLE_GASES
 from sog_longrange.hosts import load_library
 
@@ -138,12 +138,11 @@ def reach(first: int, bonds: Bonds) -> tuple[dict[int, NDArray[Any]], bool]:
 
 def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
     """Bonded atoms of each atom, with the lattice vectors between them."""
-    data = load_library("ase.data", "ase")
     numbers = np.asarray(atoms.numbers)
     (bonding,) = np.nonzero(np.isin(numbers, list(NONMETALS)))
     if len(bonding) == 0:
         return connect(len(numbers), (), (), ())
-    radii = INTACT * data.covalent_radii[numbers[bonding]]
+    radii = INTACT * np.array([covalent(number).radius for number in numbers[bonding]])
     find = load_library("ase.neighborlist", "ase").neighbor_list
     first, second, shifts = find("ijS", atoms[bonding], radii)
     allowed = _may_bond(numbers[bonding], first, second, len(bonding) < len(numbers))

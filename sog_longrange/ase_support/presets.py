@@ -25,7 +25,7 @@ from sog_longrange.presets import (
     find_preset,
 )
 
-from .data_summary import DataSummary
+from .data_summary import DataSummary, is_atom
 from .decay import Decay, measure_decay
 from .formal_charges import formal_charges, spread
 from .fragment_charges import FragmentCharges
@@ -166,7 +166,7 @@ def _held(summary: DataSummary) -> FragmentCharges | None:
 
 def _has_solid(summary: DataSummary) -> bool:
     """Tell whether there are metals or single atoms, which make up solids, not molecules alone."""
-    return summary.has_metals or any(sum(n for _, n in kind) == 1 for kind in summary.fragments)
+    return summary.has_metals or any(map(is_atom, summary.fragments))
 
 
 def explain_choice(choice: Choice, found: str, options: str) -> str:

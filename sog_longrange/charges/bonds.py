@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from torch import Tensor
+
+from sog_longrange.geometry import fade
 
 INTACT: Final = 1.25
 """Distance over the sum of covalent radii up to which a bond is whole, however it vibrates."""
@@ -15,6 +17,22 @@ BROKEN: Final = 1.45
 POLARITY: Final = 0.25
 """Charge in e that a bond shifts at the start, over the difference of electronegativities."""
 
+
+class Covalent(NamedTuple):
+    """How an element bonds.
+
+    Attributes
+    ----------
+    radius : float, in Å
+        Of covalent bonds.
+    electronegativity : float
+        On Pauling's scale; that of hydrogen where none is known.
+    """
+
+    radius: float
+    electronegativity: float
+
+
 _NONMETALS: Final[dict[int, tuple[float, float]]] = {
     **{1: (0.31, 2.20), 2: (0.28, 2.20), 5: (0.84, 2.04), 6: (0.76, 2.55), 7: (0.71, 3.04)},
     **{8: (0.66, 3.44), 9: (0.57, 3.98), 10: (0.58, 2.20), 14: (1.11, 1.90), 15: (1.07, 2.19)},
@@ -22,14 +40,13 @@ _NONMETALS: Final[dict[int, tuple[float, float]]] = {
     **{34: (1.20, 2.55), 35: (1.20, 2.96), 36: (1.16, 3.00), 51: (1.39, 2.05), 52: (1.38, 2.10)},
     **{53: (1.39, 2.66), 54: (1.40, 2.60), 85: (1.50, 2.20), 86: (1.50, 2.20)},
 }
-"""Covalent radius in Å and electronegativity of each, where it is known; else that of hydrogen."""
 
 NONMETALS: Final = frozenset(_NONMETALS)
 """Atomic numbers of the elements between which bonds make molecules; half-metals count."""
 
 
-def covalent_radius(number: int) -> float:
-    """Look up the covalent radius of an element.
+def covalent(number: int) -> Covalent:
+    """Look up how an element bonds.
 
     Parameters
     ----------
@@ -38,35 +55,15 @@ def covalent_radius(number: int) -> float:
 
     Returns
     -------
-    float, in Å
-        Zero for metals, whose contacts are no covalent bonds.
+    Covalent
+        Of zeros for metals, whose contacts are no covalent bonds.
 
     References
     ----------
-    Cordero et al., Dalton Trans. 2832 (2008).
+    Cordero et al., Dalton Trans. 2832 (2008), for radii; Pauling, The Nature of the Chemical Bond
+    (Cornell, 1960), and Allred, J. Inorg. Nucl. Chem. 17, 215 (1961), for electronegativities.
     """
-    return _NONMETALS[number][0] if number in NONMETALS else 0.0
-
-
-def electronegativity(number: int) -> float:
-    """Look up the electronegativity of an element on Pauling's scale.
-
-    Parameters
-    ----------
-    number : int
-        Atomic number.
-
-    Returns
-    -------
-    float
-        Zero for metals.
-
-    References
-    ----------
-    Pauling, The Nature of the Chemical Bond (Cornell, 1960); Allred, J. Inorg. Nucl. Chem. 17,
-    215 (1961).
-    """
-    return _NONMETALS[number][1] if number in NONMETALS else 0.0
+    return Covalent(*_NONMETALS.get(number, (0.0, 0.0)))
 
 
 def bond_order(stretch: Tensor) -> Tensor:
@@ -85,5 +82,4 @@ def bond_order(stretch: Tensor) -> Tensor:
     Tensor
         From 0 to 1, with two continuous derivatives.
     """
-    left = ((BROKEN - stretch) / (BROKEN - INTACT)).clamp(0.0, 1.0)
-    return left.pow(3) * (10.0 - 15.0 * left + 6.0 * left.square())
+    return fade((stretch - INTACT) / (BROKEN - INTACT))

@@ -54,7 +54,9 @@ class ReadoutOptions(Protocol):
         """Kind of the readout of a channel."""
 
 
-class _EdgeOptions(TypedDict):
+class HostOptions(TypedDict):
+    """Options of :class:`~sog_longrange.charges.flows.FlowingCharges` by the model of a host."""
+
     cutoff: float
     element_charges: Mapping[int, float] | None
     atomic_numbers: Sequence[int]
@@ -98,24 +100,38 @@ def build_readout(
         elif kind == "atoms":
             parts.append(LatentCharges(*sizes))
         else:
-            edges = _edges(config, cutoff, atomic_numbers)
-            parts.append(FlowingCharges(*sizes, **edges))
+            parts.append(FlowingCharges(*sizes, **of_host(config, cutoff, atomic_numbers)))
     return parts[0] if len(parts) == 1 else JoinedCharges(parts)
 
 
-def _edges(
+def of_host(
     config: ReadoutOptions, cutoff: float | None, atomic_numbers: Sequence[int]
-) -> _EdgeOptions:
-    """Return what flows need of the host."""
+) -> HostOptions:
+    """Return what flows need of the host.
+
+    Parameters
+    ----------
+    config, cutoff, atomic_numbers
+        As of :func:`build_readout`.
+
+    Returns
+    -------
+    HostOptions
+
+    Raises
+    ------
+    ConfigError
+        If the host does not say it.
+    """
     if cutoff is None:
         expected = "'atoms' for a model without edges"
         raise ConfigError(explain("readout", expected, repr(config.readout)))
-    if config.readout == "flows":
-        return {"cutoff": cutoff, "element_charges": None, "atomic_numbers": atomic_numbers}
-    if not atomic_numbers:
-        expected = "'atoms' or 'flows' for a model that does not tell its elements"
-        raise ConfigError(explain("readout", expected, repr(config.readout)))
-    charges = initial_charges(config.element_charges, atomic_numbers)
+    charges = None
+    if config.readout == "ions":
+        if not atomic_numbers:
+            expected = "'atoms' or 'flows' for a model that does not tell its elements"
+            raise ConfigError(explain("readout", expected, repr(config.readout)))
+        charges = initial_charges(config.element_charges, atomic_numbers)
     return {"cutoff": cutoff, "element_charges": charges, "atomic_numbers": atomic_numbers}
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
 
-from .bonds import POLARITY, bond_order, covalent_radius, electronegativity
+from .bonds import POLARITY, bond_order, covalent
 from .element_rows import ElementRows
 from .readout import LatentCharges
 from .sites import Edges, Sites, edges_of, species_of
@@ -100,21 +100,24 @@ class FlowingCharges(ElementRows):
         self._add_elements(element_charges)
 
     def _add_elements(self, element_charges: Mapping[int, float] | None) -> None:
-        radii = torch.tensor([[covalent_radius(number)] for number in self.atomic_numbers])
+        elements = [covalent(number) for number in self.atomic_numbers]
+        radii = torch.tensor([[element.radius] for element in elements])
         self.register_buffer("radii", radii, persistent=False)
         polarity = None
-        if self.atomic_numbers:
-            start = torch.zeros(len(self.atomic_numbers), self.num_channels)
-            scale = [POLARITY * electronegativity(number) for number in self.atomic_numbers]
-            start[:, 0] = torch.tensor(scale)
-            polarity = nn.Parameter(start)
+        if elements:
+            start = [POLARITY * element.electronegativity for element in elements]
+            polarity = nn.Parameter(self._in_first_channel(start))
         self.register_parameter("electronegativities", polarity)
         own = None
         if element_charges is not None:
-            start = torch.zeros(len(element_charges), self.num_channels)
-            start[:, 0] = torch.tensor(list(element_charges.values()))
-            own = nn.Parameter(start if bool(start.any()) else 0.1 * torch.randn_like(start))
+            given = self._in_first_channel(element_charges.values())
+            own = nn.Parameter(given if bool(given.any()) else 0.1 * torch.randn_like(given))
         self.register_parameter("element_charges", own)
+
+    def _in_first_channel(self, values: Collection[float]) -> Tensor:
+        rows = torch.zeros(len(values), self.num_channels)
+        rows[:, 0] = torch.tensor(list(values))
+        return rows
 
     @property
     def weight(self) -> Tensor:

@@ -6,7 +6,7 @@ from references import DOUBLE
 from torch.autograd import gradcheck, gradgradcheck
 
 from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
-from sog_longrange.charges.bonds import BROKEN, INTACT, NONMETALS, covalent_radius
+from sog_longrange.charges.bonds import BROKEN, INTACT, NONMETALS, covalent
 from sog_longrange.charges.elements import initial_charges, parse_element_charges
 from sog_longrange.charges.flows import SHORTEST, FlowingCharges
 from sog_longrange.charges.sites import Edges, Sites
@@ -104,7 +104,7 @@ def test_where_charge_flows():
     for pair, flows in (((0, 1), False), ((1, 1), False), ((1, 2), True), ((2, 2), True)):
         found = readout(features, Sites(Edges(*ends, far), torch.tensor(pair)))
         assert bool(found.any()) is flows
-    assert {number for number in range(1, 119) if covalent_radius(number)} == NONMETALS
+    assert {number for number in range(1, 119) if covalent(number).radius} == NONMETALS
 
 
 def test_flows_end_smoothly_at_the_cutoff_and_do_not_ask_for_an_order():

@@ -200,6 +200,7 @@ def test_the_sign_of_two_unknown_ions_is_that_of_the_total_charges():
         ([molecule("H2O")], [0.5], "total charges are not whole"),
         ([molecule("H2O")], [1.0], "no whole charges .* sum to the total charge"),
         ([apart(Atoms("O"), Atoms("F"), Atoms("F"))], None, "unlikely charge of O"),
+        ([apart(Atoms("Na"), Atoms("Cl")), apart(Atoms("Na"), Atoms("O"))], None, "of O, 0"),
     ],
 )
 def test_where_charges_are_not_known_the_reason_is_told(frames, totals, reason):
