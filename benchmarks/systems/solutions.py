@@ -82,7 +82,7 @@ def make_solution(folder: Path, find: Find, seed: int) -> None:
         "val": bulk[94:104:2] + interface[64:74:2],
         "test_bulk": bulk[-30:],
         "test_interface": interface[-24:],
-        "snapshots": solution(PAIRS_OF_IONS, 0.0, 450, 400),
+        "snapshots": solution(PAIRS_OF_IONS, 0.0, 450, 1400),
     }
     store(folder, splits)
 
@@ -147,7 +147,7 @@ SYSTEMS = {
         60,
         (*BOXES, elements(1, 8, 9, 19)),
         make=make_solution,
-        recipe=2,
+        recipe=3,
         effects=effects,
         probe=probe,
         answers=(
