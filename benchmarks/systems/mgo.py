@@ -116,7 +116,7 @@ SLAB = (
     *BOXES,
     "--E0s=average",
     "--r_max=4.0",
-    "--energy_weight=3000",
+    "--energy_weight=100000",  # per atom: energies of four minima are a few meV apart
     "--default_dtype=float64",
 )
 SYSTEMS = {
