@@ -121,6 +121,14 @@ def test_screening_is_one_where_charges_fluctuate_as_a_conductor_lets_them(syste
     assert structure.screening(units.kB * kelvin / work, atoms, kelvin) == pytest.approx(1.0)
 
 
+def test_what_both_owe_to_the_sampled_frames_cancels_in_their_ratio(systems):
+    structure = systems("structure")
+    exact = 1.0 + np.repeat([0.0, 0.5, 1.0, 0.2, 0.3], 4)[:, None]
+    assert structure.block_error(exact)[0] > 0.1
+    assert structure.ratio_error(1.1 * exact, exact)[0] < 1e-12
+    assert structure.ratio_error(exact[::-1], exact)[0] > 0.1
+
+
 def test_conservation_and_structure_are_checked_line_by_line(systems):
     checks, collect = systems("checks"), importlib.import_module("collect")
     shells = {"structure": {"k1": 1.0, "k2": 2.0}, "block_error": {"k1": 0.03, "k2": 0.07}}

@@ -198,8 +198,8 @@ def of_structure(system: str, motion: bool) -> tuple[Check, ...]:
         words = known = "of the model's dynamics"
     else:
         paths = "probe/structure/latent", "probe/structure/truth"
-        errors = ("probe/structure/block_error",)
-        words, known = "of predicted charges", "of the exact charges of the same frames"
+        errors = ("probe/structure/ratio_error",)
+        words, known = "of predicted charges", "over the exact one of the same frames"
     return (
         Check(system, worst_shell(*paths), 0.10, what=f"S(k) {words} off the exact one, 3 shells"),
         Check(system, worst_error(*errors), 0.05, what=f"block error of S(k) {known}"),

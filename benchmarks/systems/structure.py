@@ -57,8 +57,26 @@ def charge_structure(frames: list[Atoms], charges: list[np.ndarray]) -> np.ndarr
 
 def block_error(values: np.ndarray) -> np.ndarray:
     """Standard error of the mean over frames, of five blocks, relative to the mean."""
-    blocks = np.array([part.mean(0) for part in np.array_split(values, BLOCKS)])
-    return blocks.std(0, ddof=1) / np.sqrt(BLOCKS) / values.mean(0)
+    return _spread(_blocks(values)) / values.mean(0)
+
+
+def ratio_error(values: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Standard error of the ratio of two means over the same frames, of five blocks, relative.
+
+    What both owe to the frames that happen to be sampled, such as ions that stay paired for long,
+    cancels in it.
+    """
+    ratios = _blocks(values) / _blocks(exact)
+    return _spread(ratios) / ratios.mean(0)
+
+
+def _blocks(values: np.ndarray) -> np.ndarray:
+    return np.array([part.mean(0) for part in np.array_split(values, BLOCKS)])
+
+
+def _spread(blocks: np.ndarray) -> np.ndarray:
+    found: np.ndarray = blocks.std(0, ddof=1) / np.sqrt(len(blocks))
+    return found
 
 
 def screening(factor: float, frame: Atoms, kelvin: float) -> float:
@@ -108,14 +126,17 @@ def compare(model, frames: list[Atoms]) -> dict:
     -------
     dict
         Means by shell from the smallest k: of the model's charges (`latent`, where it has any)
-        and of the true ones, and the block error of the latter.
+        and of the true ones, the block error of the latter and that of their ratio.
     """
     exact = charge_structure(frames, [own.arrays["true_charges"] for own in frames])
     result = {"truth": names(exact.mean(0)), "block_error": names(block_error(exact))}
     charges = model.find(frames, False, "S(k)").charges
     if charges is not None:
         latent = charge_structure(frames, [own[:, 0] for own in charges])
-        result["latent"] = names(latent.mean(0))
+        result |= {
+            "latent": names(latent.mean(0)),
+            "ratio_error": names(ratio_error(latent, exact)),
+        }
     return result
 
 
