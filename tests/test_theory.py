@@ -112,7 +112,7 @@ def test_flows_and_constraints():
     sites = Sites(Edges(torch.tensor([0, 1]), torch.tensor([1, 0]), r), torch.tensor([0, 1]))
     u = (1.45 - 1.25 / (0.31 + 0.66)) / (1.45 - 1.25)
     order = u**3 * (10 - 15 * u + 6 * u**2) * (1 - (1.25 / cutoff) ** 6) ** 3
-    (a, c), (b, d) = bonded.ends(features[:2]).view(2, 2, 16).unbind(1)
+    (a, c), (b, d) = (0.1 * bonded.ends(features[:2])).view(2, 2, 16).unbind(1)
     flow = (a * (1 + d) - (1 + b) * c).mean() + 0.25 * (3.44 - 2.20)
     found = bonded(features[:2], sites)[:, 0]
     torch.testing.assert_close(found, order * torch.stack([flow, -flow]))

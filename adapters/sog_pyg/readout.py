@@ -125,7 +125,7 @@ class LazyFlows(FlowingCharges):
             atomic_numbers=self.atomic_numbers,
         )
         with torch.no_grad():
-            for name in self.by_element:
+            for name in (*self.by_element, "gain"):
                 if (own := getattr(self, name)) is not None:
                     own.copy_(getattr(new, name))
 

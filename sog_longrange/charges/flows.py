@@ -24,6 +24,9 @@ PER_REACH = 4
 SHORTEST = 0.4
 """Shortest reach, relative to the cutoff."""
 
+GENTLE = 0.1
+"""Gain at the start of flows of features beside charges that are known from elements."""
+
 
 class FlowingCharges(ElementRows):
     r"""Readout in which charges flow along edges, from charges that elements bring with them.
@@ -34,16 +37,19 @@ class FlowingCharges(ElementRows):
         (a_{im} (1 + b_{jm}) - (1 + b_{im}) a_{jm})
         + w_\mathrm{b}(r_{ij}) (\chi_{z_j} - \chi_{z_i}) = -p_{ji},
 
-    where :math:`a` and :math:`b` are learned functions of the features. Nonmetals share charge
-    along covalent bonds alone: all weights of such a pair are :math:`w_\mathrm{b}`, which is one
-    however a bond vibrates and zero at the distance of a hydrogen bond, see
-    :func:`~sog_longrange.charges.bonds.bond_order`. There :math:`\chi`, learned for each element,
-    begins as an electronegativity. Where a metal takes part, or elements are not told, the weights
-    are :math:`w_m = (1 - r^2 / \rho_m^2)^3`, which end smoothly at reaches :math:`\rho_m` of up to
-    the cutoff, and :math:`w_\mathrm{b} = 0`. What one atom gains another loses, so the charge of a
-    fragment that is farther than the cutoff from all others is the sum of those of its elements:
-    zero without `element_charges`, whatever the weights are; that of a molecule is so in contact
-    with others too. Flows of features start random and small, as :class:`LatentCharges` do.
+    where :math:`a` and :math:`b` are learned functions of the features, times a gain of their
+    channel. Nonmetals share charge along covalent bonds alone: all weights of such a pair are
+    :math:`w_\mathrm{b}`, which is one however a bond vibrates and zero at the distance of a
+    hydrogen bond, see :func:`~sog_longrange.charges.bonds.bond_order`. There :math:`\chi`, learned
+    for each element, begins as an electronegativity. Where a metal takes part, or elements are not
+    told, the weights are :math:`w_m = (1 - r^2 / \rho_m^2)^3`, which end smoothly at reaches
+    :math:`\rho_m` of up to the cutoff, and :math:`w_\mathrm{b} = 0`. What one atom gains another
+    loses, so the charge of a fragment that is farther than the cutoff from all others is the sum of
+    those of its elements: zero without `element_charges`, whatever the weights are; that of a
+    molecule is so in contact with others too. Flows of features start random and small, as
+    :class:`LatentCharges` do. Where elements tell charges or electronegativities the gain of the
+    first channel, which is learned, starts at a tenth: these charges are nearly right, and flows
+    between atoms that move would be noise in them.
 
     Parameters
     ----------
@@ -113,6 +119,10 @@ class FlowingCharges(ElementRows):
             given = self._in_first_channel(element_charges.values())
             own = nn.Parameter(given if bool(given.any()) else 0.1 * torch.randn_like(given))
         self.register_parameter("element_charges", own)
+        gain = torch.ones(self.num_channels)
+        if bool(radii.any()) or any((element_charges or {}).values()):
+            gain[0] = GENTLE
+        self.gain = nn.Parameter(gain)
 
     def _in_first_channel(self, values: Collection[float]) -> Tensor:
         rows = torch.zeros(len(values), self.num_channels)
@@ -144,7 +154,7 @@ class FlowingCharges(ElementRows):
             If the features have another width, dtype or device than the readout, or edges or
             species are missing.
         """
-        edges, ends = edges_of(sites), self.ends(features)
+        edges, ends = edges_of(sites), self.ends(features) * self._gains()
         if self.electronegativities is not None:
             species = species_of(sites, features.shape[0])
             of_elements = self.electronegativities[species], self.radii[species]
@@ -154,15 +164,19 @@ class FlowingCharges(ElementRows):
         charges = self.flow(ends, edges, features.shape[0])
         return self.add_elements(charges, sites)
 
+    def _gains(self) -> Tensor:
+        """Of each column of `ends`."""
+        return self.gain.repeat_interleave(self.reaches.shape[0]).repeat(2)
+
     def flow(self, ends: Tensor, edges: Edges, n_atoms: int) -> Tensor:
         """Sum what flows to each atom.
 
         Parameters
         ----------
         ends : Tensor, shape (at least n_atoms, 2 * n_products * num_channels)
-            What `ends` makes of the features, and where elements are told their electronegativities
-            (num_channels columns) and covalent radii (one); those of images of other atoms may
-            follow.
+            What `ends` makes of the features, times the gains, and where elements are told their
+            electronegativities (num_channels columns) and covalent radii (one); those of images of
+            other atoms may follow.
         edges : Edges
         n_atoms : int
             Number of atoms that are centres.
