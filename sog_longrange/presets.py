@@ -92,8 +92,8 @@ PRESETS: Final[dict[str, Preset]] = {
         "neutral molecules and networks: charge flows along bonds, and each molecule has none",
         {**_DISPERSION, "readout": "flows"},
         {"latent_dipoles": True},
-        # Charges of molecular ions are known, and close contacts would bend them first.
-        {"element_lr_factor": 0.1},
+        # Charges of molecular ions are known, and 1/r is: close contacts would bend both first.
+        {"element_lr_factor": 0.1, "kernel_lr_factor": 0.1},
         by_cutoff=True,
     ),
     "dispersive": Preset(
