@@ -91,7 +91,11 @@ class Job:
     @property
     def folder(self) -> Path:
         """Folder of this run."""
-        return self.parent / f"{self.seed}-{self.identity['key'][:8]}"
+        return self.folder_of(self.identity["key"])
+
+    def folder_of(self, key: str) -> Path:
+        """Folder of a run of this system by this column and seed, of any key."""
+        return self.parent / f"{self.seed}-{key[:8]}"
 
     @cached_property
     def identity(self) -> dict[str, str]:

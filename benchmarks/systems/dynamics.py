@@ -15,6 +15,7 @@ With the default of 20 ps a model makes 27,000 steps of molten NaCl (12,000 of 6
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -287,8 +288,9 @@ def run_left(todo: list[jobs.Job], script: Path, picoseconds: float) -> None:
 
 
 def add(rows: list[dict], todo: list[jobs.Job]) -> None:
-    """Add to results of jobs what dynamics found."""
-    found = {job.identity["key"]: jobs.read_json(job.folder / DYNAMICS) for job in todo}
-    for row in rows:
-        if found.get(row.get("key")):
-            row["dynamics"] = found[row["key"]]
+    """Add to results of jobs what dynamics found, also to those that other code has trained."""
+    for job, row in itertools.product(todo, rows):
+        is_its = all(row[key] == getattr(job, key) for key in ("system", "column", "seed"))
+        found = jobs.read_json(job.folder_of(row.get("key", "")) / DYNAMICS) if is_its else None
+        if found:
+            row["dynamics"] = found
