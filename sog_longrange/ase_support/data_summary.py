@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sog_longrange.hosts import load_library
 
-from .fragments import Composition
+from .fragments import Composition, is_atom
 from .oxidation import is_metal
 
 
@@ -94,20 +94,6 @@ class DataSummary:
     def _name(self, composition: Composition) -> str:
         charge = f" {self.charges[composition]:+d}" if self.charges is not None else ""
         return formula(composition) + charge.replace("+0", "0")
-
-
-def is_atom(composition: Composition) -> bool:
-    """Tell whether a fragment is a single atom.
-
-    Parameters
-    ----------
-    composition : tuple of (int, int)
-
-    Returns
-    -------
-    bool
-    """
-    return sum(count for _, count in composition) == 1
 
 
 def formula(composition: Composition) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 
 from sog_longrange.validation import WHOLE
 
-from .data_summary import DataSummary, formula, is_atom, symbol_of
-from .fragments import Composition, Fragment, find_fragments, open_axes
+from .data_summary import DataSummary, formula, symbol_of
+from .fragments import Composition, Fragment, find_fragments, is_atom, open_axes
 from .oxidation import UNLIKELY, is_metal, possible_charges
 
 MAX_FRAMES: Final = 64

@@ -48,6 +48,20 @@ class Fragment(NamedTuple):
     atoms: tuple[int, ...]
 
 
+def is_atom(composition: Composition) -> bool:
+    """Tell whether a fragment is a single atom.
+
+    Parameters
+    ----------
+    composition : tuple of (int, int)
+
+    Returns
+    -------
+    bool
+    """
+    return sum(count for _, count in composition) == 1
+
+
 def find_fragments(atoms: Any) -> list[Fragment]:  # noqa: ANN401
     """Divide a structure into molecules and single atoms.
 

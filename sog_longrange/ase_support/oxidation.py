@@ -7,7 +7,7 @@ from typing import Final
 
 from sog_longrange.charges.bonds import NONMETALS
 
-from .fragments import Composition
+from .fragments import Composition, is_atom
 
 UNLIKELY: Final = 2
 """Cost from which on a charge is one that the rules speak against."""
@@ -68,12 +68,12 @@ def possible_charges(composition: Composition, lewis: Iterable[int | None]) -> d
         What each charge costs: 0 for the usual one, 1 where none is usual, and `UNLIKELY` or
         more for others.
     """
-    (element, count), *others = composition
+    element = composition[0][0]
     if is_metal(composition):
         usual = _STATES.get(element, (2, 3, 4, 1))
         costs = {charge: min(rank, 1) for rank, charge in enumerate(usual)}
         return costs | ({} if 0 in costs else {0: UNLIKELY})
-    if not others and count == 1:
+    if is_atom(composition):
         return _of_single_atom(element)
     if sum(z * n for z, n in composition) % 2:
         return _prefer({0: 1, 1: 1, -1: 1}, {0: 2, 1: 3, -1: 3, 3: 4, -3: 4}, lewis)

@@ -25,10 +25,11 @@ from sog_longrange.presets import (
     find_preset,
 )
 
-from .data_summary import DataSummary, is_atom
+from .data_summary import DataSummary
 from .decay import Decay, measure_decay
 from .formal_charges import formal_charges, spread
 from .fragment_charges import FragmentCharges
+from .fragments import is_atom
 from .structures import TOTAL_CHARGE, total_charge
 
 FORCES: Final = "REF_forces"

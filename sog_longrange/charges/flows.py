@@ -154,7 +154,8 @@ class FlowingCharges(ElementRows):
             If the features have another width, dtype or device than the readout, or edges or
             species are missing.
         """
-        edges, ends = edges_of(sites), self.ends(features) * self._gains()
+        edges, shape = edges_of(sites), (2, self.num_channels, self.reaches.shape[0])
+        ends = (self.ends(features).unflatten(1, shape) * self.gain[:, None]).flatten(1)
         if self.electronegativities is not None:
             species = species_of(sites, features.shape[0])
             of_elements = self.electronegativities[species], self.radii[species]
@@ -163,10 +164,6 @@ class FlowingCharges(ElementRows):
             ends = sites.exchange(ends)
         charges = self.flow(ends, edges, features.shape[0])
         return self.add_elements(charges, sites)
-
-    def _gains(self) -> Tensor:
-        """Of each column of `ends`."""
-        return self.gain.repeat_interleave(self.reaches.shape[0]).repeat(2)
 
     def flow(self, ends: Tensor, edges: Edges, n_atoms: int) -> Tensor:
         """Sum what flows to each atom.

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from sog_longrange import ConfigError, InputError, SOGConfig, SOGLongRange
 from sog_longrange.charges.bonds import BROKEN, INTACT, NONMETALS, covalent
 from sog_longrange.charges.elements import initial_charges, parse_element_charges
-from sog_longrange.charges.flows import SHORTEST, FlowingCharges
+from sog_longrange.charges.flows import GENTLE, SHORTEST, FlowingCharges
 from sog_longrange.charges.sites import Edges, Sites
 
 SIZES, CUTOFF = (3, 2), 4.0
@@ -37,6 +37,8 @@ def two_fragments(distance):
 
 def test_fragments_keep_their_charge_at_any_distance():
     readout = make_readout(element_charges={8: 1.0, 1: -0.5, 11: 0.25})
+    assert readout.gain.tolist() == pytest.approx([GENTLE, 1.0])  # elements tell the first channel
+    readout.gain.data.fill_(1.0)
     species = torch.tensor([2, 1, 1, 0, 2, 2, 0])
     features, positions = two_fragments(50.0)
     charges = readout(features, Sites(all_pairs(positions), species)).detach()
@@ -46,7 +48,7 @@ def test_fragments_keep_their_charge_at_any_distance():
     assert float(charges[:, 1].sum().detach()) == pytest.approx(0.0, abs=1e-14)
     # Charge flows inside of them, and across where they touch.
     own = readout.element_charges.detach()[species[:4], 0]
-    assert float((charges[:4, 0] - own).abs().min()) > 1e-4
+    assert float((charges[:4, 0] - own).abs().min()) > 1e-3
     features, positions = two_fragments(1.0)
     touching = readout(features, Sites(all_pairs(positions), species)).detach()
     assert abs(float(touching[:4, 0].sum() - kept[0])) > 1e-3
