@@ -75,9 +75,13 @@ _DISPERSION: Final = {"kernel": "coulomb+dispersion", "num_channels": 2}
 WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
 """What a preset of charges is joined with where neutral atoms are among the ions."""
 
-SINGLE: Final = Preset("single molecules, whose charges are functions of their surroundings")
+SINGLE: Final = Preset(
+    "single molecules, whose charges are functions of their surroundings",
+    schedule={"kernel_lr_factor": 0.1},
+)
 """What single neutral molecules get: the defaults. Charges of atoms learn faster than flows, and
-no fragment is there to keep one."""
+no fragment is there to keep one. A kernel that learns fast makes up for charges within a molecule,
+whose dipole is wrong then."""
 
 CHARGE_STATES: Final = Preset("one molecule, several charges", schedule={"lr_factor": 3.0})
 """What a preset of charges is joined with for molecules of several total charges, whose energies

@@ -344,13 +344,14 @@ def test_charges_of_single_neutral_molecules_are_the_defaults(tmp_path, capsys):
     frames = [molecule("NH3"), molecule("H2O")]
     choice = choose_preset(formal_charges(frames))
     assert choice.name == NONE
-    assert choice.preset.options == choice.preset.with_vectors == choice.preset.schedule == {}
+    assert choice.preset.options == choice.preset.with_vectors == {}
+    assert choice.preset.schedule == {"kernel_lr_factor": 0.1}
     assert choice.why == "each structure is one neutral molecule"
     ase.io.write(path := str(tmp_path / "train.xyz"), frames, format="extxyz")
     main([path])
     told = capsys.readouterr().out
     assert "Preset: none, for single molecules" in told
-    assert "MACE:   --sog_preset=none\nNequIP: sog: {}\n" in told
+    assert "MACE:   --sog_kernel_lr_factor=0.1\nNequIP: sog: {}\n" in told
     charged = choose_preset(formal_charges([*frames, methylammonium()], [0.0, 0.0, 1.0]))
     assert charged.preset == PRESETS["molecular"]
     assert charged.why == "each structure is one molecule, whose charge is the total charge"
