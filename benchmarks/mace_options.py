@@ -57,7 +57,7 @@ PEPTIDES = (
     "--valid_batch_size=10",
     "--lr=0.01",
     "--forces_weight=100",
-    "--energy_weight=100",
+    "--energy_weight=10",
     "--default_dtype=float32",
 )
 LIQUID = (
