@@ -405,7 +405,7 @@ def _draw_errors(ax: Axes, results: Results, names: list[str]) -> None:
     ax.grid(axis="y", color="0.93")
 
 
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+TICKS = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def _draw_answers(ax: Axes, results: Results, answers: list[tuple[str, Answer]]) -> None:
