@@ -13,7 +13,7 @@ import torch
 from sog_longrange.errors import SOGError
 
 from .input_script import run_input
-from .library import all_arrive, load_mpi
+from .library import all_arrive, end_all, load_mpi
 
 _USAGE: Final = """usage: [mpiexec -n RANKS] sog_lammps -in FILE [options of LAMMPS]
 
@@ -54,8 +54,7 @@ def _run(path: str, arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001
         _explain(error, comm.rank)
         if not all_arrive(comm):
-            print(f"ERROR on rank {comm.rank}: {error}", file=sys.stderr, flush=True)
-            comm.Abort(1)
+            end_all(comm, f"ERROR on rank {comm.rank}: {error}")
         return 1
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from sog_longrange.errors import HostError, InputError, explain
 from .decomposed import Decomposed, reason_to_gather
 from .elements import atomic_numbers_of
 from .gathered import Gathered
-from .library import all_arrive, world_of
+from .library import all_arrive, end_all, world_of
 from .snapshot import OUTPUTS, Array, Evaluated, Snapshot, box_of, images_of, unit_of_energy
 
 CHARGE: Final = "d_sog_charge"
@@ -173,8 +172,7 @@ class Couple:
         if isinstance(self.method, Gathered) or all_arrive(comm):
             return
         traceback.print_exception(error)
-        print(f"ERROR at step {step} on rank {comm.rank}: {error}", file=sys.stderr, flush=True)
-        comm.Abort(1)
+        end_all(comm, f"ERROR at step {step} on rank {comm.rank}: {error}")
 
     def _void(self, forces: Array) -> None:
         """Leave LAMMPS nothing that it could take for results, and end the run."""

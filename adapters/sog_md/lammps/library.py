@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,6 +12,9 @@ from sog_longrange.hosts import load_library
 
 _GRACE: Final = 5.0
 """Seconds that a rank with an error waits for the others."""
+
+_PASSING_ON: Final = 2.0
+"""Seconds for launchers to pass on what was printed. MPICH's drops the rest when a rank aborts."""
 
 
 def load_mpi() -> Any:
@@ -93,3 +97,16 @@ def all_arrive(comm: Any) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def end_all(comm: Any, message: str) -> None:
+    """Say why, and end all ranks.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    message : str
+    """
+    print(message, file=sys.stderr, flush=True)
+    time.sleep(_PASSING_ON)
+    comm.Abort(1)
