@@ -211,7 +211,7 @@ def make_job(
     epochs = args.epochs or (system.epochs // 2 if args.quick else system.epochs)
     if head is not None and host.NAME == "mace":
         head = (*head, *system.heads)
-    train = partial(host.train(getattr(system, host.NAME), head, epochs, system.valid, seed), data)
+    train = partial(host.train(system, head, epochs, seed), data)
     files = dict.fromkeys(("train", system.valid, *system.tests))
     return jobs.Job(
         system=name,

@@ -24,9 +24,8 @@ WORDS = {"C": "charged", "P": "polar", "A": "apolar"}
 KINDS = ("CC", "CP", "PP", "CA", "PA", "AA")
 MODEL = "training_module.model"
 NEQUIP_DIMERS = ("batch_size=2", "energy_weight=100.0", f"{MODEL}.num_features=32")
-SLOWLY = ("--lr_scheduler_gamma=0.998",)  # as many large steps as time allows
 MANY = (*DIMERS, "--batch_size=4", "--eval_interval=2")
-SIX = (*MANY, "--lr_scheduler_gamma=0.9905", "--valid_batch_size=20")  # a tenth at the end
+SLOWLY = 0.1  # as many large steps as time allows
 
 
 def join_dimers(folder: Path, find: Find, seed: int) -> None:
@@ -82,7 +81,13 @@ def far_pair(rng: np.random.Generator, distance: float) -> Atoms:
     return frame
 
 
-def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] | None = None):
+def dimer(
+    name: str,
+    epochs: int = 700,
+    *options: str,
+    nequip: tuple[str, ...] | None = None,
+    final_rate: float = 0.02,
+) -> System:
     """A curve whose farthest separations are tested."""
     told = (*DIMERS, *options)
     return System(
@@ -94,6 +99,7 @@ def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] |
         valid="train",
         bond=BOND,
         copies=True,
+        final_rate=final_rate,
         labels="DFT, published",
         title=f"dimer, {' and '.join(WORDS[own] for own in name)}",
         physics="Molecules farther apart than any that was trained.",
@@ -104,14 +110,15 @@ SYSTEMS = {
     "dimers_cc": dimer("CC", 1000, nequip=NEQUIP_DIMERS),
     # The ion polarises its partner well beyond 4.5 Å, and the charges must see that.
     "dimers_cp": dimer("CP", 500, "--r_max=6.0", nequip=(*NEQUIP_DIMERS, "cutoff_radius=6.0")),
-    "dimers_pp": dimer("PP", 1200, *SLOWLY),
+    "dimers_pp": dimer("PP", 1200, final_rate=SLOWLY),
     **{f"dimers_{name}": dimer(name.upper()) for name in ("ca", "pa", "aa")},
     "dimers_all": System(
         "dimers_all",
         tuple(f"test_{name}" for name in KINDS),
         240,
-        SIX,
+        (*MANY, "--valid_batch_size=20"),
         valid="train",
+        final_rate=SLOWLY,
         labels="DFT, published",
         title="one model of six dimers",
         physics="One model for all six kinds.",
@@ -123,7 +130,8 @@ SYSTEMS = {
         "ammonium_chloride",
         ("test_inside", "test_beyond"),
         200,
-        (*MANY, "--r_max=5.0", "--lr_scheduler_gamma=0.9885"),  # a tenth at the end
+        (*MANY, "--r_max=5.0"),
+        final_rate=SLOWLY,
         labels="GFN2-xTB",
         title="NH4+ and Cl-",
         physics="Ions keep whole charges at any distance.",

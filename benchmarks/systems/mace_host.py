@@ -13,11 +13,12 @@ from workbench import mace_runs, training
 
 from sog_longrange import SOGLongRange
 
+from .system import System
+
 NAME = "mace"
 CODE = (ROOT / "sog_longrange", ROOT / "adapters" / "sog_mace")
 LIBRARIES = ("mace-torch", "torch")
 PATTERN = training.EPOCH
-FINAL_RATE = 0.02  # learning rate of the last epoch relative to the first
 BARE = "sr"  # the column without a head, which our code does not touch
 
 PRESETS = ("ionic", "molecular", "dispersive", "interface")
@@ -36,9 +37,7 @@ COLUMNS = {
 }
 
 
-def train(
-    options: tuple[str, ...], head: tuple[str, ...] | None, epochs: int, valid: str, seed: int
-):
+def train(system: System, head: tuple[str, ...] | None, epochs: int, seed: int):
     """Return the training command, given data and folder; `head` is None for the bare model."""
     program = "mace_run_train" if head is None else "sog_mace_run_train"
 
@@ -49,12 +48,12 @@ def train(
             f"--work_dir={folder}",
             f"--model_dir={folder}",
             f"--train_file={data / 'train.xyz'}",
-            f"--valid_file={data / f'{valid}.xyz'}",
+            f"--valid_file={data / f'{system.valid}.xyz'}",
             f"--max_num_epochs={epochs}",
-            f"--lr_scheduler_gamma={FINAL_RATE ** (1 / epochs):.6f}",
+            f"--lr_scheduler_gamma={system.final_rate ** (1 / epochs):.6f}",
             f"--seed={seed}",
             *COMMON,
-            *options,
+            *(system.mace or ()),
             *(head or ()),
         ]
 

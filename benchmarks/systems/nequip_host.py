@@ -13,6 +13,8 @@ from workbench import nequip_runs
 
 from sog_longrange import SOGLongRange
 
+from .system import System
+
 NAME = "nequip"
 CODE = (ROOT / "sog_longrange", ROOT / "adapters" / "sog_nequip")
 LIBRARIES = ("nequip", "torch")
@@ -31,12 +33,11 @@ COLUMNS = {
 }
 
 
-def train(
-    options: tuple[str, ...], head: tuple[str, ...] | None, epochs: int, valid: str, seed: int
-):
+def train(system: System, head: tuple[str, ...] | None, epochs: int, seed: int):
     """Return the training command, given data and folder; `head` is None for the bare model."""
     label = "NequIP" if head is None else "SOG-NequIP"
-    told = [f"validation={valid}", f"seed={seed}", *options]
+    options = system.nequip or ()
+    told = [f"validation={system.valid}", f"seed={seed}", *options]
 
     def command(data: Path, folder: Path) -> list[str]:
         frames = read(data / "train.xyz", ":")

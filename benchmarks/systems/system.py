@@ -116,6 +116,7 @@ class System:
     heads : options of MACE that all models with a head are told besides.
     valid : file of the validation frames.
     minutes : time limit of each training.
+    final_rate : learning rate of the last epoch relative to the first, in MACE.
     seeds : of the trainings, where not given.
     make : writes the data, given a folder, what finds other sets, and the seed.
     recipe : raised when what `make` writes changes.
@@ -141,6 +142,7 @@ class System:
     heads: tuple[str, ...] = ()
     valid: str = "val"
     minutes: float = 10.0
+    final_rate: float = 0.02
     seeds: tuple[int, ...] = SEEDS
     make: Callable[[Path, Find, int], None] | None = None
     recipe: int = 1
