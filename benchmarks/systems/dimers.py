@@ -6,6 +6,7 @@ that are whole, and zero for a neutral molecule, are not.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,13 +82,7 @@ def far_pair(rng: np.random.Generator, distance: float) -> Atoms:
     return frame
 
 
-def dimer(
-    name: str,
-    epochs: int = 700,
-    *options: str,
-    nequip: tuple[str, ...] | None = None,
-    final_rate: float = 0.02,
-) -> System:
+def dimer(name: str, epochs: int = 700, *options: str, nequip: tuple[str, ...] | None = None):
     """A curve whose farthest separations are tested."""
     told = (*DIMERS, *options)
     return System(
@@ -99,7 +94,6 @@ def dimer(
         valid="train",
         bond=BOND,
         copies=True,
-        final_rate=final_rate,
         labels="DFT, published",
         title=f"dimer, {' and '.join(WORDS[own] for own in name)}",
         physics="Molecules farther apart than any that was trained.",
@@ -110,7 +104,7 @@ SYSTEMS = {
     "dimers_cc": dimer("CC", 1000, nequip=NEQUIP_DIMERS),
     # The ion polarises its partner well beyond 4.5 Å, and the charges must see that.
     "dimers_cp": dimer("CP", 500, "--r_max=6.0", nequip=(*NEQUIP_DIMERS, "cutoff_radius=6.0")),
-    "dimers_pp": dimer("PP", 1200, final_rate=SLOWLY),
+    "dimers_pp": replace(dimer("PP", 1200), final_rate=SLOWLY),
     **{f"dimers_{name}": dimer(name.upper()) for name in ("ca", "pa", "aa")},
     "dimers_all": System(
         "dimers_all",

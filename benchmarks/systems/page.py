@@ -342,7 +342,7 @@ def write(
     parts.append(checklist(results, CHECKS[host]))
     # Without the folders, which are those of one machine.
     left = [f"- `{name}`: {own.partition(' in ')[0]}." for name, own in skipped.items()]
-    left += [f"- {own}: not run." for own in results.missing]
+    left += [f"- {own}: no result here." for own in results.missing]
     parts.append("## Not there\n\n" + "\n".join(left) if left else "")
     text = "\n\n".join(own for own in parts if own)
     (folder / "evidence" / "systems.md").write_text(text + "\n")
