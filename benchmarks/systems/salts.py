@@ -99,7 +99,7 @@ SYSTEMS = {
     "molten_nacl": System(
         "molten_nacl",
         ("test", "test_large"),
-        40,
+        120,
         GAS,
         ("cutoff_radius=5.0", *NEQUIP_SALT),
         make=make_molten,
