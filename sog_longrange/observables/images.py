@@ -19,6 +19,7 @@ from sog_longrange.validation import (
 )
 
 _NEIGHBOURS = 2  # along each axis of a compact cell, among which is the nearest image
+_ROUNDED = 1e-6  # relative difference of squared distances that are meant to be equal
 
 
 def nearest_images(vectors: Tensor, lattice: Tensor, batch: Tensor, *, mean: bool) -> Tensor:
@@ -46,9 +47,9 @@ def nearest_images(vectors: Tensor, lattice: Tensor, batch: Tensor, *, mean: boo
         squares = images.square().sum(-1)
         shift = shifts.take_along_dim(squares.argmin(1)[:, None, None], 1)[:, 0]
         if mean:
-            # Atoms of crystals are where symmetry wants them to rounding only.
-            slack = torch.finfo(vectors.dtype).eps ** 0.5 * lattice.square().sum(-1).amax(-1)
-            shortest = squares <= squares.amin(1, keepdim=True) + slack[batch, None]
+            # Atoms of crystals are where symmetry wants them to rounding only, often of a file.
+            slack = max(torch.finfo(vectors.dtype).eps ** 0.5, _ROUNDED)
+            shortest = squares <= (1.0 + slack) * squares.amin(1, keepdim=True)
             weights = shortest.to(vectors) / shortest.sum(1, keepdim=True)
             shift = (weights[:, :, None] * shifts).sum(1)
     return vectors + torch.einsum("nk,nkc->nc", shift, lattice[batch])

@@ -87,8 +87,11 @@ def infrared_spectrum(
         remedy = "Longer trajectories resolve more."
         raise InputError(explain("resolution", expected, f"{resolution:.4g} 1/cm", remedy))
     signal = load_library("scipy.signal", "spectra")
-    frequencies, density = signal.welch(series, 1.0 / time_step, "hann", length, axis=0)
-    density = 0.5 * density.sum(1)  # welch counts each frequency twice
+    frequencies, density = signal.welch(
+        series, 1.0 / time_step, "hann", length, axis=0, return_onesided=False
+    )
+    own = slice(length // 2 + 1)  # the others are their negatives
+    frequencies, density = np.abs(frequencies[own]), density[own].sum(1)
     if not rates:
         density = density * (2.0 * math.pi * frequencies) ** 2
     # 1 / (6 epsilon_0) = 4 pi k_e / 6, with charges in e.

@@ -462,3 +462,9 @@ def test_an_option_out_of_range_is_named(build, message):
 )
 def test_long_waves_tell_kernels_of_charges_from_others(kernel, expected):
     assert coulomb_strength(kernel) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("max_width", [10.0, 15.0, 20.0, 30.0])
+def test_waves_are_no_longer_than_the_kernel_reaches(max_width):
+    kernel = SumOfGaussians(max_width=max_width)
+    assert coulomb_strength(kernel) == pytest.approx(1.0, abs=0.011)

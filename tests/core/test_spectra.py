@@ -44,6 +44,14 @@ def test_the_integral_is_the_classical_sum_rule(use_rates):
     assert integral == pytest.approx(rule, rel=0.01)
 
 
+def test_white_noise_is_absorbed_alike_at_all_wave_numbers():
+    rates = np.random.default_rng(0).normal(size=(2**17, 3))
+    for resolution in (100.0, 101.0):
+        x, y = infrared_spectrum(rates, 0.5, temperature=300.0, resolution=resolution, rates=True)
+        assert np.all(np.diff(x) > 0.0)
+        assert y[2:] == pytest.approx(y[2:].mean(), rel=0.2)
+
+
 def test_lines_are_where_the_oscillators_are():
     dipoles, _ = oscillators([500.0, 1600.0, 3200.0], 0.5, 2**15)
     x, y = infrared_spectrum(dipoles, 0.5, temperature=300.0, resolution=8.0)

@@ -365,6 +365,15 @@ def test_mean_images_keep_the_precision_of_the_vectors():
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_images_along_a_long_axis_do_not_blur_those_along_short_ones(dtype):
+    lattice = torch.diag(torch.tensor([4.0, 4.0, 100.0], dtype=dtype))[None]
+    vectors = torch.tensor([[1.7, 0.0, 0.0], [2.0, 0.0, 50.0]], dtype=dtype)
+    found = nearest_images(vectors, lattice, torch.zeros(2).long(), mean=True)
+    expected = torch.tensor([[1.7, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_fixed_charges_are_their_own_born_charges():
     structure = compact_structure(0)
     found = born(structure, lambda positions: structure.charges[:, 0], eps_inf=2.25)
