@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .charges.sites import Edges, Sites, edges_of
 from .config import SOGConfig
 from .energy import LongRangeEnergy
 from .errors import InputError, explain
@@ -23,6 +25,7 @@ from .fixed_mesh import FixedMeshEnergy
 from .kernels.channels import channel_pairs
 from .kernels.kernel import Kernel
 from .long_range import SOGLongRange
+from .near_pairs import NearPairs
 
 DISTANCES = (4.0, 6.0, 8.0, 12.0)
 """Where a law is told by default, in Å."""
@@ -99,6 +102,34 @@ class LearnedLaw(NamedTuple):
         return ", ".join(parts)
 
 
+class _Pairs(NamedTuple):
+    """Neighbours in the host's graph: which, r_j - r_i less that of the positions, and scales."""
+
+    centres: Tensor
+    neighbours: Tensor
+    shifts: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, edges: Edges, vectors: Tensor, positions: Tensor) -> _Pairs:
+        """Take from edges what does not change with positions."""
+        i, j = edges.centres, edges.neighbours
+        shifts = (vectors - (positions[j] - positions[i])).detach()
+        return cls(i, j, shifts, (edges.to_cutoff / edges.distances).detach())
+
+    def within(self, own: Tensor) -> _Pairs:
+        """Pairs of some atoms, counted among them."""
+        rank, kept = own.cumsum(0) - 1, own[self.centres]
+        i, j = rank[self.centres[kept]], rank[self.neighbours[kept]]
+        return _Pairs(i, j, self.shifts[kept], self.scales[kept])
+
+    def at(self, positions: Tensor) -> Sites:
+        """Return the same edges at other positions."""
+        vectors = positions[self.neighbours] - positions[self.centres] + self.shifts
+        distances = torch.linalg.vector_norm(vectors, dim=1)
+        return Sites(Edges(self.centres, self.neighbours, distances, distances * self.scales))
+
+
 class _Sample(NamedTuple):
     """A few structures, and reference minus predicted forces."""
 
@@ -109,6 +140,7 @@ class _Sample(NamedTuple):
     pbc: Tensor
     batch: Tensor
     residuals: Tensor
+    pairs: _Pairs | None
 
 
 @dataclass
@@ -185,6 +217,8 @@ class LawEstimate:
         batch: Tensor,
         residuals: Tensor,
         dipoles: Tensor | None = None,
+        edges: Edges | None = None,
+        vectors: Tensor | None = None,
     ) -> None:
         """Add structures, as many of them as are wanted.
 
@@ -201,7 +235,23 @@ class LawEstimate:
             Reference minus predicted forces. Structures with one that is not finite, as of
             missing labels, are left out.
         dipoles : Tensor, shape (n_atoms, 3, n_channels), in e Å, optional
+        edges : Edges, optional
+            Of the host. Needed where pairs of neighbours are left to it, as those of dispersion
+            are.
+        vectors : Tensor, shape (n_edges, 3), in Å, optional
+            Of these edges, from their centres to their neighbours.
+
+        Raises
+        ------
+        InputError
+            If edges or their vectors are missing.
         """
+        pairs = None
+        if self.long_range.near is not None:
+            edges = edges_of(Sites(edges))
+            if vectors is None:
+                raise InputError(explain("vectors", "given with edges", "None"))
+            pairs = _Pairs.of(edges, vectors, positions)
         self._energy = self._energy or _copy(self.long_range.energy)
         graphs = int(batch.max()) + 1
         cell = positions.new_zeros(graphs, 3, 3) if cell is None else cell.reshape(-1, 3, 3)
@@ -215,7 +265,8 @@ class LawEstimate:
             mu = None if dipoles is None else dipoles.detach()[own]
             q, r, miss = (x.detach()[own] for x in (charges, positions, residuals))
             box = cell[graph : graph + 1].detach(), pbc[graph : graph + 1]
-            self._samples.append(_Sample(q, mu, r, *box, torch.zeros_like(batch[own]), miss))
+            near = None if pairs is None else pairs.within(own)
+            self._samples.append(_Sample(q, mu, r, *box, torch.zeros_like(batch[own]), miss, near))
 
     def laws(self) -> list[LearnedLaw]:
         """Estimate the law of each channel.
@@ -264,7 +315,8 @@ class LawEstimate:
         start = _initial_forces(energy.kernel, r2)
 
         def evaluate() -> Tensor:
-            return torch.cat([_law(energy.kernel, r2, start), _forces(energy, sample, factors)])
+            forces = _forces(energy, self.long_range.near, sample, factors)
+            return torch.cat([_law(energy.kernel, r2, start), forces])
 
         law = _law(energy.kernel, r2, start)
         parameters = [p.data for p in _learned(energy.kernel, self.long_range.config)]
@@ -287,15 +339,23 @@ def _differences(numbers: Tensor, evaluate: Callable[[], Tensor]) -> Iterator[Te
 
 def _join(samples: Sequence[_Sample]) -> _Sample:
     """All structures as one batch."""
-    first = samples[0]._replace(dipoles=None)
-    joined = {
-        name: torch.cat([getattr(sample, name) for sample in samples])
-        for name, value in first._asdict().items()
-        if value is not None
-    }
-    dipoles = [sample.dipoles for sample in samples if sample.dipoles is not None]
+    names = ("charges", "positions", "cell", "pbc", "residuals")
+    joined = {name: torch.cat([getattr(sample, name) for sample in samples]) for name in names}
     joined["batch"] = torch.cat([sample.batch + i for i, sample in enumerate(samples)])
-    return _Sample(**joined, dipoles=torch.cat(dipoles) if dipoles else None)
+    dipoles = [sample.dipoles for sample in samples if sample.dipoles is not None]
+    firsts = accumulate([0, *(len(sample.batch) for sample in samples[:-1])])
+    pairs = [
+        sample.pairs._replace(
+            centres=sample.pairs.centres + first, neighbours=sample.pairs.neighbours + first
+        )
+        for sample, first in zip(samples, firsts, strict=True)
+        if sample.pairs is not None
+    ]
+    return _Sample(
+        **joined,
+        dipoles=torch.cat(dipoles) if dipoles else None,
+        pairs=_Pairs(*map(torch.cat, zip(*pairs, strict=True))) if pairs else None,
+    )
 
 
 def _errors(slopes: Tensor, forces: Tensor, residuals: Tensor, share: float) -> Tensor:
@@ -333,12 +393,16 @@ def _learned(kernel: Kernel, config: SOGConfig) -> list[nn.Parameter]:
     return [p for name, p in kernel.named_parameters() if name not in fixed]
 
 
-def _forces(energy: LongRangeEnergy, sample: _Sample, factors: Tensor) -> Tensor:
+def _forces(
+    energy: LongRangeEnergy, near: NearPairs | None, sample: _Sample, factors: Tensor
+) -> Tensor:
     """Evaluate forces, flat, with the charges of each channel times exp(factor)."""
     positions = sample.positions.clone().requires_grad_()
     scale = factors.exp()
     dipoles = None if sample.dipoles is None else sample.dipoles * scale
     out = energy(sample.charges * scale, positions, *sample[3:6], dipoles=dipoles)
+    if near is not None and sample.pairs is not None:
+        out = near.leave_out(out, energy.kernel, sample.pairs.at(positions), sample.batch)
     gradient: Tensor = torch.autograd.grad(out.energy.sum(), positions)[0]
     return -gradient.reshape(-1).double().cpu()
 

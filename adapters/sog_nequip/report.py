@@ -17,6 +17,7 @@ from .boundary import take_periodicity
 from .keys import LATENT_CHARGES_KEY, LONG_RANGE_ENERGY_KEY
 from .outputs import dipoles_of
 from .parts import long_range_parts
+from .sites import find_sites
 
 SAMPLE = 64
 """Structures that the report looks at."""
@@ -76,7 +77,10 @@ class ChargeReport:
         cell = target.get(AtomicDataDict.CELL_KEY)
         periodic, _ = take_periodicity(target, self.part.boundary, int(batch.max()) + 1)
         geometry = (target[AtomicDataDict.POSITIONS_KEY], cell, periodic, batch)
-        self.law.add(out[LATENT_CHARGES_KEY], *geometry, residuals, dipoles_of(out))
+        graph = dict(target)
+        edges = find_sites(graph, self.part.reaches).edges
+        own = dipoles_of(out), edges, graph[AtomicDataDict.EDGE_VECTORS_KEY]
+        self.law.add(out[LATENT_CHARGES_KEY], *geometry, residuals, *own)
 
     def log(self, total: int = 0) -> None:
         """Log a summary, and warn of what looks unphysical.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sog_longrange import InputError, SOGConfig, SOGLongRange
-from sog_longrange.learned_law import LawEstimate
+from sog_longrange.charges.sites import Edges, Sites
+from sog_longrange.learned_law import LawEstimate, _forces
 
 BOX = 14.0
 
@@ -133,3 +134,47 @@ def test_kernels_without_or_with_too_many_parameters_are_left_out():
     assert "more than 100 numbers" in LawEstimate(large).lines()[0]
     with pytest.raises(InputError, match="`distances` must be"):
         LawEstimate(large, distances=(4.0, 2.0))
+
+
+def edges_in_box(positions, cell, cutoff):
+    """All pairs nearer than a cutoff of at most half a cubic box, and vectors to neighbours."""
+    vectors = positions[None] - positions[:, None]
+    vectors = vectors - cell[0, 0, 0] * (vectors / cell[0, 0, 0]).round()
+    near = (vectors.norm(dim=-1) < cutoff) & ~torch.eye(len(positions), dtype=torch.bool)
+    centres, neighbours = near.nonzero().T
+    vectors = vectors[centres, neighbours]
+    return Edges(centres, neighbours, vectors.norm(dim=-1)), vectors
+
+
+def test_pairs_that_are_left_to_the_host_tell_nothing():
+    torch.manual_seed(0)
+    cutoff = 0.5 * BOX
+    config = SOGConfig(kernel="dispersion", readout="atoms")
+    module = SOGLongRange([2], config, cutoff=cutoff, atomic_numbers=(1,)).double()
+    charges, positions, cell, pbc = structure(1, torch.float64)
+    charges = 20.0 * charges.abs()
+    edges, vectors = edges_in_box(positions, cell, cutoff)
+    batch = torch.zeros(len(charges), dtype=torch.int64)
+    given = charges, positions, cell, pbc, batch, 1e-3 * torch.randn(len(charges), 3).double()
+    with pytest.raises(InputError, match="edges"):
+        LawEstimate(module).add(*given)
+    made = LawEstimate(module)
+    made.add(*given, None, edges, vectors)
+    (law,) = made.laws()
+
+    def whole(r):
+        r = r.clone().requires_grad_()
+        d = r[edges.neighbours] - r[edges.centres] + vectors
+        d = d - (positions[edges.neighbours] - positions[edges.centres])
+        out = module.energy(charges, r, cell, pbc)
+        sites = Sites(Edges(*edges[:2], d.norm(dim=-1)))
+        out = module.near.leave_out(out, module.energy.kernel, sites, batch)
+        return -torch.autograd.grad(out.energy.sum(), r)[0]
+
+    (sample,) = made._samples
+    found = _forces(module.energy, module.near, sample, torch.zeros(len(charges), 1).double())
+    torch.testing.assert_close(found, whole(positions).reshape(-1))
+    without = LawEstimate(module)
+    without.add(*given, None, edges, vectors)
+    without._samples[0] = without._samples[0]._replace(pairs=None)
+    assert without.laws()[0].exponent_error[0] < 0.3 * law.exponent_error[0]

@@ -11,6 +11,7 @@ from mace.tools import torch_geometric
 from torch import Tensor
 
 from sog_longrange.charge_summary import ChargeSummary
+from sog_longrange.charges.sites import Edges
 from sog_longrange.learned_law import LawEstimate
 from sog_mace.model import SOGMACE
 
@@ -60,4 +61,8 @@ def _add_forces(law: LawEstimate, data: dict[str, Tensor], out: dict[str, Any]) 
     residuals = (data["forces"] - out["forces"]).where(known[:, None], torch.nan)
     periodic = data["pbc"].view(-1, 3)
     geometry = (data["positions"], data["cell"], periodic, batch)
-    law.add(out["latent_charges"], *geometry, residuals, out.get("latent_dipoles"))
+    positions, (neighbours, centres) = data["positions"], data["edge_index"]
+    vectors = positions[neighbours] - positions[centres] - data["shifts"]
+    edges = Edges(centres, neighbours, torch.linalg.vector_norm(vectors, dim=1))
+    own = out.get("latent_dipoles"), edges, vectors
+    law.add(out["latent_charges"], *geometry, residuals, *own)
