@@ -66,7 +66,8 @@ def format_element_charges(charges: Mapping[str, float]) -> str:
     str
         As :func:`parse_element_charges` reads it.
     """
-    return ",".join(f"{symbol}={charges[symbol]:g}" for symbol in SYMBOLS if symbol in charges)
+    known = (symbol for symbol in SYMBOLS if symbol in charges)
+    return ",".join(f"{own}={float(charges[own])!r}".removesuffix(".0") for own in known)
 
 
 def isoelectronic(number: int, charge: float) -> int:

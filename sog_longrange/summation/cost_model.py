@@ -312,7 +312,7 @@ def _finufft_memory(size: Size) -> Number:
 
 def _pairs_memory(size: Size) -> Number:
     # Numbers of atoms are integers of 8 bytes in any dtype.
-    return size.pairs * (100 + 30 * size.number)
+    return size.pairs * (100 + 4 * size.number * size.n_gaussians)
 
 
 _MEMORY: dict[str, Callable[[Size], Number]] = {

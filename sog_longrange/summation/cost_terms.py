@@ -39,6 +39,8 @@ class Size(NamedTuple):
         Whether compiled code runs the inner loops of the sums.
     device : str
         Type of the device.
+    n_gaussians : int
+        Gaussians of all kernels together, which sums over pairs evaluate for each of them.
     """
 
     n_atoms: int | NDArray[np.int64]
@@ -48,6 +50,7 @@ class Size(NamedTuple):
     dtype: torch.dtype
     compiled: bool
     device: str = "cpu"
+    n_gaussians: int = 12
 
     @property
     def reach(self) -> NDArray[np.float64]:

@@ -120,7 +120,7 @@ def evaluate(
     SizeError
         If the evaluation fits into no memory.
     """
-    plan = plan_sums(interaction, sources, structures, sources.fields(field))
+    plan = plan_sums(interaction, sources, structures, sources.memory_factor(field))
     out = _sum(interaction, sources, plan, field=field)
     holds = [kind != "pairs" for kind in plan.kinds]
     return with_self_term(interaction, sources, plan.structures, holds, out)
@@ -214,7 +214,9 @@ def _sizes(interaction: Interaction, sources: Multipoles, positions: Tensor) -> 
     device, n_channels = positions.device, sources.charges.shape[1]
     resolution = interaction.resolution(sources.order)
     compiled = interaction.engine_on(device).name != "torch"
-    how = (resolution, positions.dtype, compiled, device.type)
+    gaussians = interaction.kernel.gaussians
+    count = 1 if gaussians is None else gaussians[0].numel()
+    how = (resolution, positions.dtype, compiled, device.type, count)
     return lambda n_atoms, lengths: Size(n_atoms, n_channels, lengths, *how)
 
 

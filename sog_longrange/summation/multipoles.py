@@ -44,7 +44,7 @@ class Multipoles(NamedTuple):
         """Highest order of the sources: 0 for charges, 1 with dipoles."""
         return 0 if self.dipoles is None else 1
 
-    def fields(self, field: bool) -> int:
+    def memory_factor(self, field: bool) -> int:
         """How many times the memory of an energy of charges is taken, with or without a field."""
         return 2 if field or self.order > 0 else 1
 

@@ -85,7 +85,7 @@ def padded_sum(
         If the grids fit into no memory.
     """
     charges, batch = sources.charges, part.batch
-    n_fields = sources.fields(field) * charges.shape[1]
+    n_fields = sources.memory_factor(field) * charges.shape[1]
     resolution = interaction.resolution(sources.order, padded=True)
     boxes = pad(interaction.kernel, part, n_fields, resolution)
     backend = MeshBackend(boxes.grids, batch, interaction.engine_on(charges.device))

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -311,18 +312,21 @@ def sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:
         If there are more modes than any memory holds.
     """
     key = (cells.tobytes(), cutoff)
-    if key in _SPHERES:
-        _SPHERES.move_to_end(key)
-    else:
-        _SPHERES[key] = _sphere_rows(cells, cutoff * (1.0 + _ROUNDING))
+    with _LOCK:
+        found = _SPHERES.pop(key, None)
+    if found is None:
+        found = _sphere_rows(cells, cutoff * (1.0 + _ROUNDING))
+    with _LOCK:
+        _SPHERES[key] = found
         while len(_SPHERES) > _KEPT or (
             len(_SPHERES) > 1 and sum(len(own.graphs) for own in _SPHERES.values()) > _MOST_KEPT
         ):
             _SPHERES.popitem(last=False)
-    return _SPHERES[key]
+    return found
 
 
 _SPHERES: OrderedDict[tuple[bytes, float], ModeRows] = OrderedDict()
+_LOCK = Lock()
 
 
 def _sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:

@@ -162,6 +162,8 @@ def test_options():
     config = SOGConfig(readout="ions", element_charges="Cl=-1, Na=1.0")
     assert config.element_charges == "Na=1,Cl=-1"
     assert SOGConfig.from_dict(config.to_dict()) == config
+    exact = SOGConfig(readout="ions", element_charges="Na=0.87654321,Cl=-0.87654321")
+    assert parse_element_charges(exact.element_charges)["Na"] == 0.87654321
     assert initial_charges(config.element_charges, (11, 17, 8)) == {11: 1.0, 17: -1.0, 8: 0.0}
     part = SOGLongRange(SIZES, config, cutoff=3.0, atomic_numbers=(17, 11))
     assert part.readout.element_charges.squeeze(1).tolist() == [-1.0, 1.0]

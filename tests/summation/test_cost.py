@@ -7,7 +7,13 @@ import torch
 from references import as_type, random_structure
 from torch.profiler import ProfilerActivity, profile
 
-from sog_longrange import LongRangeEnergy, SizeError, SumOfGaussians, potential_and_field
+from sog_longrange import (
+    LongRangeEnergy,
+    SizeError,
+    SumOfGaussians,
+    coulomb,
+    potential_and_field,
+)
 from sog_longrange.errors import PerformanceWarning
 from sog_longrange.summation import cost_model as auto
 from sog_longrange.summation import dispatch, padded
@@ -164,6 +170,17 @@ def test_no_prediction_is_above_its_bound(kind, n_atoms, edge):
         predicted = auto.predict_memory(kind, size(n_atoms, layout.lengths[0]))
         bound = dispatch._most_memory(layout, [kind], size)
         assert predicted <= max(bound, auto.WORTH_A_LOOK)
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_pairs_need_memory_for_each_gaussian(channels):
+    structure = make(500, 20.0, n_channels=channels)
+    charges, positions, *rest = join([structure])
+    kernel = SumOfGaussians([coulomb()] * channels, num_channels=channels)
+    how = LongRangeEnergy(kernel).interaction()
+    size = dispatch._sizes(how, Multipoles(charges), positions)
+    predicted = auto.predict_memory("pairs", size(500, (1.0, 1.0, 1.0)))
+    assert predicted > 0.5 * 500 * 499 * 12 * channels * 3 * positions.element_size()
 
 
 def test_the_memory_of_this_machine_is_known():
