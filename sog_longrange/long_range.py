@@ -36,14 +36,8 @@ from .model_output import ModelOutput
 from .near_pairs import near_pairs
 from .observables.external_field import field_term
 from .observables.images import vector_by_graph
-from .saved import FORMAT, read_config
-from .validation import (
-    Shapes,
-    Structures,
-    check_shape,
-    check_shapes,
-    check_tensor,
-)
+from .saved import FORMAT, cutoff_difference, read_config
+from .validation import Shapes, Structures, check_shape, check_shapes, check_tensor
 
 
 class SOGLongRange(nn.Module):
@@ -82,6 +76,7 @@ class SOGLongRange(nn.Module):
 
     gate: Tensor
     states: ChargeStates | None
+    cutoff: float | None = None
 
     def __init__(
         self,
@@ -110,6 +105,8 @@ class SOGLongRange(nn.Module):
         states = ChargeStates(sum(layer_sizes), size) if size > 0 else None
         self.register_module("states", states)
         self.near = near_pairs(c.far_channels, cutoff)
+        if cutoff is not None and (c.has_flows or c.far_channels):
+            self.cutoff = float(cutoff)
         self.register_buffer("gate", torch.ones(()))
         self.format = FORMAT
 
@@ -209,7 +206,8 @@ class SOGLongRange(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Return the options, which the state dict keeps beside the weights."""
         config = {k: v for k, v in self.config.to_dict().items() if k not in HOW}
-        return {"format": FORMAT, "version": __version__, "config": config}
+        own = {"config": config, "cutoff": self.cutoff}
+        return {"format": FORMAT, "version": __version__, **own}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Refuse weights that were trained with other options.
@@ -222,7 +220,7 @@ class SOGLongRange(nn.Module):
         Raises
         ------
         ConfigError
-            If the options differ.
+            If the options differ, or the cutoff where charges flow or pairs are left to the host.
         InputError
             If another version wrote the state, in a format that is not read here.
         """
@@ -231,7 +229,7 @@ class SOGLongRange(nn.Module):
         if ours.charge_constraint == "auto":
             # The data of that training have decided.
             ours = ours.with_constraint(theirs.charge_constraint, theirs.fractional_charge)
-        differences = ours.differences(theirs)
+        differences = ours.differences(theirs) or cutoff_difference(state, self.cutoff)
         if differences:
             raise ConfigError(f"The state was trained with other options: {differences}.")
         self.config = ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from .config import HOW, SOGConfig
@@ -34,3 +35,24 @@ def read_config(state: dict[str, Any]) -> SOGConfig:
     if state["format"] != FORMAT:
         raise wrong_format(state["format"], FORMAT, state.get("version"))
     return SOGConfig.from_dict({k: v for k, v in state["config"].items() if k not in HOW})
+
+
+def cutoff_difference(state: dict[str, Any], cutoff: float | None) -> str:
+    """Describe by how much the cutoff of the host is another one than that of a state dict.
+
+    Parameters
+    ----------
+    state : dict
+        From :meth:`~sog_longrange.SOGLongRange.get_extra_state`.
+    cutoff : float, in Å, or None
+        None where nothing depends on it.
+
+    Returns
+    -------
+    str
+        Like "cutoff 5.0 here, 6.0 there"; empty if it is the same, or a state does not tell.
+    """
+    theirs = state.get("cutoff")
+    if theirs is None or cutoff is None or math.isclose(theirs, cutoff, rel_tol=1e-6):
+        return ""
+    return f"cutoff {cutoff} here, {theirs} there"

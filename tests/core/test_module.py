@@ -381,6 +381,16 @@ def test_state_of_other_options_is_refused():
         make_module(min_width=0.7).load_state_dict(state)
 
 
+def test_the_cutoff_that_charges_flow_within_is_part_of_the_state():
+    flows = SOGConfig(readout="flows")
+    state = SOGLongRange([4], flows, cutoff=5.0).state_dict()
+    SOGLongRange([4], flows, cutoff=5.0).load_state_dict(state)
+    with pytest.raises(ConfigError, match="other options: cutoff 8.0 here, 5.0 there"):
+        SOGLongRange([4], flows, cutoff=8.0).load_state_dict(state)
+    atoms = SOGLongRange([4], SOGConfig(), cutoff=5.0).state_dict()
+    SOGLongRange([4], SOGConfig(), cutoff=8.0).load_state_dict(atoms)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

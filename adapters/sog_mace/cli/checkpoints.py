@@ -10,7 +10,7 @@ import torch
 from mace import tools
 
 from sog_longrange import HostError, InputError
-from sog_longrange.saved import read_config
+from sog_longrange.saved import cutoff_difference, read_config
 from sog_mace.model import SOGMACE
 
 CUEQ_WEIGHT: Final = "symmetric_contractions.weight"
@@ -56,7 +56,8 @@ def _check_checkpoint(model: SOGMACE, path: Path) -> None:
         theirs = read_config(extra)
     except InputError as error:
         raise HostError(f"`{path}` does not fit the model of this run: {error} {remedy}") from error
-    differences = model.long_range.config.differences(theirs)
+    part = model.long_range
+    differences = part.config.differences(theirs) or cutoff_difference(extra, part.cutoff)
     differences = differences or _shape_difference(model.state_dict(), state)
     if differences:
         raise HostError(f"`{path}` does not fit the model of this run: {differences}. {remedy}")
