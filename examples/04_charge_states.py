@@ -24,8 +24,6 @@ from workbench import charged_molecules, demo, evaluation, figures, mace_runs
 if TYPE_CHECKING:
     from ase import Atoms
 
-# What SOG-MACE is told besides: the total charge is an input, and the charges sum to it.
-STATES = ["--sog_charge_embedding=32", "--sog_charge_constraint=total"]
 QUANTITIES = ("ionisation energy", "electron affinity")
 
 
@@ -50,7 +48,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def train(args: argparse.Namespace, frames: list[Atoms]) -> dict[str, float]:
     """Train both models at the same time; seconds that each took."""
     jobs = [mace_runs.demo_job(label, args, frames) for label in mace_runs.LABELS]
-    jobs[-1].command.extend(STATES)
     return demo.train(jobs, mace_runs, args.reuse_models)
 
 

@@ -75,17 +75,24 @@ _DISPERSION: Final = {"kernel": "coulomb+dispersion", "num_channels": 2}
 WITH_DISPERSION: Final = Preset("dispersion beside charges", _DISPERSION)
 """What a preset of charges is joined with where neutral atoms are among the ions."""
 
+_SLOW_KERNEL: Final = {"kernel_lr_factor": 0.1}
+
 SINGLE: Final = Preset(
-    "single molecules, whose charges are functions of their surroundings",
-    schedule={"kernel_lr_factor": 0.1},
+    "single molecules, whose charges are functions of their surroundings", schedule=_SLOW_KERNEL
 )
 """What single neutral molecules get: the defaults. Charges of atoms learn faster than flows, and
 no fragment is there to keep one. A kernel that learns fast makes up for charges within a molecule,
 whose dipole is wrong then."""
 
-CHARGE_STATES: Final = Preset("one molecule, several charges", schedule={"lr_factor": 3.0})
-"""What a preset of charges is joined with for molecules of several total charges, whose energies
-begin at zero and are several eV apart."""
+CHARGE_STATES: Final = Preset(
+    "molecules and clusters of several total charges",
+    {"charge_embedding": 32, "charge_constraint": "total"},
+)
+"""What a preset is joined with where total charges differ."""
+
+FAST: Final = Preset("energies of charge states, by atoms", schedule={"lr_factor": 3.0})
+"""And where each atom's charge is a function of its features: energies of charge states begin at
+zero and are several eV apart. Charges that flow learn worse so."""
 
 PRESETS: Final[dict[str, Preset]] = {
     "ionic": Preset(
@@ -97,7 +104,7 @@ PRESETS: Final[dict[str, Preset]] = {
         {**_DISPERSION, "readout": "flows"},
         {"latent_dipoles": True},
         # Charges of molecular ions are known, and 1/r is: close contacts would bend both first.
-        {"element_lr_factor": 0.1, "kernel_lr_factor": 0.1},
+        {"element_lr_factor": 0.1, **_SLOW_KERNEL},
         by_cutoff=True,
     ),
     "dispersive": Preset(

@@ -113,7 +113,8 @@ class System:
     tests : files that are tested.
     epochs : of all models.
     mace, nequip : options of the host that all models are told; None where it has no row.
-    heads : options of MACE that all models with a head are told besides.
+    heads : options of MACE that all models with a head are told besides: what `auto` finds by
+        itself, and others do not.
     valid : file of the validation frames.
     minutes : time limit of each training.
     final_rate : learning rate of the last epoch relative to the first, in MACE.

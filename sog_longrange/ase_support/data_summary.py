@@ -34,6 +34,9 @@ class DataSummary:
         :func:`~sog_longrange.ase_support.fragments.open_axes`.
     has_several : bool
         Whether there are structures of more than one fragment.
+    has_charge_states : bool
+        Whether every structure has a total charge, and these differ among structures of the same
+        atoms, or of one fragment each.
     """
 
     frames: int
@@ -43,6 +46,7 @@ class DataSummary:
     reason: str
     open_axes: tuple[int, ...]
     has_several: bool
+    has_charge_states: bool = False
 
     @property
     def has_metals(self) -> bool:

@@ -71,7 +71,18 @@ def formal_charges(
         elements, reason = element_charges(charges)
     axes = tuple(sorted({open_axes(frames[index]) for index in chosen}))
     several = any(len(fragments) > 1 for fragments in found)
-    return DataSummary(len(chosen), counts, charges, elements, reason, axes, several)
+    given = [total_charges[index] if total_charges else None for index in chosen]
+    states = _differ([frames[index] for index in chosen], given, alone=not several)
+    return DataSummary(len(chosen), counts, charges, elements, reason, axes, several, states)
+
+
+def _differ(frames: Sequence[Any], total_charges: Sequence[float | None], *, alone: bool) -> bool:
+    """Tell whether all have total charges, several for the same atoms or for single molecules."""
+    if any(total is None for total in total_charges):
+        return False
+    named = zip(frames, total_charges, strict=True)
+    kinds = {(() if alone else tuple(sorted(frame.numbers)), total) for frame, total in named}
+    return len(kinds) > len({numbers for numbers, _ in kinds})
 
 
 def spread(count: int, most: int = MAX_FRAMES) -> list[int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from sog_longrange.charges.bonds import NONMETALS
+from sog_longrange.charges.elements import NOBLE_GASES
 
 from .fragments import Composition, is_atom
 
@@ -34,8 +35,6 @@ _ANIONS: Final[dict[int, int]] = {
     **dict.fromkeys((7, 15, 33, 51), -3),
 }
 """Charges of single atoms of nonmetals; others have none that is usual."""
-
-_INERT: Final = frozenset((2, 10, 18, 36, 54, 86))
 
 
 def is_metal(composition: Composition) -> bool:
@@ -81,7 +80,7 @@ def possible_charges(composition: Composition, lewis: Iterable[int | None]) -> d
 
 
 def _of_single_atom(element: int) -> dict[int, int]:
-    if element in _INERT:
+    if element in NOBLE_GASES:
         return {0: 0}
     if element in _ANIONS:
         return {_ANIONS[element]: 0, 0: UNLIKELY}

@@ -16,6 +16,7 @@ from sog_longrange.presets import (
     AUTO,
     CHARGE_STATES,
     COMMAND,
+    FAST,
     NONE,
     PRESETS,
     SINGLE,
@@ -87,19 +88,30 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     """
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
+    choice = _of_data(summary, decay)
+    of_charges = not choice.preset.options.get("kernel", "").startswith("dispersion")
+    if not (summary.has_charge_states and of_charges):
+        return choice
+    why = f"{choice.why}; there are several total charges"
+    preset = choice.preset.joined(CHARGE_STATES)
+    if preset.options.get("readout") == CAREFUL:
+        preset = preset.joined(FAST)
+    return dataclasses.replace(choice, preset=preset, why=why)
+
+
+def _of_data(summary: DataSummary, decay: Decay | None = None) -> Choice:
+    """Choose a preset by the data alone, charge states aside."""
     if decay and summary.charges is None and (law := _law(decay)):
         return _by_law(law, decay, summary)
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
         return _of_single(summary)
     if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
         name = "molecular" if summary.has_molecules else "dispersive"
-        return Choice(name, PRESETS[name], "all fragments are neutral")
+        return Choice(name, PRESETS[name], "no fragment has a charge of its own")
     name = "interface" if summary.has_slabs and _has_solid(summary) else "ionic"
     preset = PRESETS[name]
     if summary.charges is None and summary.element_charges is None:
-        preset = _reads(CAREFUL, preset)
-        preset = preset if summary.has_several else preset.joined(CHARGE_STATES)
-        return _complete(name, preset, summary)
+        return _complete(name, _reads(CAREFUL, preset), summary)
     if summary.has_molecules:
         preset = preset.joined(PRESETS["molecular"])
     elif summary.has_neutral_atoms:
@@ -129,7 +141,7 @@ def _by_law(law: str, decay: Decay, summary: DataSummary) -> Choice:
     why = f"{decay.describe()}, however they are turned"
     if decay.of_dispersion:
         return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, {"kernel": law}), why)
-    choice = choose_preset(summary)
+    choice = _of_data(summary)
     preset = dataclasses.replace(choice.preset, options={**choice.preset.options, "kernel": law})
     return dataclasses.replace(choice, preset=preset, why=f"{choice.why}, but {why}")
 

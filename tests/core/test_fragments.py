@@ -27,7 +27,7 @@ from sog_longrange.ase_support.data_summary import formula
 from sog_longrange.ase_support.formal_charges import _search, element_charges
 from sog_longrange.ase_support.fragments import open_axes
 from sog_longrange.ase_support.presets import main
-from sog_longrange.presets import NONE, PRESETS
+from sog_longrange.presets import CHARGE_STATES, NONE, PRESETS
 
 
 def ammonium():
@@ -330,14 +330,35 @@ def test_the_preset_that_fits(monkeypatch, frames, name, readout, charges, vecto
     assert choice.why
 
 
+STATES = {"charge_embedding": 32, "charge_constraint": "total"}
+
+
 def test_charge_states_of_a_molecule_are_left_to_its_features():
     states = formal_charges([molecule("C6H6")] * 3, [-1.0, 0.0, 1.0])
     choice = choose_preset(states)
-    assert choice.preset.options == {"readout": "atoms"}
+    assert choice.preset.options == {"readout": "atoms", **STATES}
     assert "no whole charges of fragments sum to the total charge" in choice.why
+    assert "there are several total charges" in choice.why
     assert choice.preset.by_cutoff
     assert choice.preset.schedule == {"lr_factor": 3.0}
     assert not choose_preset(formal_charges([GAS])).preset.by_cutoff
+
+
+def test_charge_states_are_told_by_total_charges():
+    benzene, water = molecule("C6H6"), molecule("H2O")
+    pair = apart(ammonium(), water)
+    assert not formal_charges([benzene, benzene], [None, 1.0]).has_charge_states
+    assert not formal_charges([benzene, water], [1.0, 1.0]).has_charge_states
+    assert not formal_charges([pair, water], [1.0, 0.0]).has_charge_states
+    assert formal_charges([benzene, water], [0.0, 1.0]).has_charge_states
+    assert formal_charges([pair, water, pair], [1.0, 0.0, 0.0]).has_charge_states
+    triangle = Atoms("Ag3", [[0.0, 0, 0], [2.7, 0, 0], [1.35, 2.3, 0]])
+    silver = choose_preset(formal_charges([triangle, triangle], [-1.0, 1.0]))
+    assert silver.preset.options == {**PRESETS["dispersive"].options, **STATES}
+    neutral = choose_preset(formal_charges([triangle, triangle], [0.0, 0.0]))
+    assert neutral.preset.options == PRESETS["dispersive"].options
+    named = choose_preset(formal_charges([benzene] * 2, [0.0, 1.0]), "molecular")
+    assert named.preset == PRESETS["molecular"]
 
 
 def test_charges_of_single_neutral_molecules_are_the_defaults(tmp_path, capsys):
@@ -353,8 +374,10 @@ def test_charges_of_single_neutral_molecules_are_the_defaults(tmp_path, capsys):
     assert "Preset: none, for single molecules" in told
     assert "MACE:   --sog_kernel_lr_factor=0.1\nNequIP: sog: {}\n" in told
     charged = choose_preset(formal_charges([*frames, methylammonium()], [0.0, 0.0, 1.0]))
-    assert charged.preset == PRESETS["molecular"]
-    assert charged.why == "each structure is one molecule, whose charge is the total charge"
+    assert charged.preset == PRESETS["molecular"].joined(CHARGE_STATES)
+    assert charged.why.startswith(
+        "each structure is one molecule, whose charge is the total charge"
+    )
 
 
 def test_a_named_preset_gets_what_the_data_add_to_it():

@@ -69,7 +69,8 @@ def test_the_demo_runs(load, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     demo = load("04_charge_states")
     # Charges of a gate that is not open yet are scaled, and with them their sum.
-    monkeypatch.setattr(demo, "STATES", [*demo.STATES, "--sog_warmup=1"])
+    extra, label = demo.mace_runs.EXTRA, demo.mace_runs.LABELS[-1]
+    monkeypatch.setitem(extra, label, [*extra[label], "--sog_warmup=1"])
     small = partial(demo.charged_molecules.Recipe, valid=1, test=2)
     monkeypatch.setattr(demo.charged_molecules, "Recipe", small)
     options = ["--epochs=1", "--conformations=1", "--features=4", "--workers=1"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from ase import Atoms
-from mace_builders import make_sogmace, water_box
+from mace_builders import make_sogmace, open_molecule, water_box
 from test_run_train import SETTINGS, arguments, load, training_folder
 
 from sog_longrange import SOGConfig
@@ -72,9 +72,8 @@ def test_auto_finds_molecules_and_options_that_were_given_win(caplog, runs):
     assert runs[-1].schedule == Schedule(warmup=7)
     expected = {"hidden_size": 8, "latent_dipoles": True, "min_width": 0.8, "engine": "none"}
     assert first == SOGConfig(**expected, charge_constraint="neutral")
-    assert "Preset molecular (all fragments are neutral), by 9 frames (bulk and molecules" in (
-        caplog.text
-    )
+    found = "(no fragment has a charge of its own), by 9 frames (bulk and molecules"
+    assert f"Preset molecular {found}" in caplog.text
     assert "H2O 0, H2O2 0" in caplog.text
     text = "latent_dipoles=True, min_width=0.8 (given), engine=none (given), warmup=7"
     assert text in caplog.text
@@ -149,6 +148,26 @@ def test_auto_takes_the_options_of_a_foundation_model(configured):
     theirs = SOGConfig(min_width=0.7, charge_constraint="neutral")
     torch.save(make_sogmace(theirs), "first.model")
     assert configured(sog_preset="auto", foundation_model="first.model") == theirs
+
+
+def test_auto_makes_total_charges_an_input_where_molecules_have_several(caplog):
+    def states(count):
+        frames = [open_molecule(seed) for seed in range(count)]
+        for charge, frame in enumerate(frames):
+            frame.info |= {"REF_energy": -9.0 + charge % 2, "total_charge": charge % 2}
+            frame.arrays["REF_forces"] = np.zeros((len(frame), 3))
+        return frames
+
+    ase.io.write("train.xyz", states(6))
+    ase.io.write("valid.xyz", states(2))
+    sources = {"valid_file": "valid.xyz", "max_num_epochs": 1, "sog_preset": "auto"}
+    main(arguments(**sources))
+    config = load().long_range.config
+    assert (config.charge_embedding, config.charge_constraint) == (32, "total")
+    assert "there are several total charges" in caplog.text
+    assert "lr_factor=3.0" in caplog.text
+    main(arguments(**sources, sog_charge_embedding=4, name="given"))
+    assert load("given.model").long_range.config.charge_embedding == 4
 
 
 def test_an_unknown_preset_ends_before_any_training():
