@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mace.calculators import MACECalculator
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from sog_longrange import HostError
+from sog_longrange import ConfigError, HostError
 from sog_longrange.ase_support import (
     EXTERNAL_FIELD,
     RESULTS,
@@ -39,10 +39,17 @@ from .charges import mark_given
 from .domain import SOGMACEDomainModel, refuse_calculator
 from .graphs import KeptGraph, join, origin_of, with_geometry
 from .model import SOGMACE
-from .results import as_array, dipoles_of_batch, in_dtype, linked_charges, long_range_results
+from .results import (
+    PARTS,
+    as_array,
+    dipoles_of_batch,
+    in_dtype,
+    linked_charges,
+    long_range_results,
+)
 
 CHARGES = ("charges", "dipole", "latent_charges", "latent_dipoles")
-ENERGIES = ("long_range_energy", "short_range_energy", "charge_state_energy", "field_energy")
+ENERGIES = (*PARTS, "field_energy")
 
 
 class SOGMACECalculator(ChargesInASE, MACECalculator):
@@ -61,7 +68,8 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
     Parameters
     ----------
     *args, **kwargs
-        As for `MACECalculator`.
+        As for `MACECalculator`. Total charge and external field have their own keys in
+        `atoms.info`, and models that are given lose their gradients in parameters.
     compile_mode : str, optional
         Mode of `torch.compile`, as "default": compile the inner model, once for all structures
         unless padding fixes their sizes. Second derivatives are taken of the model as it was.
@@ -73,6 +81,8 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
 
     Raises
     ------
+    ConfigError
+        If `info_keys` has another key for the total charge or the external field.
     HostError
         If a model is no SOGMACE, or MACE cannot convert or compile it.
     MissingLibraryError
@@ -93,6 +103,8 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         enable_oeq: bool = False,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("info_keys") is not None:
+            kwargs["info_keys"] = _own_keys(kwargs["info_keys"])
         with explain_old_models("a model file"):
             super().__init__(*args, **kwargs)
         for model in self.models:
@@ -132,7 +144,21 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         Returns
         -------
         ndarray, shape (3 n_atoms, n_atoms, 3), in eV/Å^2, or a list of those of a committee
+
+        Raises
+        ------
+        PropertyNotImplementedError
+            If there is an external field along a periodic axis.
         """
+        own = self.atoms if atoms is None else atoms
+        if own is not None:
+            check_atoms(own)
+            self.check_species(own)
+            if periodic_field(own) is not None:
+                expected = "only along axes that are not periodic for second derivatives"
+                got = str(own.info[EXTERNAL_FIELD])
+                raise PropertyNotImplementedError(explain(EXTERNAL_FIELD, expected, got))
+            self._prepare(own)
         models, self.models = self.models, self._eager
         try:
             return super().get_hessian(atoms)
@@ -373,6 +399,16 @@ class SOGMACECalculator(ChargesInASE, MACECalculator):
         for key in ("latent_charges", "dipole", "latent_dipoles"):
             if all(key in part for part in parts):
                 self.results[f"{key}_comm"] = np.stack([part[key] for part in parts])
+
+
+def _own_keys(info_keys: Mapping[str, str]) -> dict[str, str]:
+    """Copy of the keys of `atoms.info`, of which those that this package reads are fixed."""
+    for name, known in (("total_charge", TOTAL_CHARGE), (EXTERNAL_FIELD, (EXTERNAL_FIELD,))):
+        if info_keys.get(name, known[0]) not in known:
+            expected = f"{' or '.join(map(repr, known))} for {name}"
+            got = repr(info_keys[name])
+            raise ConfigError(explain("info_keys", expected, got, "Rename it in atoms.info."))
+    return dict(info_keys)
 
 
 def open_calculator(paths: Sequence[Path], device: str) -> SOGMACECalculator:

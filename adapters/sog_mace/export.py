@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator
@@ -100,7 +101,10 @@ def check_file(path: str | Path, kind: str, model: SOGMACE, dtype: str) -> None:
     exported = open_file(path, kind)
     first = next(model.parameters())
     own = str(first.dtype).removeprefix("torch.")
-    calculator = SOGMACECalculator(models=[model], device=str(first.device), default_dtype=own)
+    # MACE's calculator ends the training of what it is given.
+    calculator = SOGMACECalculator(
+        models=[copy.deepcopy(model)], device=str(first.device), default_dtype=own
+    )
     config = model.long_range.config
     allowed = 50.0 * config.tolerance + _ROUNDING[dtype]
     for probe in probes([int(z) for z in model.atomic_numbers]):

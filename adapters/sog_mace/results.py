@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from sog_longrange.ase_support import EXTERNAL_FIELD, charge_results, dipoles_of
 from sog_longrange.charges.electric import electric
 
 from .model import SOGMACE
+
+PARTS: Final = ("long_range_energy", "short_range_energy", "charge_state_energy")
+"""Parts of the energy of every model that has them."""
 
 
 def long_range_results(
@@ -45,8 +48,8 @@ def long_range_results(
         e Å, and where the model has them `latent_dipoles` (n_atoms, 3, n_channels) in e Å.
     """
     rows = slice(first, first + len(atoms))
-    keys = ("long_range_energy", "short_range_energy", "charge_state_energy")
-    results: dict[str, Any] = {key: float(out[key][graph].detach()) for key in keys if key in out}
+    keys = (key for key in PARTS if key in out)
+    results: dict[str, Any] = {key: float(out[key][graph].detach()) for key in keys}
     if EXTERNAL_FIELD in atoms.info:
         energy = out.get("field_energy")
         results["field_energy"] = 0.0 if energy is None else float(energy[graph].detach())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import mace
 import torch
@@ -29,6 +29,7 @@ from .calculator import embeds_charge
 from .cells import INPUT_CELL
 from .host import SUPPORTED
 from .model import SOGMACE
+from .results import PARTS
 
 try:
     from mace.calculators.mace_torchsim import MaceTorchSimModel
@@ -37,7 +38,6 @@ except ModuleNotFoundError as error:
         explain(SUPPORTED.package, "0.3.16 or newer for TorchSim", mace.__version__, "Update it.")
     ) from error
 
-ENERGIES: Final = ("long_range_energy", "short_range_energy", "charge_state_energy")
 """Parts of the energy of each system among the results, where the model has them."""
 
 
@@ -181,7 +181,7 @@ class SOGMACETorchSimModel(MaceTorchSimModel):
 
 def _long_range_results(data: dict[str, Any], out: dict[str, Any]) -> dict[str, Tensor]:
     """Collect what only models with a long-range part say of each system."""
-    results: dict[str, Tensor] = {key: out[key].detach() for key in ENERGIES if key in out}
+    results: dict[str, Tensor] = {key: out[key].detach() for key in PARTS if key in out}
     if "external_field" in data:
         # There is none in fields that are zero throughout.
         energy = out.get("field_energy")

@@ -28,6 +28,7 @@ from sog_longrange.ase_support import (
     total_charge,
 )
 from sog_longrange.errors import explain
+from sog_mace.calculator import embeds_charge
 from sog_mace.cells import keep_input_cells
 from sog_mace.charges import mark_given
 from sog_mace.model import SOGMACE
@@ -117,8 +118,7 @@ class Evaluator:
 
     @property
     def _reads_charge(self) -> bool:
-        embedded = "total_charge" in (getattr(self.model, "embedding_specs", None) or {})
-        return self.model.long_range.config.needs_total_charge or embedded
+        return self.model.long_range.config.needs_total_charge or embeds_charge(self.model.mace)
 
     def _total_charge(self, atoms: Atoms) -> float | None:
         """Total charge, which models that read none are not given."""

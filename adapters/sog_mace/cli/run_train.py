@@ -121,7 +121,7 @@ def _train(args: argparse.Namespace) -> None:
     message = patches.model.long_range.explain_gate(f"{remedy}a smaller --sog_warmup.")
     if message:
         logging.warning(message)
-    logging.info("TorchScript export is not available for models with a long-range part.")
+    logging.info("sog_mace_export makes a TorchScript file of the model, which MACE cannot.")
 
 
 def _given(options: type, args: argparse.Namespace) -> dict[str, Any]:

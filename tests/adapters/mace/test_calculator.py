@@ -12,7 +12,7 @@ from mace.calculators import MACECalculator
 from mace_builders import make_batch, make_mace, make_sogmace, open_molecule, water_box
 from references import dipole_derivative
 
-from sog_longrange import HostError, InputError, NotFiniteError, SOGConfig
+from sog_longrange import ConfigError, HostError, InputError, NotFiniteError, SOGConfig
 from sog_mace import SOGMACECalculator
 
 OPTIONS = {"device": "cpu", "default_dtype": "float64"}
@@ -297,6 +297,35 @@ def test_calculator_leaves_no_trace_on_the_model():
     atoms.calc = SOGMACECalculator(models=model, **OPTIONS)
     atoms.get_potential_energy()
     assert not model._forward_hooks
+
+
+def test_second_derivatives_are_those_in_the_field_of_the_structure():
+    atoms, field = open_molecule(), np.array([0.0, 0.0, 0.2])
+    periodic = water_box()
+    periodic.info["external_field"] = FIELD
+    calculator = SOGMACECalculator(models=make_sogmace(NEUTRAL), **OPTIONS)
+    without = calculator.get_hessian(atoms)
+    atoms.info["external_field"], atoms.calc = field, calculator
+    calculator.calculate(periodic, ["energy"])  # takes MACE's key of the field away
+    hessian = calculator.get_hessian(atoms).reshape(3 * len(atoms), -1)
+    assert np.abs(hessian - without.reshape(hessian.shape)).max() > 1e-5
+    atoms.positions[1, 2] += 1e-4
+    ahead = atoms.get_forces()
+    atoms.positions[1, 2] -= 2e-4
+    slope = (atoms.get_forces() - ahead) / 2e-4
+    assert np.allclose(hessian[5], slope.reshape(-1), atol=1e-6)
+    with pytest.raises(PropertyNotImplementedError, match="only along axes that are not periodic"):
+        calculator.get_hessian(periodic)
+
+
+def test_other_keys_of_the_charge_and_the_field_are_refused():
+    for name, other in (("external_field", "E"), ("total_charge", "Q")):
+        with pytest.raises(ConfigError, match=f"for {name}, got '{other}'. Rename it"):
+            SOGMACECalculator(models=make_sogmace(), info_keys={name: other}, **OPTIONS)
+    given = {"total_charge": "total_charge"}
+    calculator = SOGMACECalculator(models=make_sogmace(), info_keys=given, **OPTIONS)
+    calculator.calculate(water_box(), ["energy"])
+    assert given == {"total_charge": "total_charge"}
 
 
 def test_models_without_long_range_are_refused():

@@ -202,7 +202,9 @@ def test_the_command_says_what_it_wrote(model_file, tmp_path, capsys):
 
 def test_a_file_that_is_not_that_of_the_model_is_found(files, model):
     other = make_sogmace(SOGConfig(kernel="yukawa", tolerance=1e-8))
+    model.requires_grad_(True)
     check_file(files["torchscript"], "torchscript", model, "float64")
+    assert all(own.requires_grad for own in model.parameters()), "training may go on"
     with pytest.raises(HostError, match="the exported model` must be within .* of the model's"):
         check_file(files["torchscript"], "torchscript", other, "float64")
     with pytest.raises(ConfigError, match="`kind` must be one of torchscript, metatomic, gromacs"):
