@@ -236,7 +236,7 @@ HOSTS = ["env_core", "env_mace", "env_md", "env_nequip", "env_pyg"]
 def full(session: nox.Session) -> None:
     """Everything: all sweeps, compilers and trainings; SOG_DATA names the folder of data sets."""
     run_core(session)
-    for host in ("mace", "nequip", "pyg"):
+    for host in ("mace", "md", "nequip", "pyg"):
         run_tests(session, host, f"tests/adapters/{host}", *PARALLEL)
 
 
