@@ -32,10 +32,10 @@ TOP = """# The papers' systems
 
 Short range (`sr`, bare MACE), LES (`les`: its kernel, Gaussians of 1 Å, free charges, and the
 total charge as an input where `auto` makes it one) and this package by its recommended preset
-(`sog`) on the same frames, with the same backbone, epochs and seeds. Labels are of the method that the table names. xTB and exact sums make the physics of
-a system, not the DFT energies of the papers, so that published figures stand apart. Budgets are
-small, at most 10 core minutes a model (dipeptides 60): they rank models and do not show how good
-any of them can be.
+(`sog`) on the same frames, with the same backbone, epochs and seeds. Labels are of the method
+that the table names. xTB and exact sums make the physics of a system, not the DFT energies of
+the papers, so that published figures stand apart. Budgets are small, at most 10 core minutes a
+model (dipeptides 60): they rank models and do not show how good any of them can be.
 
 Made by
 
