@@ -16,6 +16,8 @@ from ase.calculators.calculator import Calculator
 from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
+from sog_longrange.errors import InputError
+
 from . import exact, structure
 from .motion import thermal
 from .system import Motion
@@ -29,7 +31,7 @@ Run = Callable[[MolecularDynamics, int, str], None]
 
 
 class UnstableError(Exception):
-    """The cell grew or shrank without end; the argument is the density in kg/m^3 by then."""
+    """The cell grew or shrank without end, or atoms fly; the argument is the density by then."""
 
 
 def pressure(world: exact.World, frames: list[Atoms], kelvin: float) -> float:
@@ -73,7 +75,7 @@ def constant_pressure(
     Raises
     ------
     UnstableError
-        If the volume doubles or halves.
+        If the volume doubles or halves, or atoms fly off to where no model evaluates them.
     """
     atoms = thermal(frame, calculator, motion.kelvin)
     own = IsotropicMTKNPT(
@@ -93,7 +95,10 @@ def constant_pressure(
             found.append(density(atoms))
 
     own.attach(look, interval=EVERY)
-    run(own, steps, "density")
+    try:
+        run(own, steps, "density")
+    except InputError as error:
+        raise UnstableError(0.0) from error
     return np.array(found)
 
 
@@ -133,5 +138,5 @@ def of_model(
     try:
         return describe(constant_pressure(calculator, frame, motion, wanted, picoseconds, run))
     except UnstableError as error:
-        print(f"  density: the volume changed by more than {WIDEST:g} times")
+        print(f"  density: unstable, {error.__cause__ or f'{WIDEST:g} times the volume'}")
         return {"density": error.args[0], "error": 0.0, "unstable": True}
