@@ -1,7 +1,7 @@
 """Results of jobs as tables: mean and spread over seeds, and what is worse than a model without.
 
-A cell holds results of one code only: where the present code has none, those of the newest
-other code, with the commit that made them.
+A cell holds results of one code only: where the present code has none, those of the other code that
+made most of them, the newest of several, with the commit.
 """
 
 from __future__ import annotations
@@ -78,15 +78,22 @@ def collect(jobs: Iterable[Job]) -> Results:
     rows, missing = [], []
     for group in groups.values():
         stale = not any(new for _, new, _ in group)
-        codes = Counter(old["code"] for _, _, old in group if old)
-        code = codes.most_common(1)[0][0] if stale and codes else ""
+        code = _other_code([old for _, _, old in group if old]) if stale else ""
         for job, new, old in group:
             found = old if stale and old and old["code"] == code else new
             if found is None:
                 missing.append(job.label)
             else:
-                rows.append(found | {"stale": stale})
+                own = {key: value for key, value in found.items() if key != "made"}
+                rows.append(own | {"stale": stale})
     return Results(rows, missing)
+
+
+def _other_code(found: list[dict]) -> str:
+    """Code that made most of some results, of several the one that made the newest."""
+    counts = Counter(own["code"] for own in found)
+    newest = {own["code"]: own["made"] for own in sorted(found, key=lambda own: own["made"])}
+    return max(counts, key=lambda code: (counts[code], newest[code]), default="")
 
 
 def is_worse(own: dict[int, float], other: dict[int, float]) -> bool | None:

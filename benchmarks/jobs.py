@@ -134,14 +134,19 @@ class Job:
         return found is not None and found.get("measuring", self.measuring) == self.measuring
 
     def older_result(self) -> dict[str, Any] | None:
-        """The newest result of the same data, options and seed by other code."""
+        """The newest result of the same data, options and seed by other code.
+
+        `made` is when, in seconds, and 0 in results of an earlier pass.
+        """
         wanted, results = self.identity, []
         for path in self.parent.glob(f"{self.seed}-*/{RESULT}"):
             found = read_json(path)
             if found and all(found[part] == wanted[part] for part in ("data", "options")):
-                results.append((path.stat().st_mtime, found))
-        newest = max(results, key=lambda pair: pair[0])[1] if results else None
-        return newest or self._earlier("data", "options")
+                results.append(found | {"made": path.stat().st_mtime})
+        if results:
+            return max(results, key=lambda own: own["made"])
+        earlier = self._earlier("data", "options")
+        return earlier and earlier | {"made": 0.0}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -342,10 +342,27 @@ def write(
     parts.append(checklist(results, CHECKS[host]))
     # Without the folders, which are those of one machine.
     left = [f"- `{name}`: {own.partition(' in ')[0]}." for name, own in skipped.items()]
-    left += [f"- {own}: no result here." for own in results.missing]
+    left += missing_lines(results.missing)
     parts.append("## Not there\n\n" + "\n".join(left) if left else "")
     text = "\n\n".join(own for own in parts if own)
     (folder / "evidence" / "systems.md").write_text(text + "\n")
+
+
+def missing_lines(labels: list[str]) -> list[str]:
+    """Seeds without a result, a line for each system.
+
+    Parameters
+    ----------
+    labels : of jobs: system, model and seed.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for system, column, seed in (label.split() for label in labels):
+        found.setdefault(system, {}).setdefault(column, []).append(seed)
+    texts = {
+        system: "; ".join(f"{column} {', '.join(seeds)}" for column, seeds in columns.items())
+        for system, columns in found.items()
+    }
+    return [f"- `{system}`: no result of seeds {text}." for system, text in texts.items()]
 
 
 def draw(results: Results, path: Path) -> bool:

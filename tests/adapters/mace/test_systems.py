@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -141,6 +142,17 @@ def test_results_of_other_code_are_shown_with_their_commit_and_never_mixed(load,
     results = collect.collect(changed)
     assert [(row["seed"], row["stale"]) for row in results.rows] == [(1, False)]
     assert results.missing == ["fake sog 2"]
+
+
+def test_of_two_other_codes_that_made_as_much_the_newest_is_shown(load, new_job):
+    jobs, collect = load("jobs"), load("collect")
+    for number, (seed, code) in enumerate(((1, "a"), (2, "b"), (3, "b"))):
+        jobs.run_all([job := new_job(code=code, seed=seed)], 1)
+        os.utime(job.folder / jobs.RESULT, (number, number))
+    tie = collect.collect([new_job(code="c", seed=seed) for seed in (1, 2)])
+    assert [(row["seed"], row["code"]) for row in tie.rows] == [(2, "b")]
+    most = collect.collect([new_job(code="c", seed=seed) for seed in (1, 2, 3)])
+    assert [row["seed"] for row in most.rows] == [2, 3]
 
 
 def test_results_of_an_earlier_pass_count_and_are_not_run_again(load, new_job, tmp_path):
