@@ -15,6 +15,9 @@ from .resolution import Resolution
 OVERHEAD = "overhead"
 """The term of an evaluation of nothing, which all structures of a batch share."""
 
+OTHER = 25
+"""Gaussians whose memory another kernel takes for each pair, measured for Ewald's."""
+
 _LARGE_ARRAY = 2e6
 _EMPTY = 1000.0
 _ABSURD = 1e60
@@ -40,7 +43,8 @@ class Size(NamedTuple):
     device : str
         Type of the device.
     n_gaussians : int
-        Gaussians of all kernels together, which sums over pairs evaluate for each of them.
+        Gaussians of all kernels together, which sums over pairs evaluate for each of them;
+        :data:`OTHER` for each kernel that is no sum of them.
     """
 
     n_atoms: int | NDArray[np.int64]

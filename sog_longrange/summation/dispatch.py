@@ -30,7 +30,7 @@ from .cost_model import (
     predict_memory,
     predict_time,
 )
-from .cost_terms import Size
+from .cost_terms import OTHER, Size
 from .dense import dense_sum
 from .finufft import finufft_sum
 from .interaction import Interaction, Potentials
@@ -214,8 +214,8 @@ def _sizes(interaction: Interaction, sources: Multipoles, positions: Tensor) -> 
     device, n_channels = positions.device, sources.charges.shape[1]
     resolution = interaction.resolution(sources.order)
     compiled = interaction.engine_on(device).name != "torch"
-    gaussians = interaction.kernel.gaussians
-    count = 1 if gaussians is None else gaussians[0].numel()
+    kernel, gaussians = interaction.kernel, interaction.kernel.gaussians
+    count = OTHER * kernel.num_channels if gaussians is None else gaussians[0].numel()
     how = (resolution, positions.dtype, compiled, device.type, count)
     return lambda n_atoms, lengths: Size(n_atoms, n_channels, lengths, *how)
 
@@ -322,9 +322,10 @@ def _most_memory(layout: Layout, kinds: list[str], size: _Sizes) -> float:
         )
         points = edges.prod(-1)
         sums = points + counts * points / edges.min(-1, initial=math.inf)
-    known = {"pairs": counts**2, "padded": np.zeros_like(counts)}
-    total = sum(float(known.get(kind, sums)[graph]) for graph, kind in enumerate(kinds))
-    return _MOST_NUMBERS * like.number * (1 + like.n_channels) * total
+    bound = _MOST_NUMBERS * like.number * (1 + like.n_channels) * sums
+    pairs = predict_memory("pairs", like._replace(n_atoms=np.array(layout.counts)))
+    known = {"pairs": pairs, "padded": np.zeros_like(counts)}
+    return sum(float(known.get(kind, bound)[graph]) for graph, kind in enumerate(kinds))
 
 
 def _reduced(structures: Structures) -> tuple[Structures, Layout]:

@@ -313,9 +313,10 @@ def sphere_rows(cells: Numbers, cutoff: float) -> ModeRows:
     """
     key = (cells.tobytes(), cutoff)
     with _LOCK:
-        found = _SPHERES.pop(key, None)
-    if found is None:
-        found = _sphere_rows(cells, cutoff * (1.0 + _ROUNDING))
+        if key in _SPHERES:
+            _SPHERES.move_to_end(key)
+            return _SPHERES[key]
+    found = _sphere_rows(cells, cutoff * (1.0 + _ROUNDING))
     with _LOCK:
         _SPHERES[key] = found
         while len(_SPHERES) > _KEPT or (

@@ -8,6 +8,7 @@ from references import as_type, random_structure
 from torch.profiler import ProfilerActivity, profile
 
 from sog_longrange import (
+    Ewald,
     LongRangeEnergy,
     SizeError,
     SumOfGaussians,
@@ -181,6 +182,15 @@ def test_pairs_need_memory_for_each_gaussian(channels):
     size = dispatch._sizes(how, Multipoles(charges), positions)
     predicted = auto.predict_memory("pairs", size(500, (1.0, 1.0, 1.0)))
     assert predicted > 0.5 * 500 * 499 * 12 * channels * 3 * positions.element_size()
+
+
+def test_pairs_of_kernels_without_gaussians_take_as_much_as_is_measured():
+    charges, positions, *_ = join([make(700, 20.0)])
+    how = LongRangeEnergy(Ewald(1.0)).interaction()
+    size = dispatch._sizes(how, Multipoles(charges), positions)(700, (1.0, 1.0, 1.0))
+    # 895 bytes a pair in float64, benchmarked by the peak of energy and forces.
+    measured = 895 * size.pairs * positions.element_size() / 8
+    assert 0.7 * measured < auto.predict_memory("pairs", size) < 1.5 * measured
 
 
 def test_the_memory_of_this_machine_is_known():
