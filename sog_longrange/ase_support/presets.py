@@ -88,21 +88,25 @@ def choose_preset(summary: DataSummary, name: str = AUTO, decay: Decay | None = 
     """
     if name != AUTO:
         return _complete(name, find_preset(name), summary)
-    choice = _of_data(summary, decay)
-    of_charges = not choice.preset.options.get("kernel", "").startswith("dispersion")
-    if not (summary.has_charge_states and of_charges):
-        return choice
-    why = f"{choice.why}; there are several total charges"
+    if decay and summary.charges is None and decay.of_dispersion:
+        return _of_dispersion(decay)
+    choice = _of_data(summary)
+    if decay and summary.charges is None and decay.of_screening:
+        choice = _screened(choice, decay)
+    return _of_states(choice) if summary.has_charge_states else choice
+
+
+def _of_states(choice: Choice) -> Choice:
+    """Make the total charge an input."""
     preset = choice.preset.joined(CHARGE_STATES)
     if preset.options.get("readout") == CAREFUL:
         preset = preset.joined(FAST)
+    why = f"{choice.why}; there are several total charges"
     return dataclasses.replace(choice, preset=preset, why=why)
 
 
-def _of_data(summary: DataSummary, decay: Decay | None = None) -> Choice:
-    """Choose a preset by the data alone, charge states aside."""
-    if decay and summary.charges is None and (law := _law(decay)):
-        return _by_law(law, decay, summary)
+def _of_data(summary: DataSummary) -> Choice:
+    """Choose a preset by what structures consist of."""
     if not summary.has_several and not summary.has_metals and summary.charges is not None:
         return _of_single(summary)
     if not summary.has_ions and not (summary.has_metals and summary.has_slabs):
@@ -129,21 +133,19 @@ def _of_single(summary: DataSummary) -> Choice:
     return Choice("molecular", PRESETS["molecular"], why)
 
 
-def _law(decay: Decay) -> str:
-    """Kernel that a law of forces speaks for, empty where that may be the usual one."""
-    if decay.of_dispersion:
-        return f"dispersion(exponent={decay.of_dispersion})"
-    return f"yukawa(kappa={decay.of_screening:.2g})" if decay.of_screening else ""
+def _of_dispersion(decay: Decay) -> Choice:
+    """Let a law of dispersion decide, which asks for nothing that is chosen for charges."""
+    options = {"kernel": f"dispersion(exponent={decay.of_dispersion})"}
+    preset = Preset(PRESETS["dispersive"].purpose, options)
+    return Choice("dispersive", preset, f"{decay.describe()}, however they are turned")
 
 
-def _by_law(law: str, decay: Decay, summary: DataSummary) -> Choice:
-    """Let a law of forces decide; dispersion asks for nothing that is chosen for charges."""
-    why = f"{decay.describe()}, however they are turned"
-    if decay.of_dispersion:
-        return Choice("dispersive", Preset(PRESETS["dispersive"].purpose, {"kernel": law}), why)
-    choice = _of_data(summary)
-    preset = dataclasses.replace(choice.preset, options={**choice.preset.options, "kernel": law})
-    return dataclasses.replace(choice, preset=preset, why=f"{choice.why}, but {why}")
+def _screened(choice: Choice, decay: Decay) -> Choice:
+    """Let charges begin with a screening."""
+    options = {**choice.preset.options, "kernel": f"yukawa(kappa={decay.of_screening:.2g})"}
+    why = f"{choice.why}, but {decay.describe()}, however they are turned"
+    preset = dataclasses.replace(choice.preset, options=options)
+    return dataclasses.replace(choice, preset=preset, why=why)
 
 
 def _reads(readout: str, preset: Preset) -> Preset:
