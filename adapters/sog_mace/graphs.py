@@ -12,9 +12,30 @@ from ase import Atoms
 from mace.data.neighborhood import get_neighborhood
 from torch import Tensor
 
+from sog_longrange.charges.sites import Edges
+
 from .charges import GIVEN
 
 _GRAPH = ("edge_index", "batch", "ptr")
+
+
+def edges_of_graph(data: Mapping[str, Tensor]) -> tuple[Edges, Tensor]:
+    """Edges of a batch, and their vectors from centres to neighbours.
+
+    Parameters
+    ----------
+    data : mapping
+        MACE's, with `edge_index`, `positions` and `shifts`.
+
+    Returns
+    -------
+    edges : Edges
+    vectors : Tensor, shape (n_edges, 3), in Å
+    """
+    centres, neighbours = data["edge_index"][1], data["edge_index"][0]
+    positions = data["positions"]
+    vectors = positions[neighbours] - positions[centres] - data["shifts"]
+    return Edges(centres, neighbours, torch.linalg.vector_norm(vectors, dim=1)), vectors
 
 
 class KeptGraph(NamedTuple):

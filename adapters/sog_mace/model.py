@@ -17,13 +17,14 @@ from sog_longrange import (
     SOGConfig,
     SOGLongRange,
 )
-from sog_longrange.charges.sites import Edges, Sites
+from sog_longrange.charges.sites import Sites
 from sog_longrange.errors import explain
 from sog_longrange.geometry import apply_strain, virial_to_stress
 from sog_longrange.hosts import count_columns
 
 from .cells import INPUT_CELL, own_cells
 from .charges import check_given
+from .graphs import edges_of_graph
 from .host import check_model, refuse_caller, refuse_program
 from .readout import (
     has_component_order,
@@ -269,11 +270,7 @@ class SOGMACE(nn.Module):
         """Edges and species, for readouts that look at them."""
         if not self.long_range.config.needs_sites:
             return None
-        centres, neighbours = data["edge_index"][1], data["edge_index"][0]
-        positions = data["positions"]
-        vectors = positions[centres] - positions[neighbours] + data["shifts"]
-        edges = Edges(centres, neighbours, torch.linalg.vector_norm(vectors, dim=1))
-        return Sites(edges, data["node_attrs"].argmax(-1))
+        return Sites(edges_of_graph(data)[0], data["node_attrs"].argmax(-1))
 
     def _vectors(self, node_feats: Tensor) -> Tensor | None:
         """Vectors that latent dipoles are made from; None without latent dipoles."""

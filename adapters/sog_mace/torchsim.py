@@ -38,8 +38,6 @@ except ModuleNotFoundError as error:
         explain(SUPPORTED.package, "0.3.16 or newer for TorchSim", mace.__version__, "Update it.")
     ) from error
 
-"""Parts of the energy of each system among the results, where the model has them."""
-
 
 class SOGMACETorchSimModel(MaceTorchSimModel):
     """`MaceTorchSimModel` for SOGMACE models: charge and field in, charges and dipole out.

@@ -11,8 +11,8 @@ from mace.tools import torch_geometric
 from torch import Tensor
 
 from sog_longrange.charge_summary import ChargeSummary
-from sog_longrange.charges.sites import Edges
 from sog_longrange.learned_law import LawEstimate
+from sog_mace.graphs import edges_of_graph
 from sog_mace.model import SOGMACE
 
 SAMPLE = 64
@@ -61,8 +61,5 @@ def _add_forces(law: LawEstimate, data: dict[str, Tensor], out: dict[str, Any]) 
     residuals = (data["forces"] - out["forces"]).where(known[:, None], torch.nan)
     periodic = data["pbc"].view(-1, 3)
     geometry = (data["positions"], data["cell"], periodic, batch)
-    positions, (neighbours, centres) = data["positions"], data["edge_index"]
-    vectors = positions[neighbours] - positions[centres] - data["shifts"]
-    edges = Edges(centres, neighbours, torch.linalg.vector_norm(vectors, dim=1))
-    own = out.get("latent_dipoles"), edges, vectors
+    own = out.get("latent_dipoles"), *edges_of_graph(data)
     law.add(out["latent_charges"], *geometry, residuals, *own)
