@@ -37,8 +37,9 @@ class DomainFlows:
 
     def _exchange(self, values: Tensor) -> Tensor:
         found = self._halo.forward(values.detach().cpu().contiguous())
-        everywhere: Tensor = found.to(values).requires_grad_()
-        self._exchanged.append((values, everywhere))
+        everywhere: Tensor = found.to(values)
+        if values.requires_grad:
+            self._exchanged.append((values, everywhere.requires_grad_()))
         return everywhere
 
     def differentiate(

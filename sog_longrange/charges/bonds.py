@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sog_longrange.geometry import fade
@@ -12,7 +13,16 @@ INTACT: Final = 1.25
 """Distance over the sum of covalent radii up to which a bond is whole, however it vibrates."""
 
 BROKEN: Final = 1.45
-"""Distance over the sum of covalent radii at which a bond ends: hydrogen bonds are longer."""
+"""Distance over the sum of covalent radii at which a bond ends."""
+
+PREFERENCE: Final = 25.0
+"""Rate at which a longer bond loses against a shorter one of the same hydrogen, over the stretch.
+
+A hydrogen bond that is 0.25 Å longer than the bond to oxygen has a share of 0.2 %.
+"""
+
+_FARTHEST: Final = 3.0
+"""Stretch beyond which bonds lose no more, so that quotients of their shares are finite."""
 
 POLARITY: Final = 0.25
 """Charge in e that a bond shifts at the start, over the difference of electronegativities."""
@@ -43,6 +53,10 @@ _NONMETALS: Final[dict[int, tuple[float, float]]] = {
 
 NONMETALS: Final = frozenset(_NONMETALS)
 """Atomic numbers of the elements between which bonds make molecules; half-metals count."""
+
+
+MONOVALENT: Final = frozenset({1})
+"""Atomic numbers of the elements that have one bond, whatever else they touch."""
 
 
 def covalent(number: int) -> Covalent:
@@ -83,3 +97,22 @@ def bond_order(stretch: Tensor) -> Tensor:
         From 0 to 1, with two continuous derivatives.
     """
     return fade((stretch - INTACT) / (BROKEN - INTACT))
+
+
+def preference(stretch: Tensor) -> Tensor:
+    """Tell how strongly a bond asks for the share of an atom that has one bond only.
+
+    Hydrogen bonds become as short as bonds that break. Which of two oxygens a hydrogen belongs to
+    is told by both distances; a proton halfway belongs to each by half.
+
+    Parameters
+    ----------
+    stretch : Tensor
+        Distances over the sums of covalent radii.
+
+    Returns
+    -------
+    Tensor
+        Positive; shares are these over their sum.
+    """
+    return torch.exp(PREFERENCE * (1.0 - stretch.clamp_max(_FARTHEST)))

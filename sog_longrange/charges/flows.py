@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
 
-from .bonds import POLARITY, bond_order, covalent
+from .bonds import MONOVALENT, POLARITY, bond_order, covalent, preference
 from .element_rows import ElementRows
 from .readout import LatentCharges
 from .sites import Edges, Sites, edges_of, species_of
@@ -28,6 +29,44 @@ GENTLE = 0.1
 """Gain at the start of flows of features beside charges that are known from elements."""
 
 
+class Bonds(NamedTuple):
+    """Covalent bonds among edges.
+
+    Attributes
+    ----------
+    covalent : Tensor, shape (n_edges,), bool
+        Whether both ends are nonmetals.
+    whole : Tensor, shape (n_edges,)
+        How much of a bond there is by its length.
+    asked : Tensor, shape (n_edges,)
+        What it asks of an end that has one bond only.
+    """
+
+    covalent: Tensor
+    whole: Tensor
+    asked: Tensor
+
+    def order(self, totals: Tensor, edges: Edges) -> Tensor:
+        """Tell how much of a bond there is beside the other bonds of its ends.
+
+        Parameters
+        ----------
+        totals : Tensor, shape (at least n_atoms,)
+            What all bonds of an atom that has only one ask for; zero for other atoms.
+        edges : Edges
+
+        Returns
+        -------
+        Tensor, shape (n_edges,)
+        """
+        order = self.whole
+        for ends in (edges.centres, edges.neighbours):
+            total = totals[ends]
+            some = total > 0.0
+            order = order * torch.where(some, self.asked / torch.where(some, total, 1.0), 1.0)
+        return order
+
+
 class FlowingCharges(ElementRows):
     r"""Readout in which charges flow along edges, from charges that elements bring with them.
 
@@ -39,8 +78,8 @@ class FlowingCharges(ElementRows):
 
     where :math:`a` and :math:`b` are learned functions of the features, times a gain of their
     channel. Nonmetals share charge along covalent bonds alone: all weights of such a pair are
-    :math:`w_\mathrm{b}`, which is one however a bond vibrates and zero at the distance of a
-    hydrogen bond, see :func:`~sog_longrange.charges.bonds.bond_order`. There :math:`\chi`, learned
+    :math:`w_\mathrm{b}`, which is one however a bond vibrates and zero where it is broken, and of
+    the partners of a hydrogen the nearest one has it, see :mod:`sog_longrange.charges.bonds`. There :math:`\chi`, learned
     for each element, begins as an electronegativity. Where a metal takes part, or elements are not
     told, the weights are :math:`w_m = (1 - r^2 / \rho_m^2)^3`, which end smoothly at reaches
     :math:`\rho_m` of up to the cutoff, and :math:`w_\mathrm{b} = 0`. What one atom gains another
@@ -83,6 +122,7 @@ class FlowingCharges(ElementRows):
     electronegativities: nn.Parameter | None
     reaches: Tensor
     radii: Tensor
+    monovalent: Tensor
 
     def __init__(
         self,
@@ -109,6 +149,8 @@ class FlowingCharges(ElementRows):
         elements = [covalent(number) for number in self.atomic_numbers]
         radii = torch.tensor([[element.radius] for element in elements])
         self.register_buffer("radii", radii, persistent=False)
+        single = torch.tensor([[number in MONOVALENT] for number in self.atomic_numbers])
+        self.register_buffer("monovalent", single, persistent=False)
         polarity = None
         if elements:
             start = [POLARITY * element.electronegativity for element in elements]
@@ -156,31 +198,36 @@ class FlowingCharges(ElementRows):
         """
         edges, shape = edges_of(sites), (2, self.num_channels, self.reaches.shape[0])
         ends = (self.ends(features).unflatten(1, shape) * self.gain[:, None]).flatten(1)
+        bonds = None
         if self.electronegativities is not None:
             species = species_of(sites, features.shape[0])
-            of_elements = self.electronegativities[species], self.radii[species]
-            ends = torch.cat([ends, *(part.type_as(ends) for part in of_elements)], 1)
-        if sites is not None and sites.exchange is not None:
-            ends = sites.exchange(ends)
-        charges = self.flow(ends, edges, features.shape[0])
+            bonds = self._bonds(_everywhere(self.radii[species], sites), edges)
+            asked = bonds.asked.new_zeros(species.shape).index_add(0, edges.centres, bonds.asked)
+            asked = asked[:, None] * self.monovalent[species]
+            of_elements = self.electronegativities[species].double()
+            ends = torch.cat([ends.double(), of_elements, asked], 1)
+        everywhere = _everywhere(ends, sites)
+        charges = self.flow(everywhere, edges, features.shape[0], bonds).type_as(features)
         return self.add_elements(charges, sites)
 
-    def flow(self, ends: Tensor, edges: Edges, n_atoms: int) -> Tensor:
+    def flow(self, ends: Tensor, edges: Edges, n_atoms: int, bonds: Bonds | None = None) -> Tensor:
         """Sum what flows to each atom.
 
         Parameters
         ----------
         ends : Tensor, shape (at least n_atoms, 2 * n_products * num_channels)
-            What `ends` makes of the features, times the gains, and where elements are told their
-            electronegativities (num_channels columns) and covalent radii (one); those of images of
-            other atoms may follow.
+            What `ends` makes of the features, times the gains, and with bonds electronegativities
+            (num_channels columns) and what all bonds of an atom that has only one ask for (one
+            column, zero for others); those of images of other atoms may follow.
         edges : Edges
         n_atoms : int
             Number of atoms that are centres.
+        bonds : Bonds, optional
+            Of the edges, where elements are told.
 
         Returns
         -------
-        Tensor, shape (n_atoms, num_channels), in e
+        Tensor, shape (n_atoms, num_channels), float64, in e
         """
         # In float64: what two atoms exchange must cancel in the sum over a fragment.
         values, count = ends.double(), self.reaches.shape[0]
@@ -188,28 +235,28 @@ class FlowingCharges(ElementRows):
         a, b = products.unflatten(1, (2, self.num_channels, count)).unbind(1)
         share = edges.to_cutoff.double()[:, None] / self.reaches.double()
         weights = (1.0 - share.square()).clamp_min(0.0).pow(3)
-        if self.electronegativities is not None:
+        if bonds is not None:
             polarity = of_elements[:, :-1, None]
             a = torch.cat([a, -count * polarity], 2)
             b = torch.cat([b, torch.zeros_like(polarity)], 2)
-            weights = self._along_bonds(weights, of_elements[:, -1], edges)
+            order = bonds.order(of_elements[:, -1], edges)[:, None]
+            weights = torch.cat([torch.where(bonds.covalent[:, None], order, weights), order], 1)
         b = 1.0 + b
         swapped = torch.stack([b, -a], 1)[edges.neighbours] * weights[:, None, None]
         sums = swapped.new_zeros((n_atoms, *swapped.shape[1:]))
         sums = sums.index_add(0, edges.centres, swapped)
         own = torch.stack([a, b], 1)[:n_atoms]
         charges: Tensor = (own * sums).sum((1, 3)) / count
-        return charges.type_as(ends)
+        return charges
 
-    def _along_bonds(self, weights: Tensor, radii: Tensor, edges: Edges) -> Tensor:
-        """Weights with those of covalent pairs changed, and of electronegativities added."""
-        first, second = radii[edges.centres], radii[edges.neighbours]
+    def _bonds(self, radii: Tensor, edges: Edges) -> Bonds:
+        """Covalent bonds by their lengths, from radii of shape (at least n_atoms, 1)."""
+        first, second = radii.double()[edges.centres, 0], radii.double()[edges.neighbours, 0]
         covalent = (first > 0.0) & (second > 0.0)
         stretch = edges.distances.double() / torch.where(covalent, first + second, 1.0)
         share = edges.to_cutoff.double() / self.cutoff
-        order = bond_order(stretch) * (1.0 - share.pow(6)).clamp_min(0.0).pow(3) * covalent
-        mixed = torch.where(covalent[:, None], order[:, None], weights)
-        return torch.cat([mixed, order[:, None]], 1)
+        end = (1.0 - share.pow(6)).clamp_min(0.0).pow(3) * covalent
+        return Bonds(covalent, bond_order(stretch) * end, preference(stretch) * end)
 
     def add_elements(self, charges: Tensor, sites: Sites | None) -> Tensor:
         """Add the charges that elements bring with them.
@@ -227,3 +274,10 @@ class FlowingCharges(ElementRows):
         if self.element_charges is None:
             return charges
         return charges + self.element_charges[species_of(sites, charges.shape[0])]
+
+
+def _everywhere(values: Tensor, sites: Sites | None) -> Tensor:
+    """Numbers of own atoms, followed by those of images that other ranks own."""
+    if sites is None or sites.exchange is None:
+        return values
+    return sites.exchange(values)

@@ -79,6 +79,31 @@ def test_molecules_keep_their_charge_in_contact(hydrogen_bond):
     torch.testing.assert_close(rest.detach(), expected, atol=1e-3, rtol=0.0)
 
 
+def test_a_hydrogen_has_one_bond():
+    """With the nearest of its partners; with each by half where they are as near."""
+    readout, species = make_readout(atomic_numbers=(1, 8)), torch.tensor([1, 0, 1])
+    for parameter in readout.ends.parameters():
+        parameter.detach().zero_()
+
+    def at(first, second):
+        """Charges of O, H, O in a line, and forces of a potential that grows along it."""
+        x = torch.tensor([-first, 0.0, second], dtype=DOUBLE, requires_grad=True)
+        positions = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 1)
+        ends = torch.tensor([(i, j) for i in range(3) for j in range(3) if i != j]).T
+        r = (positions[ends[0]] - positions[ends[1]]).norm(dim=1)
+        charges = readout(torch.zeros(3, 5, dtype=DOUBLE), Sites(Edges(*ends, r), species))[:, 0]
+        (slope,) = torch.autograd.grad((x.detach() * charges).sum(), x)
+        return charges.detach(), float(slope.abs().max())
+
+    whole = torch.tensor([-0.31, 0.31, 0.0], dtype=DOUBLE)
+    for second in (1.3, 1.36, 1.6, 3.0):
+        charges, slope = at(1.0, second)
+        torch.testing.assert_close(charges, whole, atol=5e-4, rtol=0.0)
+        assert slope < 0.02  # e/Å, of a potential of 1 V/Å
+    torch.testing.assert_close(at(1.36, 1.0)[0], at(1.0, 1.36)[0].flip(0))
+    assert at(1.2, 1.2)[0].tolist() == pytest.approx([-0.155, 0.31, -0.155], abs=1e-3)
+
+
 def test_bonds_vibrate_whole_and_break_smoothly():
     readout = make_readout(atomic_numbers=(1, 8))
     features, species = torch.randn(2, sum(SIZES), dtype=DOUBLE), torch.tensor([0, 1])
@@ -141,8 +166,10 @@ def test_flows_end_smoothly_at_the_cutoff_and_do_not_ask_for_an_order():
 def test_derivatives():
     readout = make_readout(element_charges={1: 0.5, 8: -0.5, 11: 0.0})
     features, positions = two_fragments(1.0)
-    positions[1] = positions[0] + torch.tensor([1.25, 0.0, 0.0])  # of a bond that breaks
-    pairs, species = all_pairs(positions), torch.tensor([0, 1, 2, 1, 0, 1, 0])
+    species = torch.tensor([0, 1, 2, 1, 0, 1, 0])
+    for atom, x in ((1, 1.25), (3, -1.2)):  # of bonds that break, and of one hydrogen
+        positions[atom] = positions[0] + torch.tensor([x, 0.0, 0.0])
+    pairs = all_pairs(positions)
 
     def charges(features, positions, *elements):
         vectors = positions[pairs.centres] - positions[pairs.neighbours]
