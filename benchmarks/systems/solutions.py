@@ -27,6 +27,7 @@ OXYGEN = 0.1554253 * KCAL, 3.165492
 IONS = {"K": (0.4297054, 1.593), "F": (0.0074005, 2.257)}
 CHARGES = {"O": -0.82, "H": 0.41, "K": 1.0, "F": -1.0}
 KELVIN, STEP, CUTOFF = 300.0, 0.8, 5.4  # K, fs, Å
+HOT = 3.0  # times that temperature
 GRID, SPACING = (4, 4, 3), np.array([2.78, 2.78, 3.7])  # sites of molecules and ions, Å
 PAIRS_OF_IONS = 3
 VACUUM = 20.0  # Å
@@ -62,14 +63,16 @@ def start(ions: int, vacuum: float, rng: np.random.Generator) -> Atoms:
     return Atoms(symbols, np.vstack([*places, sites[count:]]), cell=cell, pbc=True)
 
 
-def solution(ions: int, vacuum: float, seed: int, frames: int) -> list[Atoms]:
+def solution(
+    ions: int, vacuum: float, seed: int, frames: int, kelvin: float = KELVIN
+) -> list[Atoms]:
     """Labelled snapshots, 80 fs apart."""
     own, rng = world(), np.random.default_rng(seed)
     atoms = start(ions, vacuum, rng)
     for step, count, friction in ((0.05, 400, 0.5), (0.3, 1000, 0.1), (STEP, 3000, 0.02)):
-        atoms = exact.sample(own, atoms, KELVIN, step, count, count, seed, friction)[-1]
+        atoms = exact.sample(own, atoms, kelvin, step, count, count, seed, friction)[-1]
     every = 100
-    kept = exact.sample(own, atoms, KELVIN, STEP, frames * every, every, seed + 1)
+    kept = exact.sample(own, atoms, kelvin, STEP, frames * every, every, seed + 1)
     return [exact.label(own, frame) for frame in kept]
 
 
@@ -88,9 +91,9 @@ def make_solution(folder: Path, find: Find, seed: int) -> None:
 
 
 def make_water(folder: Path, find: Find, seed: int) -> None:
-    """Bulk water."""
-    frames = solution(0, 0.0, 600, 160)
-    splits = {"train": frames[:90], "val": frames[95:105], "test": frames[120:]}
+    """Bulk water; hot frames to train, whose contacts are closer than those of dynamics."""
+    frames, hot = solution(0, 0.0, 600, 160), solution(0, 0.0, 610, 20, HOT * KELVIN)
+    splits = {"train": hot + frames[:90], "val": frames[95:105], "test": frames[120:]}
     store(folder, splits | {"snapshots": frames[110:]})
 
 
@@ -168,6 +171,7 @@ SYSTEMS = {
         60,
         (*BOXES, elements(1, 8)),
         make=make_water,
+        recipe=2,
         effects=partial(structure.effects, kelvin=KELVIN),
         probe=probe_water,
         bond=BOND,
