@@ -8,7 +8,7 @@ from typing import Any, Final
 from .config import HOW, SOGConfig
 from .hosts import wrong_format
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Version of what :class:`~sog_longrange.SOGLongRange` stores in state dicts and pickles."""
 
 
