@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sog_longrange.geometry import fade
 
+from .sites import Edges
+
 INTACT: Final = 1.25
 """Distance over the sum of covalent radii up to which a bond is whole, however it vibrates."""
 
@@ -116,3 +118,64 @@ def preference(stretch: Tensor) -> Tensor:
         Positive; shares are these over their sum.
     """
     return torch.exp(PREFERENCE * (1.0 - stretch.clamp_max(_FARTHEST)))
+
+
+class Bonds(NamedTuple):
+    """Covalent bonds among edges.
+
+    Attributes
+    ----------
+    covalent : Tensor, shape (n_edges,), bool
+        Whether both ends are nonmetals.
+    whole : Tensor, shape (n_edges,)
+        How much of a bond there is by its length.
+    asked : Tensor, shape (n_edges,)
+        What it asks of an end that has one bond only.
+    """
+
+    covalent: Tensor
+    whole: Tensor
+    asked: Tensor
+
+    def order(self, totals: Tensor, edges: Edges) -> Tensor:
+        """Tell how much of a bond there is beside the other bonds of its ends.
+
+        Parameters
+        ----------
+        totals : Tensor, shape (at least n_atoms,)
+            What all bonds of an atom that has only one ask for; zero for other atoms.
+        edges : Edges
+
+        Returns
+        -------
+        Tensor, shape (n_edges,)
+        """
+        order = self.whole
+        for ends in (edges.centres, edges.neighbours):
+            total = totals[ends]
+            some = total > 0.0
+            order = order * torch.where(some, self.asked / torch.where(some, total, 1.0), 1.0)
+        return order
+
+
+def find_bonds(radii: Tensor, edges: Edges, cutoff: float) -> Bonds:
+    """Find the covalent bonds among edges by their lengths.
+
+    Parameters
+    ----------
+    radii : Tensor, shape (at least n_atoms,), in Å
+        Of covalent bonds; zero for metals.
+    edges : Edges
+    cutoff : float, in Å
+        Where all bonds end.
+
+    Returns
+    -------
+    Bonds
+        In float64.
+    """
+    first, second = radii.double()[edges.centres], radii.double()[edges.neighbours]
+    nonmetals = (first > 0.0) & (second > 0.0)
+    stretch = edges.distances.double() / torch.where(nonmetals, first + second, 1.0)
+    end = (1.0 - (edges.to_cutoff.double() / cutoff).pow(6)).clamp_min(0.0).pow(3) * nonmetals
+    return Bonds(nonmetals, bond_order(stretch) * end, preference(stretch) * end)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sog_longrange.errors import ConfigError, explain
 
-from .bonds import MONOVALENT, POLARITY, bond_order, covalent, preference
+from .bonds import MONOVALENT, POLARITY, Bonds, covalent, find_bonds
 from .element_rows import ElementRows
 from .readout import LatentCharges
 from .sites import Edges, Sites, edges_of, species_of
@@ -29,44 +28,6 @@ GENTLE = 0.1
 """Gain at the start of flows of features beside charges that are known from elements."""
 
 
-class Bonds(NamedTuple):
-    """Covalent bonds among edges.
-
-    Attributes
-    ----------
-    covalent : Tensor, shape (n_edges,), bool
-        Whether both ends are nonmetals.
-    whole : Tensor, shape (n_edges,)
-        How much of a bond there is by its length.
-    asked : Tensor, shape (n_edges,)
-        What it asks of an end that has one bond only.
-    """
-
-    covalent: Tensor
-    whole: Tensor
-    asked: Tensor
-
-    def order(self, totals: Tensor, edges: Edges) -> Tensor:
-        """Tell how much of a bond there is beside the other bonds of its ends.
-
-        Parameters
-        ----------
-        totals : Tensor, shape (at least n_atoms,)
-            What all bonds of an atom that has only one ask for; zero for other atoms.
-        edges : Edges
-
-        Returns
-        -------
-        Tensor, shape (n_edges,)
-        """
-        order = self.whole
-        for ends in (edges.centres, edges.neighbours):
-            total = totals[ends]
-            some = total > 0.0
-            order = order * torch.where(some, self.asked / torch.where(some, total, 1.0), 1.0)
-        return order
-
-
 class FlowingCharges(ElementRows):
     r"""Readout in which charges flow along edges, from charges that elements bring with them.
 
@@ -79,16 +40,16 @@ class FlowingCharges(ElementRows):
     where :math:`a` and :math:`b` are learned functions of the features, times a gain of their
     channel. Nonmetals share charge along covalent bonds alone: all weights of such a pair are
     :math:`w_\mathrm{b}`, which is one however a bond vibrates and zero where it is broken, and of
-    the partners of a hydrogen the nearest one has it, see :mod:`sog_longrange.charges.bonds`. There :math:`\chi`, learned
-    for each element, begins as an electronegativity. Where a metal takes part, or elements are not
-    told, the weights are :math:`w_m = (1 - r^2 / \rho_m^2)^3`, which end smoothly at reaches
-    :math:`\rho_m` of up to the cutoff, and :math:`w_\mathrm{b} = 0`. What one atom gains another
-    loses, so the charge of a fragment that is farther than the cutoff from all others is the sum of
-    those of its elements: zero without `element_charges`, whatever the weights are; that of a
-    molecule is so in contact with others too. Flows of features start random and small, as
-    :class:`LatentCharges` do. Where elements tell charges or electronegativities the gain of the
-    first channel, which is learned, starts at a tenth: these charges are nearly right, and flows
-    between atoms that move would be noise in them.
+    the partners of a hydrogen the nearest one has it, see :mod:`sog_longrange.charges.bonds`. There
+    :math:`\chi`, learned for each element, begins as an electronegativity. Where a metal takes
+    part, or elements are not told, the weights are :math:`w_m = (1 - r^2 / \rho_m^2)^3`, which end
+    smoothly at reaches :math:`\rho_m` of up to the cutoff, and :math:`w_\mathrm{b} = 0`. What one
+    atom gains another loses, so the charge of a fragment that is farther than the cutoff from all
+    others is the sum of those of its elements: zero without `element_charges`, whatever the weights
+    are; that of a molecule is so in contact with others too. Flows of features start random and
+    small, as :class:`LatentCharges` do. Where elements tell charges or electronegativities the gain
+    of the first channel, which is learned, starts at a tenth: these charges are nearly right, and
+    flows between atoms that move would be noise in them.
 
     Parameters
     ----------
@@ -201,7 +162,8 @@ class FlowingCharges(ElementRows):
         bonds = None
         if self.electronegativities is not None:
             species = species_of(sites, features.shape[0])
-            bonds = self._bonds(_everywhere(self.radii[species], sites), edges)
+            radii = _everywhere(self.radii[species], sites)[:, 0]
+            bonds = find_bonds(radii, edges, self.cutoff)
             asked = bonds.asked.new_zeros(species.shape).index_add(0, edges.centres, bonds.asked)
             asked = asked[:, None] * self.monovalent[species]
             of_elements = self.electronegativities[species].double()
@@ -248,15 +210,6 @@ class FlowingCharges(ElementRows):
         own = torch.stack([a, b], 1)[:n_atoms]
         charges: Tensor = (own * sums).sum((1, 3)) / count
         return charges
-
-    def _bonds(self, radii: Tensor, edges: Edges) -> Bonds:
-        """Covalent bonds by their lengths, from radii of shape (at least n_atoms, 1)."""
-        first, second = radii.double()[edges.centres, 0], radii.double()[edges.neighbours, 0]
-        covalent = (first > 0.0) & (second > 0.0)
-        stretch = edges.distances.double() / torch.where(covalent, first + second, 1.0)
-        share = edges.to_cutoff.double() / self.cutoff
-        end = (1.0 - share.pow(6)).clamp_min(0.0).pow(3) * covalent
-        return Bonds(covalent, bond_order(stretch) * end, preference(stretch) * end)
 
     def add_elements(self, charges: Tensor, sites: Sites | None) -> Tensor:
         """Add the charges that elements bring with them.
