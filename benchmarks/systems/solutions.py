@@ -27,7 +27,7 @@ OXYGEN = 0.1554253 * KCAL, 3.165492
 IONS = {"K": (0.4297054, 1.593), "F": (0.0074005, 2.257)}
 CHARGES = {"O": -0.82, "H": 0.41, "K": 1.0, "F": -1.0}
 KELVIN, STEP, CUTOFF = 300.0, 0.8, 5.4  # K, fs, Å
-HOT = 3.0, 6.0, 10.0  # times that temperature, frames whose contacts are closer
+HOT = 3.0, 6.0, 10.0  # times that temperature
 GRID, SPACING = (4, 4, 3), np.array([2.78, 2.78, 3.7])  # sites of molecules and ions, Å
 PAIRS_OF_IONS = 3
 VACUUM = 20.0  # Å
@@ -90,10 +90,17 @@ def make_solution(folder: Path, find: Find, seed: int) -> None:
     store(folder, splits)
 
 
+def hot_water(times: float) -> list[Atoms]:
+    """Frames with closer contacts than those of dynamics; squared forces grow with temperature."""
+    frames = solution(0, 0.0, 610, 10, times * KELVIN)
+    for frame in frames:
+        frame.info["config_weight"] = 1.0 / times
+    return frames
+
+
 def make_water(folder: Path, find: Find, seed: int) -> None:
-    """Bulk water; hot frames to train, whose contacts are closer than those of dynamics."""
-    frames = solution(0, 0.0, 600, 160)
-    hot = [own for times in HOT for own in solution(0, 0.0, 610, 10, times * KELVIN)]
+    """Bulk water, and hot frames to train."""
+    frames, hot = solution(0, 0.0, 600, 160), [own for times in HOT for own in hot_water(times)]
     splits = {"train": hot + frames[:90], "val": frames[95:105], "test": frames[120:]}
     store(folder, splits | {"snapshots": frames[110:]})
 
@@ -172,7 +179,7 @@ SYSTEMS = {
         60,
         (*BOXES, elements(1, 8)),
         make=make_water,
-        recipe=3,
+        recipe=4,
         effects=partial(structure.effects, kelvin=KELVIN),
         probe=probe_water,
         bond=BOND,
