@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sog_longrange.charges.bonds import INTACT, NONMETALS, covalent
+from sog_longrange.charges.bonds import BROKEN, INTACT, MONOVALENT, NONMETALS, covalent
 from sog_longrange.charges.elements import NOBLE_GASES
 from sog_longrange.hosts import load_library
 
@@ -156,12 +156,30 @@ def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
     (bonding,) = np.nonzero(np.isin(numbers, list(NONMETALS)))
     if len(bonding) == 0:
         return connect(len(numbers), (), (), ())
-    radii = INTACT * np.array([covalent(number).radius for number in numbers[bonding]])
+    kinds, with_metals = numbers[bonding], len(bonding) < len(numbers)
+    radii = np.array([covalent(number).radius for number in kinds])
     find = load_library("ase.neighborlist", "ase").neighbor_list
-    first, second, shifts = find("ijS", atoms[bonding], radii)
-    allowed = _may_bond(numbers[bonding], first, second, len(bonding) < len(numbers))
-    ends = bonding[first[allowed]], bonding[second[allowed]]
-    return connect(len(numbers), *ends, shifts[allowed])
+    first, second, distances, shifts = find("ijdS", atoms[bonding], BROKEN * radii)
+    allowed = _may_bond(kinds, first, second, with_metals)
+    stretch = np.where(allowed, distances / (radii[first] + radii[second]), np.inf)
+    nearest = _are_nearest(np.isin(kinds, list(MONOVALENT)), first, second, stretch)
+    bonded = allowed & ((stretch <= INTACT) | nearest)
+    ends = bonding[first[bonded]], bonding[second[bonded]]
+    return connect(len(numbers), *ends, shifts[bonded])
+
+
+def _are_nearest(
+    single: NDArray[np.bool_],
+    first: NDArray[Any],
+    second: NDArray[Any],
+    stretch: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Tell which pairs join an atom that has one bond with its nearest partner."""
+    least = np.full(len(single), np.inf)
+    np.minimum.at(least, first, stretch)
+    is_least = [single[ends] & (stretch <= least[ends] + 1e-9) for ends in (first, second)]
+    nearest: NDArray[np.bool_] = is_least[0] | is_least[1]
+    return nearest
 
 
 def connect(

@@ -94,6 +94,22 @@ def test_molecules_are_found_across_periodic_boundaries():
         assert not any(fragment.is_network for fragment in fragments)
 
 
+@pytest.mark.parametrize(
+    ("stretched", "oxygens", "expected"),
+    [
+        (1.0, 2.6, ["H2O", "H2O"]),
+        (1.25, 2.6, ["H2O", "H2O"]),
+        (1.35, 2.6, ["H3O", "HO"]),
+        (1.4, 9.0, ["H2O", "H2O"]),
+        (1.42, 9.0, ["H", "H2O", "HO"]),
+    ],
+)
+def test_a_stretched_hydrogen_stays_with_its_nearest_partner(stretched, oxygens, expected):
+    first = [[0.0, 0.0, 0.0], [stretched, 0.0, 0.0], [-0.24, 0.93, 0.0]]
+    second = [[oxygens, 0.0, 0.0], *([oxygens + 0.6, 0.0, z] for z in (0.76, -0.76))]
+    assert sorted(names(find_fragments(Atoms("OHHOHH", [*first, *second])))) == expected
+
+
 def test_a_cell_along_open_axes_does_not_matter(monkeypatch):
     seen = []
     find = ase.neighborlist.neighbor_list
