@@ -13,6 +13,7 @@ from sog_longrange import (
     project_total_charge,
     yukawa,
 )
+from sog_longrange.charges.bonds import bond_order
 from sog_longrange.charges.flows import FlowingCharges
 from sog_longrange.charges.sites import Edges, Sites
 from sog_longrange.geometry import taper
@@ -108,18 +109,22 @@ def test_flows_and_constraints():
         expected[i] += (weights * (a[i] * (1 + b[j]) - (1 + b[i]) * a[j])).mean()
     torch.testing.assert_close(charges[:, 0], expected)
     bonded = FlowingCharges([8], 1, 4, cutoff=4.0, atomic_numbers=(1, 8))
-    r = torch.tensor([1.25, 1.25, 1.3, 1.3])
+    r = torch.tensor([1.6, 1.6, 1.65, 1.65])
     centres, neighbours = torch.tensor([[0, 1], [1, 0], [0, 2], [2, 0]]).T
     sites = Sites(Edges(centres, neighbours, r), torch.tensor([0, 1, 1]))
     end = (1 - (r[1:3] / cutoff) ** 6) ** 3
     asked = torch.exp(25 * (1 - r[1:3] / (0.31 + 0.66))) * end
-    u = (1.45 - r[1:3] / (0.31 + 0.66)) / (1.45 - 1.25)
+    u = (1.9 - r[1:3] / (0.31 + 0.66)) / (1.9 - 1.5)
     order = u**3 * (10 - 15 * u + 6 * u**2) * end * asked / asked.sum()
     a, b = (0.1 * bonded.ends(features)).view(3, 2, 16).unbind(1)
     flow = (a[0] * (1 + b[1:]) - (1 + b[0]) * a[1:]).mean(1) + 0.25 * (3.44 - 2.20)
     found = bonded(features, sites)[:, 0]
     expected = torch.cat([(order * flow).sum()[None], -order * flow])
     torch.testing.assert_close(found, expected)
+    x = torch.tensor([1.2, 1.3, 1.4, 1.5], dtype=torch.float64)
+    u = ((1.45 - x) / (1.45 - 1.25)).clamp(0.0, 1.0)
+    order = bond_order(x, torch.zeros(4, dtype=torch.bool))
+    torch.testing.assert_close(order, u**3 * (10 - 15 * u + 6 * u**2))
     shifted = project_total_charge(charges, torch.ones(1), torch.zeros(3, dtype=torch.int64))
     torch.testing.assert_close(shifted, charges - (charges.sum() - 1.0) / 3.0)
 

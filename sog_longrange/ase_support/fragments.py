@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sog_longrange.charges.bonds import BROKEN, INTACT, MONOVALENT, NONMETALS, covalent
+from sog_longrange.charges.bonds import INTACT, MONOVALENT, NONMETALS, ONLY_INTACT, covalent
 from sog_longrange.charges.elements import NOBLE_GASES
 from sog_longrange.hosts import load_library
 
@@ -159,7 +159,7 @@ def _find_bonds(atoms: Any) -> Bonds:  # noqa: ANN401
     kinds, with_metals = numbers[bonding], len(bonding) < len(numbers)
     radii = np.array([covalent(number).radius for number in kinds])
     find = load_library("ase.neighborlist", "ase").neighbor_list
-    first, second, distances, shifts = find("ijdS", atoms[bonding], BROKEN * radii)
+    first, second, distances, shifts = find("ijdS", atoms[bonding], ONLY_INTACT * radii)
     allowed = _may_bond(kinds, first, second, with_metals)
     stretch = np.where(allowed, distances / (radii[first] + radii[second]), np.inf)
     nearest = _are_nearest(np.isin(kinds, list(MONOVALENT)), first, second, stretch)

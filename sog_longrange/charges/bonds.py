@@ -17,6 +17,12 @@ INTACT: Final = 1.25
 BROKEN: Final = 1.45
 """Distance over the sum of covalent radii at which a bond ends."""
 
+ONLY_INTACT: Final = 1.5
+"""The same where an end has no other bond: that to its nearest partner is whole for longer."""
+
+ONLY_BROKEN: Final = 1.9
+"""And where that ends."""
+
 PREFERENCE: Final = 25.0
 """Rate at which a longer bond loses against a shorter one of the same hydrogen, over the stretch.
 
@@ -82,7 +88,7 @@ def covalent(number: int) -> Covalent:
     return Covalent(*_NONMETALS.get(number, (0.0, 0.0)))
 
 
-def bond_order(stretch: Tensor) -> Tensor:
+def bond_order(stretch: Tensor, only: Tensor) -> Tensor:
     """Tell how much of a bond there is: all of it, none, and a smooth step between.
 
     A bond that vibrates stays whole, so that what it shifts has no slope: charge that follows each
@@ -92,13 +98,17 @@ def bond_order(stretch: Tensor) -> Tensor:
     ----------
     stretch : Tensor
         Distances over the sums of covalent radii.
+    only : Tensor of bool
+        Whether one of the ends has no other bond.
 
     Returns
     -------
     Tensor
         From 0 to 1, with two continuous derivatives.
     """
-    return fade((stretch - INTACT) / (BROKEN - INTACT))
+    steps = (INTACT, BROKEN), (ONLY_INTACT, ONLY_BROKEN)
+    others, own = (fade((stretch - first) / (last - first)) for first, last in steps)
+    return torch.where(only, own, others)
 
 
 def preference(stretch: Tensor) -> Tensor:
@@ -158,13 +168,15 @@ class Bonds(NamedTuple):
         return order
 
 
-def find_bonds(radii: Tensor, edges: Edges, cutoff: float) -> Bonds:
+def find_bonds(radii: Tensor, monovalent: Tensor, edges: Edges, cutoff: float) -> Bonds:
     """Find the covalent bonds among edges by their lengths.
 
     Parameters
     ----------
     radii : Tensor, shape (at least n_atoms,), in Å
         Of covalent bonds; zero for metals.
+    monovalent : Tensor, shape (at least n_atoms,), bool
+        Which atoms have one bond.
     edges : Edges
     cutoff : float, in Å
         Where all bonds end.
@@ -178,4 +190,5 @@ def find_bonds(radii: Tensor, edges: Edges, cutoff: float) -> Bonds:
     nonmetals = (first > 0.0) & (second > 0.0)
     stretch = edges.distances.double() / torch.where(nonmetals, first + second, 1.0)
     end = (1.0 - (edges.to_cutoff.double() / cutoff).pow(6)).clamp_min(0.0).pow(3) * nonmetals
-    return Bonds(nonmetals, bond_order(stretch) * end, preference(stretch) * end)
+    only = monovalent[edges.centres] | monovalent[edges.neighbours]
+    return Bonds(nonmetals, bond_order(stretch, only) * end, preference(stretch) * end)

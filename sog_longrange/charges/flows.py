@@ -162,8 +162,9 @@ class FlowingCharges(ElementRows):
         bonds = None
         if self.electronegativities is not None:
             species = species_of(sites, features.shape[0])
-            radii = _everywhere(self.radii[species], sites)[:, 0]
-            bonds = find_bonds(radii, edges, self.cutoff)
+            known = torch.cat([self.radii, self.monovalent], 1)[species]
+            radii, monovalent = _everywhere(known, sites).unbind(1)
+            bonds = find_bonds(radii, monovalent > 0.0, edges, self.cutoff)
             asked = bonds.asked.new_zeros(species.shape).index_add(0, edges.centres, bonds.asked)
             asked = asked[:, None] * self.monovalent[species]
             of_elements = self.electronegativities[species].double()

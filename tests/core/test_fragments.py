@@ -100,8 +100,8 @@ def test_molecules_are_found_across_periodic_boundaries():
         (1.0, 2.6, ["H2O", "H2O"]),
         (1.25, 2.6, ["H2O", "H2O"]),
         (1.35, 2.6, ["H3O", "HO"]),
-        (1.4, 9.0, ["H2O", "H2O"]),
-        (1.42, 9.0, ["H", "H2O", "HO"]),
+        (1.45, 9.0, ["H2O", "H2O"]),
+        (1.46, 9.0, ["H", "H2O", "HO"]),
     ],
 )
 def test_a_stretched_hydrogen_stays_with_its_nearest_partner(stretched, oxygens, expected):
