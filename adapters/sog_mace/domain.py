@@ -222,7 +222,7 @@ class SOGMACEDomainModel:
         """Edges and species; None where they do not matter."""
         if not self._long_range.config.needs_sites:
             return None
-        species = self._places[domain.numbers[: domain.num_own]]
+        species = self._places[domain.numbers]
         vectors = graph.vectors[: graph.pairs.shape[1]]
         pairs = graph.pairs.to(self._device)
         return DomainFlows(halo, pairs, vectors, species.to(self._device))

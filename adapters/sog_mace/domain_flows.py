@@ -21,7 +21,7 @@ class DomainFlows:
     pairs : Tensor, shape (2, n_pairs), int64
         Own centres and neighbours, ghosts among them.
     vectors : Tensor, shape (n_pairs, 3), in Å
-    species : Tensor, shape (n_own,), int64
+    species : Tensor, shape (n_own + n_ghosts,), int64
     """
 
     def __init__(self, halo: Halo, pairs: Tensor, vectors: Tensor, species: Tensor) -> None:
@@ -37,9 +37,8 @@ class DomainFlows:
 
     def _exchange(self, values: Tensor) -> Tensor:
         found = self._halo.forward(values.detach().cpu().contiguous())
-        everywhere: Tensor = found.to(values)
-        if values.requires_grad:
-            self._exchanged.append((values, everywhere.requires_grad_()))
+        everywhere: Tensor = found.to(values).requires_grad_()
+        self._exchanged.append((values, everywhere))
         return everywhere
 
     def differentiate(

@@ -147,13 +147,29 @@ class Bonds(NamedTuple):
     whole: Tensor
     asked: Tensor
 
+    def total(self, monovalent: Tensor, edges: Edges) -> Tensor:
+        """Sum what the bonds of atoms that have one only ask for.
+
+        Parameters
+        ----------
+        monovalent : Tensor, shape (n_atoms,), bool
+        edges : Edges
+
+        Returns
+        -------
+        Tensor, shape (n_atoms,)
+            Zero for other atoms.
+        """
+        asked = self.asked.new_zeros(monovalent.shape).index_add(0, edges.centres, self.asked)
+        return asked * monovalent
+
     def order(self, totals: Tensor, edges: Edges) -> Tensor:
         """Tell how much of a bond there is beside the other bonds of its ends.
 
         Parameters
         ----------
         totals : Tensor, shape (at least n_atoms,)
-            What all bonds of an atom that has only one ask for; zero for other atoms.
+            From :meth:`total`.
         edges : Edges
 
         Returns

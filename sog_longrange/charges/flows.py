@@ -108,9 +108,9 @@ class FlowingCharges(ElementRows):
 
     def _add_elements(self, element_charges: Mapping[int, float] | None) -> None:
         elements = [covalent(number) for number in self.atomic_numbers]
-        radii = torch.tensor([[element.radius] for element in elements])
+        radii = torch.tensor([element.radius for element in elements])
         self.register_buffer("radii", radii, persistent=False)
-        single = torch.tensor([[number in MONOVALENT] for number in self.atomic_numbers])
+        single = torch.tensor([number in MONOVALENT for number in self.atomic_numbers])
         self.register_buffer("monovalent", single, persistent=False)
         polarity = None
         if elements:
@@ -161,16 +161,15 @@ class FlowingCharges(ElementRows):
         ends = (self.ends(features).unflatten(1, shape) * self.gain[:, None]).flatten(1)
         bonds = None
         if self.electronegativities is not None:
-            species = species_of(sites, features.shape[0])
-            known = torch.cat([self.radii, self.monovalent], 1)[species]
-            radii, monovalent = _everywhere(known, sites).unbind(1)
-            bonds = find_bonds(radii, monovalent > 0.0, edges, self.cutoff)
-            asked = bonds.asked.new_zeros(species.shape).index_add(0, edges.centres, bonds.asked)
-            asked = asked[:, None] * self.monovalent[species]
-            of_elements = self.electronegativities[species].double()
-            ends = torch.cat([ends.double(), of_elements, asked], 1)
-        everywhere = _everywhere(ends, sites)
-        charges = self.flow(everywhere, edges, features.shape[0], bonds).type_as(features)
+            species = species_of(sites, features.shape[0], images=True)
+            radii, monovalent = self.radii[species], self.monovalent[species]
+            bonds = find_bonds(radii, monovalent, edges, self.cutoff)
+            total = bonds.total(monovalent[: features.shape[0]], edges)
+            of_elements = self.electronegativities[species[: features.shape[0]]].double()
+            ends = torch.cat([ends.double(), of_elements, total[:, None]], 1)
+        if sites is not None and sites.exchange is not None:
+            ends = sites.exchange(ends)
+        charges = self.flow(ends, edges, features.shape[0], bonds).type_as(features)
         return self.add_elements(charges, sites)
 
     def flow(self, ends: Tensor, edges: Edges, n_atoms: int, bonds: Bonds | None = None) -> Tensor:
@@ -228,10 +227,3 @@ class FlowingCharges(ElementRows):
         if self.element_charges is None:
             return charges
         return charges + self.element_charges[species_of(sites, charges.shape[0])]
-
-
-def _everywhere(values: Tensor, sites: Sites | None) -> Tensor:
-    """Numbers of own atoms, followed by those of images that other ranks own."""
-    if sites is None or sites.exchange is None:
-        return values
-    return sites.exchange(values)

@@ -43,7 +43,8 @@ class Sites(NamedTuple):
     ----------
     edges : Edges or None
     species : Tensor, shape (n_atoms,), int64, or None
-        Place of the element of each atom among those that the model was made for.
+        Place of the element of each atom among those that the model was made for; with an exchange
+        followed by those of the images.
     exchange : callable or None
         Appends to numbers of own atoms, shape (n_atoms, k), those of images that edges lead to and
         that other ranks own.
@@ -81,17 +82,20 @@ def edges_of(sites: Sites | None) -> Edges:
     return sites.edges
 
 
-def species_of(sites: Sites | None, n_atoms: int) -> Tensor:
+def species_of(sites: Sites | None, n_atoms: int, *, images: bool = False) -> Tensor:
     """Elements that a readout needs.
 
     Parameters
     ----------
     sites : Sites or None
     n_atoms : int
+    images : bool
+        Add those of the images that other ranks own.
 
     Returns
     -------
     Tensor, shape (n_atoms,), int64
+        Or longer, with images.
 
     Raises
     ------
@@ -101,5 +105,6 @@ def species_of(sites: Sites | None, n_atoms: int) -> Tensor:
     if sites is None or sites.species is None:
         raise InputError(explain("species", "given where elements have charges", "None"))
     check_tensor("species", sites.species)
-    check_shape("species", sites.species, (n_atoms,), f"(n_atoms={n_atoms},)")
-    return sites.species
+    own = sites.species if sites.exchange is None else sites.species[:n_atoms]
+    check_shape("species", own, (n_atoms,), f"(n_atoms={n_atoms},)")
+    return sites.species if images else own
