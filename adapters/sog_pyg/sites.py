@@ -91,13 +91,14 @@ def find_sites(
     species = None if places is None else _read_species(graph.z, pos, places)
     if cutoff is None:
         return Sites(species=species)
-    edges = _read_edges(graph, pos, cell)
+    edges = _read_edges(graph, pos, cell, cutoff)
     if not is_traced():
         _check_edges(edges, pos, batch, cutoff)
     return Sites(edges, species)
 
 
-def _read_edges(graph: Graph, pos: Tensor, cell: Tensor | None) -> Edges:
+def _read_edges(graph: Graph, pos: Tensor, cell: Tensor | None, cutoff: float) -> Edges:
+    """Edges, of which loops end beyond the cutoff: a node is no neighbour of itself."""
     edge_index, edge_weight = graph.edge_index, graph.edge_weight
     if edge_index is None:
         remedy = "Pass the edges of your graph, or choose readout='atoms'."
@@ -110,13 +111,15 @@ def _read_edges(graph: Graph, pos: Tensor, cell: Tensor | None) -> Edges:
     if edge_weight is not None:
         check_tensor("edge_weight", edge_weight)
         check_shape("edge_weight", edge_weight, (edge_index.shape[1],), "[num_edges]")
-        return Edges(target, source, edge_weight)
+        loops = (source == target) & (edge_weight == 0.0)  # others lead to images of a node
+        return Edges(target, source, torch.where(loops, 2.0 * cutoff, edge_weight))
     if cell is not None:
         remedy = "Pass the lengths of the vectors that sog_pyg.periodic_edges returns."
         raise InputError(explain("edge_weight", "given with `cell`", "None", remedy))
     vectors = pos[source] - pos[target]
-    # A node gives itself nothing, and lengths of zero have no second derivative.
-    vectors = torch.where((source == target)[:, None], torch.ones_like(vectors), vectors)
+    # Lengths of zero have no second derivative.
+    beyond = torch.full_like(vectors, 2.0 * cutoff)
+    vectors = torch.where((source == target)[:, None], beyond, vectors)
     return Edges(target, source, torch.linalg.vector_norm(vectors, dim=-1))
 
 

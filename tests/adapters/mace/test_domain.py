@@ -94,9 +94,14 @@ def test_dispersion_beyond_the_cutoff_between_domains(readout):
 @pytest.mark.parametrize("readout", ["flows", "ions"])
 def test_charges_that_flow_between_domains(readout):
     config = SOGConfig(readout=readout, backend="mesh", engine="none", latent_dipoles=True)
-    halo = compare_one_rank(make_calculator(SOGMACE(make_mace(**FEW), config)), water_box())
+    calculator = make_calculator(SOGMACE(make_mace(**FEW), config))
+    halo = compare_one_rank(calculator, water_box())
     kinds = [kind for kind, *_ in halo.calls]
     assert kinds == ["forward", "forward", "reverse", "reverse", "reverse"]
+    # One side of a proton halfway is told by its owner what the other side asks for.
+    z = [0.6, -0.58, 0.9, -1.83, -2.2]
+    positions = [[0.9 * (i in (2, 4)), 0.0, height] for i, height in enumerate(z)]
+    compare_one_rank(calculator, Atoms("OHHOH", positions, cell=[7.0, 7.5, 8.0], pbc=True))
 
 
 BLOCKS = sorted(set(modules.interaction_classes) - {"RealAgnosticResidualInteractionBlock"})

@@ -102,6 +102,24 @@ def test_the_layer_alone(output):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_node_is_no_neighbour_of_itself(weighted):
+    """ViSNet's graphs have loops, which a hydrogen must not take for its bond."""
+    torch.manual_seed(0)
+    data, layer = molecule(), LongRangeLayer(8, **FLOWS, elements=[1, 8])
+    data.z = torch.tensor([8, 1, 1, 8, 1])
+    data.pos[1:3] = data.pos[0] + torch.tensor([[1.0, 0.0, 0.0], [-0.2, 0.95, 0.0]])
+    x, edges = torch.randn(5, 8), edges_of(data)
+    expected = layer.charges(x, data.pos, z=data.z, **edges)
+    loops = torch.arange(5).expand(2, -1)
+    looped = {"edge_index": torch.cat([edges["edge_index"], loops], 1)}
+    if weighted:
+        looped["edge_weight"] = torch.cat([edges["edge_weight"], torch.zeros(5)])
+    found = layer.charges(x, data.pos, z=data.z, **looped)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-14)
+    assert float(expected.detach().abs().max()) > 0.1
+
+
 def test_lengths_are_found_in_open_structures():
     torch.manual_seed(0)
     data, layer = molecule(), LongRangeLayer(8, **FLOWS)
