@@ -28,6 +28,7 @@ IONS = {"K": (0.4297054, 1.593), "F": (0.0074005, 2.257)}
 CHARGES = {"O": -0.82, "H": 0.41, "K": 1.0, "F": -1.0}
 KELVIN, STEP, CUTOFF = 300.0, 0.8, 5.4  # K, fs, Å
 HOT = 3.0, 6.0, 10.0  # times that temperature
+SQUEEZED, SHAKEN, NEARER = 0.92, 0.14, 0.05  # lengths; Å of hydrogens, and to their own oxygen
 GRID, SPACING = (4, 4, 3), np.array([2.78, 2.78, 3.7])  # sites of molecules and ions, Å
 PAIRS_OF_IONS = 3
 VACUUM = 20.0  # Å
@@ -90,18 +91,34 @@ def make_solution(folder: Path, find: Find, seed: int) -> None:
     store(folder, splits)
 
 
-def hot_water(times: float) -> list[Atoms]:
-    """Frames with closer contacts than those of dynamics; squared forces grow with temperature."""
-    frames = solution(0, 0.0, 610, 10, times * KELVIN)
-    for frame in frames:
-        frame.info["config_weight"] = 1.0 / times
-    return frames
+def squeezed(frame: Atoms, rng: np.random.Generator) -> Atoms:
+    """A denser frame with hydrogens as they are where one is handed over, on this side of it."""
+    atoms = frame.copy()
+    atoms.set_cell(SQUEEZED * atoms.cell, scale_atoms=True)
+    moved, hydrogens = atoms.copy(), np.flatnonzero(atoms.numbers == 1)
+    moved.positions[hydrogens] += rng.normal(scale=SHAKEN, size=(len(hydrogens), 3))
+    oxygens = np.flatnonzero(atoms.numbers == 8)
+    distances = moved.get_all_distances(mic=True)[np.ix_(hydrogens, oxygens)]
+    own = (np.arange(len(hydrogens)), np.arange(len(hydrogens)) // 2)
+    others = distances.copy()
+    others[own] = np.inf
+    kept = hydrogens[distances[own] + NEARER < others.min(1)]
+    atoms.positions[kept] = moved.positions[kept]
+    return exact.label(world(), atoms)
 
 
 def make_water(folder: Path, find: Find, seed: int) -> None:
-    """Bulk water, and hot frames to train."""
-    frames, hot = solution(0, 0.0, 600, 160), [own for times in HOT for own in hot_water(times)]
-    splits = {"train": hot + frames[:90], "val": frames[95:105], "test": frames[120:]}
+    """Bulk water; to train also frames with closer contacts than those of dynamics.
+
+    They count the less the larger their forces are.
+    """
+    frames, rng = solution(0, 0.0, 600, 160), np.random.default_rng(620)
+    close = [own for times in HOT for own in solution(0, 0.0, 610, 10, times * KELVIN)]
+    close += [squeezed(own, rng) for own in frames[:90:9]]
+    square = np.mean([own.arrays["REF_forces"] ** 2 for own in frames[:90]])
+    for own in close:
+        own.info["config_weight"] = float(square / np.mean(own.arrays["REF_forces"] ** 2))
+    splits = {"train": close + frames[:90], "val": frames[95:105], "test": frames[120:]}
     store(folder, splits | {"snapshots": frames[110:]})
 
 
@@ -179,7 +196,7 @@ SYSTEMS = {
         60,
         (*BOXES, elements(1, 8)),
         make=make_water,
-        recipe=4,
+        recipe=5,
         effects=partial(structure.effects, kelvin=KELVIN),
         probe=probe_water,
         bond=BOND,
